@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         type=Path,
         metavar="DIR",
-        help="folder whose images may be shown besides those of the galleries and their data; repeatable",
+        help="folder whose images may be shown in addition to those of the galleries and their data; repeatable",
     )
     parser.add_argument("--port", type=int, default=7860, help="default: 7860")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")

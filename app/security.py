@@ -29,7 +29,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import PlainTextResponse, RedirectResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.state.context import Limits
+from app.state.limits import Limits
 from vitrail.errors import UserError
 
 JOIN, DATA = "/gradio_api/queue/join", "/gradio_api/queue/data"
@@ -91,7 +91,7 @@ class Guard:
         limits: of sizes.
         uploads: folder of uploaded files; a request can name files in it and no others.
         functions: numbers of what the page can call; for others Gradio fails with a traceback in the log.
-        hosts: names, besides numeric addresses and ``localhost``, under which the application may be reached.
+        hosts: names, in addition to numeric addresses and ``localhost``, under which the application may be reached.
         allowed: further such names from the user; their pages may send requests even where a reverse proxy passes
             another ``Host`` on.
         prefix: path below which a reverse proxy serves the application, such as ``/vitrail``; proxies may remove it.

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from app.state.context import shortened
+from app.state.limits import shortened
 from evaluation.tables.per_class import NO_PREDICTION
 from retrieval.schema import CONFIDENCE, LABEL, PREDICTED
 from vitrail.errors import UserError

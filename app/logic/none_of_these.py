@@ -1,6 +1,6 @@
 """Whether an image shows none of some labels: its best similarity compared with that of images that show none of them.
 
-A softmax always finds one of the labels likely, also for an image that shows none. The similarity itself can tell, but
+A softmax always finds one of the labels likely, also for an image that shows none. The similarity itself shows it, but
 what is high differs from model to model and from label to label. So it is compared with a background: images of the
 run's own gallery that, as far as is known, show none of the labels. For each of them, as for the uploaded image, the
 statistic is the largest cosine over the labels. The conformal p-value (Vovk, Gammerman & Shafer, Algorithmic Learning
@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from app.state.context import SingleFlightCache
+from app.state.limits import SingleFlightCache
 from retrieval.metrics import class_texts
 from retrieval.schema import LABEL, PREDICTED
 from retrieval.search.text import words
@@ -61,8 +61,7 @@ class Verdict:
         """The verdict in one line."""
         if self.none_of_these is None:
             return (
-                f"Whether it is none of these is unknown: only {self.count} images are known that show none of the "
-                f"labels, and {FEWEST} are needed."
+                f"No verdict: only {self.count} images are known that show none of the labels, and {FEWEST} are needed."
             )
         compared = f"p = {self.p_value:.3f}, compared with {self.count} such images"
         if self.none_of_these:

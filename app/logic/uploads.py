@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from PIL import Image, UnidentifiedImageError
 
-from app.state.context import Limits, shortened
+from app.state.limits import Limits, shortened
 from app.state.runs import ServedRun
 from datamodules.loading.decode import TooLargeError, UndecidedRangeError, ValueRange, decoded, reason_of
 from vitrail.errors import UserError

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.logic.none_of_these import Background, Verdict
-from app.state.context import Limits
+from app.state.limits import Limits
 from app.state.runs import ServedRun
 from datamodules.captions import PromptOptions, class_prompts
 from vitrail.errors import UserError
@@ -128,7 +128,7 @@ def ask(
     temperature: float = 1.0,
     background: Background | None = None,
 ) -> list[ZeroShot]:
-    """Return how likely each label is for each image, and whether it is none of them.
+    """Return how likely each label is for each image, and whether none of them fits.
 
     Logits are cosines, multiplied by the model's logit scale and divided by the run's calibration temperature, if it
     has one, and by the user's. A probability only compares the labels with each other; whether none of them fits is

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from app.state.context import shortened
+from app.state.limits import shortened
 from datamodules.loading.decode import ValueRange
 from retrieval.gallery import Gallery
 from retrieval.image_files import ImageFiles
@@ -201,13 +201,13 @@ MARK = "indexed.json"
 
 
 def indexed_gallery(
-    run: ServedRun, tell: Callable[[str], None], name: str = "", data_roots: Sequence[Path] = ()
+    run: ServedRun, report: Callable[[str], None], name: str = "", data_roots: Sequence[Path] = ()
 ) -> ServedGallery:
     """Open the gallery in a run's directory; what is missing in it is encoded first, as by ``retrieval index``.
 
     Args:
         run: that is served.
-        tell: receives a line before work that takes a while.
+        report: receives a line before work that takes a while.
         name: of the gallery; the run's by default.
         data_roots: further folders whose images may be shown.
 
@@ -216,7 +216,7 @@ def indexed_gallery(
     """
     folder = run.path / Run.GALLERY
     if not is_complete(folder, run.weights):
-        tell(f"{run.name}: indexing its images for the search, once")
+        report(f"{run.name}: indexing its images for the search, once")
         try:
             _fill(run.path, folder)
             mark = {"weights": run.weights, "images": len(Gallery.open(str(folder)))}
@@ -225,7 +225,7 @@ def indexed_gallery(
             # The data may stay behind where a run is copied to with its gallery.
             if not _is_by(folder, run.weights):
                 raise
-            tell(f"{run.name}: its gallery may lack images and is served as it is, because {error}")
+            report(f"{run.name}: its gallery may lack images and is served as it is, because {error}")
     return ServedGallery(folder, name or run.name, run, data_roots)
 
 
@@ -244,7 +244,7 @@ def opened_gallery(
     address: str,
     runs: Iterable[ServedRun],
     taken: Sequence[str],
-    tell: Callable[[str], None],
+    report: Callable[[str], None],
     data_roots: Sequence[Path] = (),
 ) -> ServedGallery:
     """Open a gallery by its address, with the run that made it, as far as that is there.
@@ -253,7 +253,7 @@ def opened_gallery(
         address: folder or URI.
         runs: that are served already; one with the gallery's weights is taken.
         taken: names of other galleries.
-        tell: receives a line where the model is not available, so that only text and own images can be searched for.
+        report: receives a line where the model is not available, so that only text and own images can be searched for.
         data_roots: further folders whose images may be shown.
 
     Raises:
@@ -265,7 +265,7 @@ def opened_gallery(
     if run is None:
         run, reason = _recorded_run(identity.run, identity.weights)
         if run is None:
-            tell(f"{name}: {reason}; texts and uploads cannot be searched for; name its run with --run")
+            report(f"{name}: {reason}; texts and uploads cannot be searched for; name its run with --run")
     return ServedGallery(address, name, run, data_roots)
 
 

@@ -45,24 +45,24 @@ def load(
     for path in dict.fromkeys(path.resolve() for path in paths):
         run = ServedRun(path, _free_name(path, served))
         served[run.name] = run
-        _tell(f"{run.name}: {run.kind} is loaded")
+        _report(f"{run.name}: {run.kind} is loaded")
         for note in run.notes:
-            _tell(f"{run.name}: {note}")
+            _report(f"{run.name}: {note}")
     opened: dict[str, ServedGallery] = {}
     for name, run in served.items():
         try:
-            opened[name] = indexed_gallery(run, _tell, data_roots=data_roots)
+            opened[name] = indexed_gallery(run, _report, data_roots=data_roots)
         except UserError as error:
-            _tell(f"{name}: served without a gallery: {error}")
+            _report(f"{name}: served without a gallery: {error}")
     for address in galleries:
-        found = opened_gallery(address, list(served.values()), list(opened), _tell, data_roots)
+        found = opened_gallery(address, list(served.values()), list(opened), _report, data_roots)
         opened[found.name] = found
         if found.run is not None:
             served.setdefault(found.run.name, found.run)
     for name, gallery in opened.items():
-        _tell(f"{name}: gallery of {len(gallery):,} images is open")
+        _report(f"{name}: gallery of {len(gallery):,} images is open")
         if outside := gallery.not_shown():
-            _tell(
+            _report(
                 f"{name}: {len(outside):,} files that it names are outside of its folder and its data's and are not "
                 f"shown, first {outside[0]!r}; if they are yours, name their folder with --data-root"
             )
@@ -76,7 +76,7 @@ def _free_name(path: Path, taken: dict[str, ServedRun]) -> str:
     return next(free for free in names if free not in taken)
 
 
-def _tell(line: str) -> None:
+def _report(line: str) -> None:
     sys.stderr.write(f"{line}\n")
     sys.stderr.flush()
 

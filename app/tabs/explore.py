@@ -18,7 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.logic.explore import Explorer, Filter, Page, page_of, shuffled, step
-from app.state.context import AppContext, SingleFlightCache, shortened
+from app.state.context import AppContext
+from app.state.limits import SingleFlightCache, shortened
 from app.widgets.cards import Card, card_grid, cards_html, image_url
 from app.widgets.charts import ClassColours, bars_html, class_bars, colour_figure
 from app.widgets.embedding_map import ImageMap, checked_method, lay_out, map_points, map_view, methods

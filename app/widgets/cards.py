@@ -19,7 +19,8 @@ import gradio as gr
 from fastapi import FastAPI, Request
 from starlette.responses import PlainTextResponse, Response
 
-from app.state.context import AppContext, SingleFlightCache
+from app.state.context import AppContext
+from app.state.limits import SingleFlightCache
 from datamodules.loading.decode import ValueRange
 from vitrail.errors import UserError
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.logic.explore import NOT_KNOWN, Explorer, Filter
-from app.state.context import SingleFlightCache, shortened
+from app.state.limits import SingleFlightCache, shortened
 from app.widgets.embedding_map import PALETTE
 from datamodules.loading.decode import read_image
 from evaluation.dataset.colour import COLOURLESS, IMAGES_OF_CLASS, SHOWN_CLASSES, class_densities
@@ -240,7 +240,7 @@ def colour_figure(curves: Mapping[str, NDArray[np.float64]], task: str) -> str:
     panels = "".join(_panel(place, name, curves, task) for place, name in enumerate(PANELS))
     note = (
         f"Up to {IMAGES_OF_CLASS} images of each class; pixels with a saturation up to {COLOURLESS:g} have no hue. "
-        "Where curves differ, colour alone tells classes apart."
+        "Where curves differ, colour alone distinguishes classes."
     )
     return (
         f'<div class="explore-panels">{panels}</div><ul class="explore-legend">{legend}</ul>'

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.logic.explore import Explorer
-from app.state.context import shortened
+from app.state.limits import shortened
 from app.widgets.cards import ROUTE
 from evaluation.dataset.projections import Projection, project
 from vitrail.errors import UserError
@@ -66,7 +66,7 @@ def methods() -> list[str]:
 
 
 def checked_method(method: object) -> str:
-    """Return the name of a projection; raise ``UserError`` where there is none of this name."""
+    """Return the name of a projection; raise ``UserError`` for an unknown one."""
     if isinstance(method, str) and method in methods():
         return method
     raise UserError(f"projection: must be one of {', '.join(methods())}; got {shortened(repr(method))}")

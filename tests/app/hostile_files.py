@@ -1,4 +1,4 @@
-"""Files that somebody might upload to do harm, and broken ones that come without any intent; all made here."""
+"""Files that could be uploaded to do harm, and broken ones that come without any intent; all made here."""
 
 from __future__ import annotations
 

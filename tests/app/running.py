@@ -105,7 +105,7 @@ def opened_browser() -> Iterator[Browser]:
     playwright.expect.set_options(timeout=PATIENCE)
     with playwright.sync_playwright() as driver:
         # Without a sandbox of its own, which a container does not allow; it only sees pages of this test.
-        # Its camera shows a test image, and nobody is asked whether it may.
+        # Its camera shows a test image, and there is no prompt for permission.
         camera = ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
         arguments = ["--no-sandbox", "--disable-dev-shm-usage", *camera]
         browser = driver.chromium.launch(executable_path=str(path), args=arguments)

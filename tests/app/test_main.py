@@ -91,9 +91,9 @@ def test_ctrl_c_while_loading_ends_it_without_a_traceback(
 
     monkeypatch.setattr("app.state.startup.load", interrupted)
     assert main(["--demo"]) == 130
-    told = capsys.readouterr().err
-    assert told.strip().startswith("interrupted; run the same command again: ")
-    assert len(told.strip().splitlines()) == 1
+    message = capsys.readouterr().err
+    assert message.strip().startswith("interrupted; run the same command again: ")
+    assert len(message.strip().splitlines()) == 1
 
 
 def test_what_is_no_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -104,7 +104,7 @@ def test_what_is_no_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "there is no gallery here" in capsys.readouterr().err
 
 
-def test_a_port_that_is_taken_is_told() -> None:
+def test_a_port_that_is_taken_is_reported() -> None:
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()

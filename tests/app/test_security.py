@@ -13,7 +13,7 @@ from starlette.testclient import TestClient
 from starlette.types import Receive, Scope, Send
 
 from app.security import Guard, allowed_host, is_loopback, own_names, root_path
-from app.state.context import Limits
+from app.state.limits import Limits
 from vitrail.errors import UserError
 
 LIMITS = Limits(upload_bytes=1000, images=2, request_bytes=5000, uploads_kept=1_200_000)
@@ -53,7 +53,7 @@ def test_own_hosts_are_answered(client: TestClient, host: str) -> None:
 
 @pytest.mark.parametrize("host", FOREIGN_HOSTS)
 @pytest.mark.parametrize("path", ["/", "/images?gallery=g&id=a", "/gradio_api/info"])
-def test_a_name_that_somebody_let_point_here_is_refused(client: TestClient, host: str, path: str) -> None:
+def test_a_foreign_name_that_points_here_is_refused(client: TestClient, host: str, path: str) -> None:
     assert client.get(path, headers={"host": host}).status_code == 421
 
 

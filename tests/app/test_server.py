@@ -18,7 +18,8 @@ import pytest
 
 from app.security import DATA, JOIN
 from app.server import blocks_of, build_app
-from app.state.context import AppContext, Limits
+from app.state.context import AppContext
+from app.state.limits import Limits
 from tests.app.hostile_files import HTML, SVG, encoded, harmless_files, hostile_files
 from tests.app.running import Served, serving
 
@@ -33,7 +34,7 @@ def client(server: Served) -> Iterator[httpx.Client]:
 
 @pytest.fixture(scope="module")
 def functions(client: httpx.Client) -> list[dict[str, Any]]:
-    """What can be called, as the page itself is told."""
+    """What can be called, as the page itself knows it."""
     found = [function for function in client.get("/config").json()["dependencies"] if function["backend_fn"]]
     assert len(found) > 10
     return found
@@ -97,7 +98,7 @@ def test_no_file_of_the_machine_can_be_fetched(server: Served, context: AppConte
         assert not any(word in body for word in (b"root:", b"[project]", secret, b"GRADIO_TEMP_DIR")), (root, target)
 
 
-def test_hostile_uploads_harm_nobody(client: httpx.Client, functions: list[dict[str, Any]]) -> None:
+def test_hostile_uploads_do_no_harm(client: httpx.Client, functions: list[dict[str, Any]]) -> None:
     """Every file is uploaded and fetched back, some are given to what takes images."""
     takers = [function for function in functions if _takes_images(client, function)]
     assert takers
@@ -232,7 +233,7 @@ def test_other_pages_and_hosts_are_refused_by_the_whole_application(client: http
 
 
 def test_a_full_queue_says_so_and_empties_again(context: AppContext) -> None:
-    """Three requests are computed or wait; the others are told to come back."""
+    """Three requests are computed or wait; the others get an error to come back."""
     import threading
 
     import gradio as gr
@@ -283,7 +284,7 @@ def _data(client: httpx.Client, function: dict[str, Any], path: str) -> list[Any
 
 
 def _is_answered(message: dict[str, Any]) -> None:
-    """A call is answered, or refused, in a way that tells nothing of the inside."""
+    """A call is answered, or refused, without any detail of the inside."""
     said = json.dumps(message)
     assert message.get("refused", 400) in {400, 413, 422, 503}, said[:500]
     for inside in ("Traceback", str(Path.cwd()), "site-packages", "root:"):

@@ -20,7 +20,9 @@ def images(quickstart_run: Path, tmp_path_factory: pytest.TempPathFactory) -> li
     return wares(quickstart_run, tmp_path_factory.mktemp("images"), 3)
 
 
-def test_an_uploaded_image_is_judged(page: Page, images: list[Path], context: AppContext, screenshots: Path) -> None:
+def test_an_uploaded_image_is_classified(
+    page: Page, images: list[Path], context: AppContext, screenshots: Path
+) -> None:
     page.goto("/?tab=classify")
     give(page, "#classify-images", images[:1])
     [expected] = classify(context, images[:1], ["quickstart"])

@@ -57,7 +57,7 @@ def trial_page(browser: Browser, trial: Served) -> Iterator[Page]:
     yield from fresh_page(browser, trial.url)
 
 
-def test_cards_are_chosen_by_mouse_and_keys_and_errors_are_told(trial_page: Page) -> None:
+def test_cards_are_chosen_by_mouse_and_keys_and_errors_are_shown(trial_page: Page) -> None:
     page, chosen = trial_page, trial_page.get_by_label("Chosen")
     page.goto("/")
     cards = page.locator("#grid button.card")

@@ -14,7 +14,8 @@ from PIL import Image
 
 from app.logic.classify import METHODS, classify, saliency_of
 from app.logic.uploads import read_uploads
-from app.state.context import AppContext, Limits
+from app.state.context import AppContext
+from app.state.limits import Limits
 from app.state.runs import ServedRun
 from datamodules.loading.decode import ValueRange
 from datamodules.loading.transforms import eval_transform
@@ -33,7 +34,7 @@ def files(tmp_path: Path) -> list[Path]:
     return paths
 
 
-def test_a_broken_file_does_not_keep_the_others_from_being_judged(context: AppContext, files: list[Path]) -> None:
+def test_a_broken_file_does_not_keep_the_others_from_being_classified(context: AppContext, files: list[Path]) -> None:
     first, broken, last = classify(context, files, ["quickstart"])
     assert broken.predictions == {}
     assert "broken.jpg" in broken.upload.problem
@@ -54,7 +55,7 @@ def test_two_models_answer_side_by_side(context: AppContext, files: list[Path]) 
     assert list(same.predictions) == ["pairs"]
 
 
-def test_only_broken_files_are_told(context: AppContext, files: list[Path]) -> None:
+def test_only_broken_files_are_reported(context: AppContext, files: list[Path]) -> None:
     [one] = classify(context, files[1:2], ["quickstart"])
     assert one.upload.problem
     assert one.predictions == {}
@@ -119,7 +120,7 @@ def test_sixteen_large_uploads_are_not_held_together(tmp_path: Path) -> None:
         both = list(pool.map(lambda _: read_uploads([path] * 16, Limits(), runs), range(2)))
     _, most = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert most < 4 * whole, "one at a time, whoever asks"
+    assert most < 4 * whole, "one at a time, for all requests"
     for upload in both[0] + both[1]:
         assert upload.image is not None
         assert max(upload.image.size) <= 512

@@ -84,8 +84,8 @@ def test_totals_and_counts_are_those_of_the_rows(explorer: Explorer, frame: pd.D
     rows = explorer.find(explorer.filter(attributes=["size: s"]))
     part = frame[frame["predicted_size"] == "s"]
     by_split = part["split"].value_counts()
-    told = ", ".join(f"{split} {by_split[split]}" for split in ("train", "val", "test"))
-    assert explorer.totals(rows) == f"{len(part)} of {N} images ({told})"
+    splits = ", ".join(f"{split} {by_split[split]}" for split in ("train", "val", "test"))
+    assert explorer.totals(rows) == f"{len(part)} of {N} images ({splits})"
     assert explorer.totals(explorer.find(Filter())).startswith(f"{N} images (")
     for task, column in (("class", "label_class"), ("colour", "label_colour")):
         expected = pd.crosstab(part[column].fillna(NOT_KNOWN), part["split"])

@@ -66,7 +66,7 @@ def test_an_image_that_is_as_similar_as_a_background_image_counts_it() -> None:
     assert verdict.p_value == pytest.approx(2 / 31)
 
 
-def test_images_that_show_none_are_told_so_in_the_promised_share() -> None:
+def test_images_that_show_none_are_recognized_in_the_promised_share() -> None:
     # Over many backgrounds: the promise is about the draw of both the background and the image.
     rng = np.random.default_rng(2)
     said_one, count = 0, 0
@@ -97,7 +97,7 @@ def test_with_too_few_images_nothing_is_said(background: Background) -> None:
     assert f"{FEWEST} are needed" in verdict.text
 
 
-def test_the_fewest_images_can_tell() -> None:
+def test_the_fewest_images_suffice() -> None:
     vectors = np.tile(np.array([[1.0, 0.0]], np.float32), (FEWEST, 1))
     text = np.array([[0.0, 1.0]], np.float32)
     [verdict] = Background(vectors, {}).verdicts(np.array([0.5]), ["a"], text)

@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 from app.logic.search import ALPHA, FEWEST, Request, ResultPage, Searching, caption_cosines, weakness
-from app.state.context import AppContext, Limits
+from app.state.context import AppContext
+from app.state.limits import Limits
 from retrieval.search.searcher import FORMER_RANKERS, MAX_CHARACTERS, Query, Searcher
 from tests.support.galleries import SHOWN, MeaningRun, meaning_vector, served_small
 from vitrail.errors import UserError

@@ -1,4 +1,4 @@
-"""Tests of zero-shot questions: how labels are read, and the probabilities beside the model's own."""
+"""Tests of zero-shot questions: how labels are read, and the probabilities compared with the model's own."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from scipy.special import softmax
 
 from app.logic.none_of_these import Background
 from app.logic.zero_shot import PROMPTS, ZeroShot, ask, parse_labels, parse_templates, reading_notes
-from app.state.context import AppContext, Limits
+from app.state.context import AppContext
+from app.state.limits import Limits
 from lightning_modules.checkpoint import load_task
 from lightning_modules.dual_encoder import DualEncoder
 from vitrail.errors import UserError
@@ -39,19 +40,19 @@ def test_labels_are_stripped_and_stand_once(text: str, names: list[str]) -> None
     assert parse_labels(text, LIMITS).names == names
 
 
-def test_repeated_labels_are_told() -> None:
+def test_repeated_labels_are_noted() -> None:
     notes = parse_labels("Mug, mug, cap, lamp, MUG, lamp", LIMITS).notes
     assert notes == ["“Mug” was given 3 times and counts once.", "“lamp” was given 2 times and counts once."]
     assert parse_labels("mug, cap", LIMITS).notes == []
 
 
-def test_a_single_label_is_told_to_say_little() -> None:
+def test_a_single_label_is_noted_as_uninformative() -> None:
     [note] = parse_labels("mug", LIMITS).notes
     assert "always has the probability 1" in note
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "error"),
     [
         (" ,\n, ", "there are none"),
         ("", "there are none"),
@@ -60,8 +61,8 @@ def test_a_single_label_is_told_to_say_little() -> None:
         ("x, " * 1000, "3000 characters are too many; leave 2000"),
     ],
 )
-def test_unusable_labels_are_refused(text: str, told: str) -> None:
-    with pytest.raises(UserError, match=told):
+def test_unusable_labels_are_refused(text: str, error: str) -> None:
+    with pytest.raises(UserError, match=error):
         parse_labels(text, LIMITS)
 
 
@@ -148,6 +149,6 @@ def test_a_classifier_is_refused(context: AppContext, images: list[Image.Image])
         ask(context.run("quickstart"), images, ["mug"], ["{}"])
 
 
-def test_what_is_not_read_of_a_label_is_told(context: AppContext) -> None:
+def test_what_is_not_read_of_a_label_is_noted(context: AppContext) -> None:
     [note] = reading_notes(context.run("pairs"), ["mug", "mug " * 60])
     assert "only the beginning" in note

@@ -7,7 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from app.state.context import AppContext, SingleFlightCache
+from app.state.context import AppContext
+from app.state.limits import SingleFlightCache
 from vitrail.errors import UserError
 
 
@@ -79,7 +80,7 @@ def test_what_was_not_asked_for_longest_goes() -> None:
     assert made == [1, 2, 3, 2]
 
 
-def test_an_error_is_told_to_who_asked_and_not_kept() -> None:
+def test_an_error_is_raised_for_all_callers_and_not_kept() -> None:
     once: SingleFlightCache[int] = SingleFlightCache(2)
     with pytest.raises(ZeroDivisionError):
         once.get("key", lambda: 1 // 0)

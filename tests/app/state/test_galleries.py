@@ -127,19 +127,19 @@ def run(quickstart_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Serve
 
 @pytest.fixture(scope="module")
 def indexed(run: ServedRun) -> list[str]:
-    """Fills the gallery; what was told."""
-    told: list[str] = []
-    assert len(indexed_gallery(run, told.append)) == 300
-    return told
+    """Fills the gallery; the lines that are reported."""
+    lines: list[str] = []
+    assert len(indexed_gallery(run, lines.append)) == 300
+    return lines
 
 
 def test_the_first_start_fills_and_the_second_only_opens(run: ServedRun, indexed: list[str]) -> None:
     assert indexed == ["copied: indexing its images for the search, once"]
     folder = run.path / "gallery"
     before = {file: file.stat().st_mtime_ns for file in folder.rglob("*") if file.is_file()}
-    told: list[str] = []
-    gallery = indexed_gallery(run, told.append)
-    assert (told, len(gallery), gallery.name, gallery.run_name) == ([], 300, "copied", "copied")
+    lines: list[str] = []
+    gallery = indexed_gallery(run, lines.append)
+    assert (lines, len(gallery), gallery.name, gallery.run_name) == ([], 300, "copied", "copied")
     assert {file: file.stat().st_mtime_ns for file in folder.rglob("*") if file.is_file()} == before
 
 
@@ -151,9 +151,9 @@ def test_what_a_kill_left_is_completed(run: ServedRun, indexed: list[str], tmp_p
     with gallery.writing() as writer:
         writer.remove(lost)
     assert not is_complete(folder, copy.weights)
-    told: list[str] = []
-    assert len(indexed_gallery(copy, told.append)) == 300
-    assert len(told) == 1
+    lines: list[str] = []
+    assert len(indexed_gallery(copy, lines.append)) == 300
+    assert len(lines) == 1
     assert is_complete(folder, copy.weights)
 
 
@@ -180,31 +180,31 @@ def test_a_copied_run_whose_data_stayed_behind(run: ServedRun, indexed: list[str
     (copy / "config.yaml").write_text(
         f"data: {{class_path: datamodules.Products, init_args: {{root: {tmp_path / 'no'}}}}}"
     )
-    told: list[str] = []
-    gallery = indexed_gallery(ServedRun(copy, "moved", "cpu"), told.append)
+    lines: list[str] = []
+    gallery = indexed_gallery(ServedRun(copy, "moved", "cpu"), lines.append)
     assert len(gallery) == 300
-    assert told[-1].startswith("moved: its gallery may lack images and is served as it is, because ")
+    assert lines[-1].startswith("moved: its gallery may lack images and is served as it is, because ")
     assert not (copy / "gallery" / MARK).exists()
 
 
 def test_a_gallery_by_its_address_finds_its_run(run: ServedRun, indexed: list[str], tmp_path: Path) -> None:
-    told: list[str] = []
+    lines: list[str] = []
     address = str(run.path / "gallery")
-    with_run = opened_gallery(address, [run], [], told.append)
+    with_run = opened_gallery(address, [run], [], lines.append)
     assert with_run.run is run
-    loaded = opened_gallery(address, [], ["taken"], told.append)
+    loaded = opened_gallery(address, [], ["taken"], lines.append)
     assert loaded.run is not None
     assert loaded.run.weights == run.weights
-    assert told == []
+    assert lines == []
 
 
 def test_a_gallery_whose_run_is_gone(tmp_path: Path) -> None:
-    told: list[str] = []
+    lines: list[str] = []
     for name, changes in (("unknown", {"run": ""}), ("gone", {"run": str(tmp_path / "nowhere")})):
         Gallery.create(str(tmp_path / name), identity(**changes))
-        assert opened_gallery(str(tmp_path / name), [], [], told.append).run is None
-    assert told[0].startswith("unknown: its run is not recorded; texts and uploads cannot be searched for")
-    assert told[1].startswith("gone: its run cannot be loaded (")
+        assert opened_gallery(str(tmp_path / name), [], [], lines.append).run is None
+    assert lines[0].startswith("unknown: its run is not recorded; texts and uploads cannot be searched for")
+    assert lines[1].startswith("gone: its run cannot be loaded (")
 
 
 def test_the_mark_names_what_is_there(run: ServedRun, indexed: list[str]) -> None:

@@ -80,7 +80,7 @@ def test_fitted_temperatures_make_the_confidences(copied: Path, context: AppCont
 
 
 @pytest.mark.parametrize("content", ["{", '{"temperatures": {"class": 2.0}, "checkpoint_sha256": "of another"}'])
-def test_a_calibration_that_cannot_be_used_is_told(copied: Path, content: str) -> None:
+def test_a_calibration_that_cannot_be_used_is_noted(copied: Path, content: str) -> None:
     (copied / "checkpoints" / "calibration.json").write_text(content)
     run = ServedRun(copied)
     assert run.temperatures == {}
@@ -194,7 +194,7 @@ def test_no_code_of_a_checkpoint_is_run(copied: Path, tmp_path: Path, way: str) 
     assert not (tmp_path / "ran").exists()
 
 
-def test_a_diverged_model_is_told(copied: Path) -> None:
+def test_a_diverged_model_is_refused(copied: Path) -> None:
     path = copied / "checkpoints" / "best.ckpt"
     checkpoint = torch.load(path, weights_only=True)
     name = next(name for name in checkpoint["state_dict"] if name.startswith("heads"))

@@ -200,7 +200,7 @@ def test_an_image_is_shown_with_its_place_and_all_that_is_known(explorers: Explo
     assert asked.page_with(other) == 1
 
 
-def test_filters_that_leave_nothing_are_told_everywhere(explorers: Explorers) -> None:
+def test_filters_that_leave_nothing_are_reported_everywhere(explorers: Explorers) -> None:
     rare = {"class_name": "<b>vase</b>", "attributes": ["colour: (not known)", "size: l"]}
     nothing = next(
         asked for split in ("val", "test", "train") if not len((asked := view(explorers, split=split, **rare)).rows)
@@ -273,7 +273,7 @@ def test_an_address_that_asks_for_what_there_is_not_is_refused(
         from_query(explorers, query, "wares")
 
 
-def test_what_an_address_says_of_other_tabs_is_none_of_ours(explorers: Explorers) -> None:
+def test_what_an_address_says_of_other_tabs_is_ignored(explorers: Explorers) -> None:
     assert from_query(explorers, [("q", "mug"), ("ranker", "clip")], "wares") == Choices(
         "wares", attributes=[], task="class"
     )

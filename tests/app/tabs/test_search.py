@@ -173,7 +173,7 @@ def test_whatever_an_address_says_is_answered(tab: _Tab, name: str) -> None:
         assert tab.last in values
 
 
-def test_without_a_gallery_the_way_out_is_said() -> None:
+def test_without_a_gallery_the_hint_is_shown() -> None:
     with gr.Blocks() as blocks:
         build(AppContext({}, {}))
     (said_,) = [block for block in blocks.blocks.values() if isinstance(block, gr.Markdown)]

@@ -45,7 +45,7 @@ def test_bars_are_as_long_as_their_counts_longest_first() -> None:
 def test_not_all_and_no_unknown_value_is_the_most_frequent() -> None:
     known = counts(train=[3, 8, 2, 1])
     shown = bars_html(pd.concat([known, pd.DataFrame({"train": [20]}, index=[NOT_KNOWN])]), "class")
-    # A class that no image of the gallery has is none of its values, so nobody knows whether these are all.
+    # A class that no image of the gallery has is not among its values, so it is unknown whether these are all.
     assert "4 values of class occur; the most frequent, &lt;img" in shown
     assert f"is {8 / 34:.1%} of these images" in shown
     assert "All" not in shown
@@ -60,7 +60,7 @@ def test_names_never_become_markup() -> None:
     assert "the most frequent, &lt;img" in shown
 
 
-def test_no_images_are_told() -> None:
+def test_no_images_are_reported() -> None:
     assert "No image is left by the filters." in bars_html(counts(train=[0, 0, 0, 0]), "class")
 
 
@@ -142,7 +142,7 @@ def test_a_class_that_there_is_not_is_refused(colours: ClassColours, name: str) 
     assert len(str(said.value)) < 200
 
 
-def test_more_classes_than_can_be_told_apart_are_refused(colours: ClassColours) -> None:
+def test_more_classes_than_can_be_distinguished_are_refused(colours: ClassColours) -> None:
     with pytest.raises(UserError, match=f"at most {MOST_CLASSES}"):
         colours.densities(Filter(), "class", ["mug"] * (MOST_CLASSES + 1))
 
@@ -165,7 +165,7 @@ def test_the_figure_has_every_curve_within_its_panel_and_no_foreign_markup(colou
     assert min(heights) < 10
 
 
-def test_files_are_read_and_those_that_are_gone_are_told(tmp_path: Path) -> None:
+def test_files_are_read_and_those_that_are_gone_are_reported(tmp_path: Path) -> None:
     made_by = identity(encodes_text=False, labels=["class"], predicts={})
     names = [str(tmp_path / f"{name}.png") for name in ("red", "gone", "torn")]
     Image.new("RGB", (9, 5), (200, 10, 10)).save(names[0])

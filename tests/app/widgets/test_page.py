@@ -1,4 +1,4 @@
-"""Tests of what a user is told when a request fails."""
+"""Tests of what a user sees when a request fails."""
 
 from __future__ import annotations
 

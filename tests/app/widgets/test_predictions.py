@@ -73,7 +73,7 @@ def test_two_models_stand_in_two_sections() -> None:
     assert len(page.all("article")) == 1
 
 
-def test_a_broken_file_is_told_in_its_place() -> None:
+def test_a_broken_file_is_reported_in_its_place() -> None:
     page = HtmlPage(
         classified_html([Classified(Upload("b.jpg", None, "b.jpg: cut short"), {}), classified(["a"], [1.0])])
     )
