@@ -36,7 +36,7 @@ from experiments.export.graphs import (
     write_torch_export,
 )
 from experiments.export.hub import write_card
-from experiments.export.parity import TOLERANCE, Form, folder_size, interleaved, measure, refuse_disagreement
+from experiments.export.parity import TOLERANCE, Form, interleaved, measure, parity_table, refuse_disagreement
 from experiments.export.weights import (
     FILE,
     as_strings,
@@ -101,8 +101,6 @@ def run(options: argparse.Namespace, rest: Sequence[str]) -> None:
         UserError: something is missing, or parity does not hold.
     """
     _check(options)
-    from experiments.export.parity import parity_table
-
     # Warnings of PyTorch about its own enumerations, caused by torchao, which peft imports.
     logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)
     files = Run(options.run)
@@ -292,7 +290,7 @@ class Maker:
         costs = self._timed(forms, {OWN: own, **runners}) if options.quantize and options.repeats else {}
         state = self._task.state_dict().values()
         sizes = {OWN: sum(value.numel() * value.element_size() for value in state)}
-        sizes |= {name: folder_size(_model_files(form.folder)) for name, form in forms.items()}
+        sizes |= {name: sum(file.stat().st_size for file in _model_files(form.folder)) for name, form in forms.items()}
         return [Form(name, sizes[name], rows, costs.get(name, {})) for name, rows in parity.items()]
 
     def _timed(

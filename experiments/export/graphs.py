@@ -69,9 +69,9 @@ def towers_of(task: VisionTask) -> list[Tower]:
         UserError: It is neither a classifier nor a dual encoder.
     """
     if isinstance(task, ClassificationTask):
-        return [_image_tower("model", _Classifier(_plain(task)), task, list(task.tasks))]
+        return [_image_tower("model", _Classifier(_merged(task)), task, list(task.tasks))]
     if isinstance(task, DualEncoder):
-        merged = _plain(task)
+        merged = _merged(task)
         tasks = [LABEL_TASK] if task.tasks else []
         return [_image_tower("image", _ImageTower(merged), task, tasks), _text_tower(_TextTower(merged), task)]
     raise UserError(
@@ -86,15 +86,14 @@ def graph_of(tower: Tower) -> ExportedProgram:
         UserError: The network's code cannot be traced.
     """
     try:
-        with torch.no_grad(), _quiet():
+        with torch.no_grad(), quiet():
             program = torch.export.export(
                 tower.module, tuple(tower.inputs.values()), dynamic_shapes=tuple(tower.dynamic.values())
             )
     except Exception as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise UserError(
-            f"export: no graph can be made of the {tower.name} network ({reason}); --format safetensors keeps the "
-            "weights alone"
+            f"export: no graph can be made of the {tower.name} network ({first_line(error)}); --format safetensors "
+            "keeps the weights alone"
         ) from error
     return without_unused(program)
 
@@ -131,7 +130,7 @@ def write_onnx(program: ExportedProgram, tower: Tower, path: Path, metadata: dic
         UserError: ONNX has no operator for something in the graph.
     """
     try:
-        with _quiet():
+        with quiet():
             made: ONNXProgram | None = torch.onnx.export(
                 program,
                 dynamo=True,
@@ -142,9 +141,8 @@ def write_onnx(program: ExportedProgram, tower: Tower, path: Path, metadata: dic
                 verbose=False,
             )
     except Exception as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise UserError(
-            f"export: ONNX cannot represent the {tower.name} network ({reason}); --format torch_export can"
+            f"export: ONNX cannot represent the {tower.name} network ({first_line(error)}); --format torch_export can"
         ) from error
     assert made is not None
     for node in made.model.graph.all_nodes():
@@ -157,7 +155,7 @@ def write_onnx(program: ExportedProgram, tower: Tower, path: Path, metadata: dic
 
 def write_torch_export(program: ExportedProgram, path: Path, metadata: dict[str, str]) -> None:
     """Write a graph in PyTorch's own format, which ``torch.export.load`` reads."""
-    with _quiet():
+    with quiet():
         torch.export.save(program, path, extra_files=dict(metadata))
 
 
@@ -227,7 +225,8 @@ def _batch() -> Dim:
     return Dim("batch", min=1, max=MAX_BATCH)
 
 
-def _plain(task: Any) -> Any:
+def _merged(task: Any) -> Any:
+    """The task with its low-rank adapters merged into the weights."""
     if not any(hasattr(module, "lora_A") for module in task.modules()):
         return task
     merged = copy.deepcopy(task)
@@ -238,29 +237,26 @@ def _plain(task: Any) -> Any:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Silence what exporters log for their own developers."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir", "root")]
-    levels = [one.level for one in loggers]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for one in loggers:
-            one.setLevel(logging.ERROR)
-        try:
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             yield
-        finally:
-            for one, level in zip(loggers, levels, strict=True):
-                one.setLevel(level)
+    finally:
+        logging.disable(level)
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, at most 200 characters."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 Arrays = dict[str, NDArray[Any]]
 Runner = Callable[[Mapping[str, NDArray[Any]]], Arrays]
 """From a tower's inputs by name to its outputs by name."""
-
-
-def module_runner(tower: Tower) -> Runner:
-    """Run the tower itself, in PyTorch."""
-    return _torch_runner(tower.module, tower)
 
 
 def program_runner(path: Path, tower: Tower, *, compiled: bool = False) -> Runner:
@@ -275,8 +271,8 @@ def program_runner(path: Path, tower: Tower, *, compiled: bool = False) -> Runne
     import_module("torch.ao.quantization.fx._decomposed")
     module: Any = torch.export.load(path).module()
     if not compiled:
-        return _torch_runner(module, tower)
-    run = _torch_runner(torch.compile(module, dynamic=False), tower)
+        return module_runner(tower, module)
+    run = module_runner(tower, torch.compile(module, dynamic=False))
 
     def run_compiled(inputs: Mapping[str, NDArray[Any]]) -> Arrays:
         # Weights become constants that are packed for the kernels once, without which eight bits do not compile. The
@@ -306,10 +302,13 @@ def onnx_runner(path: Path) -> Runner:
     return run
 
 
-def _torch_runner(module: Any, tower: Tower) -> Runner:
+def module_runner(tower: Tower, module: Any = None) -> Runner:
+    """Run a module in PyTorch, by default the tower's own."""
+
     def run(inputs: Mapping[str, NDArray[Any]]) -> Arrays:
         with torch.no_grad():
-            found = module(*(torch.from_numpy(np.ascontiguousarray(inputs[name])) for name in tower.inputs))
+            tensors = (torch.from_numpy(np.ascontiguousarray(inputs[name])) for name in tower.inputs)
+            found = (module or tower.module)(*tensors)
         return {name: values.numpy() for name, values in zip(tower.outputs, found, strict=True)}
 
     return run

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evaluation.tables.summary import TaskSummary, summarise, summary_table
+from experiments.export.graphs import first_line
 from experiments.export.parity import Form, parity_table
 from experiments.export.weights import SUMMARY
 from vitrail.errors import UserError
@@ -261,28 +262,14 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace, rest: Sequence[str] = ()) -> None:
-    """Upload and print the address."""
-    url = push(options.folder, options.repo, private=not options.public, message=options.message)
-    sys.stdout.write(f"{url}\n")
-
-
-def push(folder: Path, repository: str, *, private: bool = True, message: str = "Export of Vitrail") -> str:
-    """Upload an export in one commit.
-
-    Args:
-        folder: that ``export`` wrote.
-        repository: owner and name; made where it is not there.
-        private: whether a new one is.
-        message: of the commit.
-
-    Returns:
-        Address of the commit.
+    """Upload an export in one commit and print its address.
 
     Raises:
         UserError: if the folder is no finished export, or the hub does not take it.
     """
     from huggingface_hub import HfApi
 
+    folder, repository = options.folder, options.repo
     summary_of(folder)
     check_card(folder / "README.md")
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repository):
@@ -290,14 +277,14 @@ def push(folder: Path, repository: str, *, private: bool = True, message: str = 
     _check_reachable(repository)
     api = HfApi()
     try:
-        api.create_repo(repository, private=private, exist_ok=True)
-        commit = api.upload_folder(repo_id=repository, folder_path=folder, commit_message=message)
+        api.create_repo(repository, private=not options.public, exist_ok=True)
+        commit = api.upload_folder(repo_id=repository, folder_path=folder, commit_message=options.message)
     except Exception as error:
         raise UserError(
-            f"--repo {repository}: the hub does not take it ({_first_line(error)}); log in with `hf auth login`, or "
+            f"--repo {repository}: the hub does not take it ({first_line(error)}); log in with `hf auth login`, or "
             "set HF_TOKEN to a token that may write"
         ) from error
-    return str(commit.commit_url)
+    sys.stdout.write(f"{commit.commit_url}\n")
 
 
 def load(name: str | Path) -> VisionTask | Model:
@@ -357,7 +344,3 @@ def _check_reachable(name: str) -> None:
     if constants.HF_HUB_OFFLINE or not reachable(constants.ENDPOINT, _WAIT):
         cause = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else f"no answer from {constants.ENDPOINT}"
         raise UserError(f"{name}: the hub cannot be reached ({cause}); connect to the network, or use a local folder")
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [""])[0][:200] or type(error).__name__

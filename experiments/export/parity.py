@@ -6,7 +6,6 @@ import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -28,7 +27,7 @@ TOLERANCE = 1e-3
 
 MAX_TEXTS = 1000
 _TEXTS_AT_A_TIME = 64
-_TEXTS_OF_NOBODY = ("a photo", "a drawing of a dog")
+_STAND_IN_TEXTS = ("a photo", "a drawing of a dog")
 
 
 @dataclass(frozen=True)
@@ -90,7 +89,7 @@ def measure(
     if isinstance(task, DualEncoder):
         prompts = [prompt for prompts in task.class_prompts for prompt in prompts]
         # Without texts of its own the text tower is compared all the same.
-        some = list(dict.fromkeys([*prompts, *texts]))[:MAX_TEXTS] or [*_TEXTS_OF_NOBODY]
+        some = list(dict.fromkeys([*prompts, *texts]))[:MAX_TEXTS] or [*_STAND_IN_TEXTS]
         for form, towers in forms.items():
             found[form] += _text_rows(
                 task, some, mine[IMAGE_EMBEDDING], others[form].joined()[IMAGE_EMBEDDING], towers["text"]
@@ -108,7 +107,7 @@ def refuse_disagreement(form: str, rows: Iterable[Parity], *, tolerance: float |
         min_agreement: smallest share of samples for which both must choose the same.
 
     Raises:
-        UserError: tells of the first output that fails.
+        UserError: names the first output that fails.
     """
     for row in rows:
         allowed = math.inf if tolerance is None else tolerance * max(1.0, row.largest)
@@ -142,7 +141,7 @@ def _rows(mine: Arrays, other: Arrays, targets: Arrays) -> list[Parity]:
             continue
         task = name.removeprefix(LOGITS)
         choices = [predicted_classes(values), predicted_classes(other[name])]
-        # Of a single class nothing is chosen.
+        # A single class is no choice.
         same = float((choices[0] == choices[1]).mean()) if values.shape[1] > 1 else math.nan
         known = targets[task] != UNKNOWN
         right = [float((choice == targets[task])[known].mean()) if known.any() else math.nan for choice in choices]
@@ -167,7 +166,7 @@ def _text_rows(
     text, text_other = own.joined()[TEXT_EMBEDDING], theirs.joined()[TEXT_EMBEDDING]
     difference, largest = _difference(text, text_other)
     nearest, nearest_other = (mine @ text.T), (other @ text_other.T)
-    # Of a single text nothing is chosen.
+    # A single text is no choice.
     same = float((nearest.argmax(axis=1) == nearest_other.argmax(axis=1)).mean()) if len(texts) > 1 else math.nan
     gap = _difference(nearest, nearest_other)
     return [
@@ -227,46 +226,32 @@ def interleaved(
     return found
 
 
-def folder_size(files: Sequence[Path]) -> int:
-    """Bytes of files together."""
-    return sum(file.stat().st_size for file in files)
-
-
-def headings(forms: Sequence[Form]) -> list[str]:
-    """Of ``cells``."""
-    choices = [row for row in forms[0].parity if _is_choice(row)]
-    sizes = list(forms[0].costs)
-    return [
+def parity_table(forms: Sequence[Form]) -> Table:
+    """One row per form; sizes and times are ratios to the first."""
+    first = forms[0]
+    choices = [row for row in first.parity if not math.isnan(row.agreement)]
+    headings = [
         "form",
         "size",
         *(f"{row.what}: agrees{', accuracy' if row.known else ''}" for row in choices),
         "largest difference",
-        *(f"time, batch {size} [low, high]" for size in sizes),
+        *(f"time, batch {size} [low, high]" for size in first.costs),
     ]
-
-
-def cells(form: Form, first: Form) -> list[str]:
-    """One form as text; sizes and times as ratios to the first."""
-    choices = [row for row in form.parity if _is_choice(row)]
-    differences = [row.difference for row in form.parity]
-    return [
-        form.name,
-        f"{form.size / 1e6:.2f} MB, {form.size / first.size:.2f}",
-        *(_choice(row) for row in choices),
-        f"{max(differences):.1g}" if differences else "–",
-        *(ratio_text(one) for one in form.costs.values()),
-    ]
-
-
-def parity_table(forms: Sequence[Form]) -> Table:
-    """One row per form."""
-    return Table(headings(forms), [cells(form, forms[0]) for form in forms])
-
-
-def _is_choice(row: Parity) -> bool:
-    return not math.isnan(row.agreement)
-
-
-def _choice(row: Parity) -> str:
-    accuracy = f", {row.accuracy[1]:.3f}" if row.known else ""
-    return f"{row.agreement:.3f} of {row.n}{accuracy}"
+    rows = []
+    for form in forms:
+        differences = [row.difference for row in form.parity]
+        agreements = [
+            f"{row.agreement:.3f} of {row.n}{f', {row.accuracy[1]:.3f}' if row.known else ''}"
+            for row in form.parity
+            if not math.isnan(row.agreement)
+        ]
+        rows.append(
+            [
+                form.name,
+                f"{form.size / 1e6:.2f} MB, {form.size / first.size:.2f}",
+                *agreements,
+                f"{max(differences):.1g}" if differences else "–",
+                *(ratio_text(one) for one in form.costs.values()),
+            ]
+        )
+    return Table(headings, rows)

@@ -1,6 +1,6 @@
-"""What an exported model says of images, with ONNX Runtime alone: ``python predict.py photo.jpg …``.
+"""What an exported model predicts for images, with ONNX Runtime alone: ``python predict.py photo.jpg …``.
 
-This file stands on its own: ``python -m experiments export`` puts a copy of it beside the model. It needs
+This file stands on its own: ``python -m experiments export`` puts a copy of it next to the model. It needs
 ``numpy``, ``pillow`` and ``onnxruntime``, and for texts (``--text``, dual encoders) ``tokenizers``; not PyTorch, and
 nothing of Vitrail. Images are brought to the network's size as in training and testing; normalisation is part of the
 model. With ``simplejpeg``, damage within JPEG files is noticed, too; Pillow notices truncated ones only.
@@ -114,7 +114,7 @@ class Model:
         return dict(zip(names, self._images.run(names, {"image": images}), strict=True))
 
     def read(self, path: str | Path) -> NDArray[np.uint8]:
-        """An image as the network sees it.
+        """An image as the network takes it.
 
         Args:
             path: of an image file.
@@ -249,7 +249,7 @@ def prepared(image: Image.Image, options: Mapping[str, Any]) -> NDArray[np.uint8
         scale = (side, int(side * height / width)) if width <= height else (int(side * width / height), side)
     left, top = (round((length - size) / 2) if even else (length - size) // 2 for length in scale)
     if scale[0] * scale[1] > max(_MOST_ENLARGED, 16 * side**2):
-        # Of a strip only what is seen of it: all of it would fill the memory.
+        # Only the visible part of a strip: all of it would fill the memory.
         x, y = width / scale[0], height / scale[1]
         box = (left * x, top * y, (left + size) * x, (top + size) * y)
         image = image.resize((size, size), _FILTERS[options["interpolation"]], box)
@@ -296,7 +296,7 @@ def _refuse_too_large(image: Image.Image, file: IO[bytes]) -> None:
     width, height = tags.get(322, 1), tags.get(323, 1)
     if isinstance(width, int) and isinstance(height, int) and width * height > 4 * MAX_PIXELS:
         raise ValueError(f"tiles of {width} × {height} pixels")
-    place = file.tell()
+    place = file.seek(0, os.SEEK_CUR)
     size = file.seek(0, os.SEEK_END)
     file.seek(place)
     if size > MAX_BYTES:
@@ -309,7 +309,7 @@ def _check_jpeg(file: IO[bytes], mode: str) -> None:
         import simplejpeg
     except ImportError:
         return
-    place = file.tell()
+    place = file.seek(0, os.SEEK_CUR)
     file.seek(0)
     try:
         simplejpeg.decode_jpeg(file.read(), "CMYK" if mode == "CMYK" else "RGB")
@@ -323,7 +323,7 @@ def _check_jpeg(file: IO[bytes], mode: str) -> None:
 
 def _check_png(file: IO[bytes]) -> None:
     """Refuses a PNG whose checksums are wrong or whose end is missing; Pillow does not look at those of pixels."""
-    place = file.tell()
+    place = file.seek(0, os.SEEK_CUR)
     file.seek(8)
     kind = b""
     while kind != b"IEND":
@@ -347,7 +347,7 @@ def _check_png_rows(image: Image.Image, file: IO[bytes]) -> None:
     is_interlaced = bool(image.info.get("interlace"))
     if not is_interlaced and np.asarray(image.crop((0, image.height - 1, image.width, image.height))).any():
         return  # the last row is there, and so are all others
-    place = file.tell()
+    place = file.seek(0, os.SEEK_CUR)
     file.seek(16)
     width, height, depth, color = struct.unpack(">IIBB", file.read(10))
     bits = depth * {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[color]
@@ -438,7 +438,7 @@ def _softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def answers(model: Model, paths: Sequence[str], texts: Sequence[str], top: int) -> list[dict[str, Any]]:
-    """What the model says of each image, as plain values.
+    """The model's predictions for each image, as plain values.
 
     Args:
         model: an export.
@@ -482,7 +482,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Prints the answers and returns the exit code: 0, 2 after a mistake of the user, or 130 after Ctrl-C."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("images", nargs="+", metavar="IMAGE")
-    parser.add_argument("--model", default=str(Path(__file__).parent), metavar="FOLDER", help="(default: beside me)")
+    parser.add_argument(
+        "--model", default=str(Path(__file__).parent), metavar="FOLDER", help="(default: that of this file)"
+    )
     parser.add_argument("--text", action="append", default=[], help="compare the images with a text; repeatable")
     parser.add_argument("--top", type=int, default=1, metavar="N", help="classes of each task (default: 1)")
     parser.add_argument("--json", action="store_true", help="print JSON")
@@ -495,11 +497,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
         return 130
-    sys.stdout.write(json.dumps(found, indent=1, ensure_ascii=False) + "\n" if options.json else _told(found))
+    sys.stdout.write(json.dumps(found, indent=1, ensure_ascii=False) + "\n" if options.json else _text(found))
     return 0
 
 
-def _told(found: Sequence[Mapping[str, Any]]) -> str:
+def _text(found: Sequence[Mapping[str, Any]]) -> str:
     lines = []
     for answer in found:
         lines.append(str(answer["image"]))

@@ -6,11 +6,8 @@ Those of texts are quantised dynamically, because the lengths of texts differ.
 
 from __future__ import annotations
 
-import logging
 import tempfile
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +18,7 @@ from torch import nn
 from torch.export import ExportedProgram
 
 from datamodules.base import ImageDataModule
-from experiments.export.graphs import Tower, without_unused
+from experiments.export.graphs import Tower, first_line, quiet, without_unused
 from lightning_modules.base import VisionTask
 from vitrail.errors import UserError
 
@@ -54,10 +51,10 @@ def calibration_images(datamodule: ImageDataModule, count: int = CALIBRATION) ->
 
 
 def quantize_onnx(source: Path, target: Path, tower: Tower, calibration: Sequence[NDArray[np.uint8]]) -> None:
-    """Makes an eight-bit file of one in float32; its metadata stay.
+    """Make an eight-bit file of one in float32; its metadata stay.
 
     Args:
-        source: of ``export_graphs.write_onnx``.
+        source: of ``graphs.write_onnx``.
         target: to be written.
         tower: that the file was made of.
         calibration: images; not needed for a tower of texts.
@@ -69,7 +66,7 @@ def quantize_onnx(source: Path, target: Path, tower: Tower, calibration: Sequenc
     from onnxruntime.quantization import QuantFormat, QuantType, quantize_dynamic, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
-    with tempfile.TemporaryDirectory() as folder, _quiet():
+    with tempfile.TemporaryDirectory() as folder, quiet():
         simpler = Path(folder) / "simpler.onnx"
         try:
             quant_pre_process(str(source), str(simpler), skip_symbolic_shape=True)
@@ -100,12 +97,12 @@ def quantize_onnx(source: Path, target: Path, tower: Tower, calibration: Sequenc
 def quantize_program(
     program: ExportedProgram, tower: Tower, calibration: Sequence[NDArray[np.uint8]]
 ) -> ExportedProgram:
-    """Makes an eight-bit graph of one in float32, for x86 processors through ``torch.compile``.
+    """Make an eight-bit graph of one in float32, for x86 processors through ``torch.compile``.
 
     Without compilation it computes the same, but slowly: eight-bit values are turned back in front of each operator.
 
     Args:
-        program: of ``export_graphs.graph_of``.
+        program: of ``graphs.graph_of``.
         tower: that it was made of.
         calibration: images; not needed for a tower of texts.
 
@@ -114,7 +111,7 @@ def quantize_program(
     """
     is_static = "image" in tower.inputs
     try:
-        with torch.no_grad(), _quiet():
+        with torch.no_grad(), quiet():
             from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
             from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86
 
@@ -133,7 +130,7 @@ def quantize_program(
 
 
 def quantize_weights(task: VisionTask) -> None:
-    """Turns the weights of linear layers into eight bits, in place; what they are multiplied with stays as it is.
+    """Quantise the weights of linear layers in place; activations stay as they are.
 
     Raises:
         UserError: if torchao cannot, or there is no linear layer.
@@ -141,7 +138,7 @@ def quantize_weights(task: VisionTask) -> None:
     if not any(isinstance(module, nn.Linear) for module in task.modules()):
         raise UserError("export --quantize int8: the model has no linear layers; --format onnx quantises convolutions")
     try:
-        with _quiet():
+        with quiet():
             from torchao.quantization import Int8WeightOnlyConfig, quantize_
 
             quantize_(task, Int8WeightOnlyConfig())
@@ -150,7 +147,7 @@ def quantize_weights(task: VisionTask) -> None:
 
 
 def _forget_weight_shapes(path: Path) -> None:
-    """Drop the shapes that a file notes of its weights beside the weights themselves.
+    """Drop the shapes that a file notes of its weights in addition to the weights themselves.
 
     ``torch.onnx`` notes them. ONNX Runtime transposes the weights of a Gemm in place and leaves the note as it is, so
     shape inference then finds two shapes of any weight that is not square.
@@ -174,8 +171,6 @@ def _reader(images: Sequence[NDArray[np.uint8]]) -> Any:
     batches = iter([together[place * _AT_A_TIME :][:_AT_A_TIME] for place in range(count)])
 
     class Reader(CalibrationDataReader):  # type: ignore[misc]  # it ships no types
-        """Hands out one batch after the other."""
-
         def get_next(self) -> dict[str, NDArray[np.uint8]] | None:
             batch = next(batches, None)
             return None if batch is None else {"image": batch}
@@ -184,19 +179,5 @@ def _reader(images: Sequence[NDArray[np.uint8]]) -> Any:
 
 
 def _cannot(tool: str, tower: str, error: Exception) -> UserError:
-    reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
     network = f"the {tower} network" if tower else "the network"
-    return UserError(f"export --quantize int8: {tool} cannot quantise {network} ({reason}); export without it")
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Leaves out the tools' advice to their developers, which goes to the root logger."""
-    level = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(level)
+    return UserError(f"export --quantize int8: {tool} cannot quantise {network} ({first_line(error)}); export without")

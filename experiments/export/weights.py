@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from experiments.export.graphs import first_line
 from lightning_modules.base import VisionTask
 from lightning_modules.checkpoint import task_from
 from lightning_modules.dual_encoder import DualEncoder
@@ -128,7 +129,7 @@ def write_weights(task: VisionTask, path: Path, metadata: Mapping[str, Any]) -> 
     Args:
         task: with its weights, on the CPU.
         path: of the file.
-        metadata: of ``export_metadata``.
+        metadata: of ``metadata_of``.
 
     Raises:
         UserError: if what the task was built with is more than plain values.
@@ -187,18 +188,6 @@ def read_weights(path: Path) -> VisionTask:
     return task_from({**checkpoint, "state_dict": state}, path, assign=True).eval()
 
 
-def metadata_in(path: Path) -> dict[str, Any]:
-    """Return the metadata of a file that ``write_weights`` wrote, without its weights.
-
-    Raises:
-        UserError: if it was not exported.
-    """
-    from safetensors import safe_open
-
-    with safe_open(path, framework="pt") as file:
-        return from_strings({KEY: current_keys(file.metadata()).get(KEY, "")}, path)
-
-
 def _checkpoint(strings: Mapping[str, str], path: Path) -> dict[str, Any]:
     try:
         checkpoint = json.loads(strings[_CHECKPOINT])
@@ -221,8 +210,9 @@ def _unflattened(state: dict[str, torch.Tensor], strings: Mapping[str, str], pat
     try:
         found, left = unflatten_tensor_state_dict(state, json.loads(strings[_QUANTISED]))
     except Exception as error:  # a part that is missing ends in whatever torchao asks of it
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
-        raise UserError(f"{path}: its eight-bit weights cannot be put together ({reason}); export again") from error
+        raise UserError(
+            f"{path}: its eight-bit weights cannot be put together ({first_line(error)}); export again"
+        ) from error
     if left:
         raise UserError(f"{path}: {len(left)} tensors belong to nothing, such as {next(iter(left))}; export again")
     return dict(found)

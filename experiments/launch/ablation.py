@@ -14,7 +14,7 @@ import sys
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -77,9 +77,10 @@ class Variant:
         notes.append(f"no accuracy: {self.error.split(';')[0]}" if self.error else "")
         return "; ".join(one for one in notes if one)
 
-    def accuracies(self) -> list[TaskSummary]:
+    @cached_property
+    def accuracies(self) -> dict[str, TaskSummary]:
         """Of each task on the test split; empty where there is no run."""
-        return summarise_run(self.run) if self.run else []
+        return {one.task: one for one in summarise_run(self.run)} if self.run else {}
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
@@ -125,12 +126,15 @@ def run(options: argparse.Namespace, rest: Sequence[str]) -> int:
     stopped_by, refusal = 0, ""
     if "accuracy" not in options.without:
         stopped_by, refusal = _train(variants, sweep, name, folder, options)
-    written = write_reports(folder, options.file.stem, variants)
+    table = variants_table(variants)
+    written = write_reports(folder, options.file.stem, variants, table)
     if options.markdown:
-        sys.stdout.write(f"{markdown_table(variants)}\n")
+        sys.stdout.write(f"{table.markdown()}\n")
         console.print(written, highlight=False, soft_wrap=True)
     else:
-        wide_table(variants, options.file.stem).show()
+        # One column per variant: there are more numbers than variants.
+        names, *columns = zip(table.columns, *table.rows, strict=True)
+        Table(names, columns, None, options.file.stem).show()
         sys.stdout.write(f"{written}\n")
     _compare([str(variant.run) for variant in variants if variant.run], folder, options)
     if stopped_by:
@@ -258,7 +262,7 @@ def _compare(runs: list[str], folder: Path, options: argparse.Namespace) -> None
         evaluate([*arguments, *(["--markdown"] if options.markdown else [])])
 
 
-def write_reports(folder: Path, title: str, variants: Sequence[Variant]) -> str:
+def write_reports(folder: Path, title: str, variants: Sequence[Variant], table: Table) -> str:
     """Write ``ablation.csv`` and ``ablation.md``, each atomically.
 
     Returns:
@@ -268,48 +272,32 @@ def write_reports(folder: Path, title: str, variants: Sequence[Variant]) -> str:
 
     write_csv(folder / "ablation.csv", pd.DataFrame([_values(variant) for variant in variants]))
     note = ratios_to({variant.name: (variant.counts, variant.costs) for variant in variants})
-    parts = "\n".join([f"# {title}", "", markdown_table(variants), *(["", note] if note else [])])
+    parts = "\n".join([f"# {title}", "", table.markdown(), *(["", note] if note else [])])
     write_text_atomically(folder / "ablation.md", f"{parts}\n")
     written = f"{folder} has ablation.csv and ablation.md"
     return f"{note}\n{written}" if note else written
 
 
-def markdown_table(variants: Sequence[Variant]) -> str:
-    """One row a variant."""
-    return Table(*_text(variants)).markdown()
-
-
-def wide_table(variants: Sequence[Variant], title: str) -> Table:
-    """One column per variant: there are more numbers than variants."""
-    names, rows = _text(variants)
-    lines = [[name, *(row[place] for row in rows)] for place, name in enumerate(names) if place]
-    return Table(["", *(row[0] for row in rows)], lines, None, title)
-
-
-def _text(variants: Sequence[Variant]) -> tuple[list[str], list[list[str]]]:
-    """Headings and cells; one row a variant. A column that no variant has is left out."""
-    sizes = _batch_sizes(variants)
-    accuracies = {id(variant): {one.task: one for one in variant.accuracies()} for variant in variants}
-    tasks = list(dict.fromkeys(task for known in accuracies.values() for task in known))
-    headings = [task_heading([known[task] for known in accuracies.values() if task in known]) for task in tasks]
+def variants_table(variants: Sequence[Variant]) -> Table:
+    """One row per variant. A column that no variant has is left out."""
+    sizes = sorted({size for variant in variants if variant.costs for size in variant.costs.batches})
+    tasks = list(dict.fromkeys(task for variant in variants for task in variant.accuracies))
+    headings = [task_heading([one.accuracies[task] for one in variants if task in one.accuracies]) for task in tasks]
     names = ["variant", "px", *columns(sizes), *(f"{heading} [95 %]" for heading in headings), "note"]
     rows = []
     for variant in variants:
-        known = accuracies[id(variant)]
+        found = [variant.accuracies.get(task) for task in tasks]
         rows.append(
             [
                 variant.name,
                 str(variant.counts.image_size) if variant.counts else "–",
                 *cells(variant.counts, variant.costs, sizes),
-                *(
-                    with_interval(known[task].accuracy, known[task].accuracy_interval) if task in known else "–"
-                    for task in tasks
-                ),
+                *(with_interval(one.accuracy, one.accuracy_interval) if one else "–" for one in found),
                 variant.note,
             ]
         )
     kept = [place for place in range(len(names)) if not rows or any(row[place] not in ("", "–") for row in rows)]
-    return [names[place] for place in kept], [[row[place] for place in kept] for row in rows]
+    return Table([names[place] for place in kept], [[row[place] for place in kept] for row in rows])
 
 
 def _values(variant: Variant) -> dict[str, Any]:
@@ -328,7 +316,7 @@ def _values(variant: Variant) -> dict[str, Any]:
                 f"ratio_high_{size}": max(one.ratios),
                 f"peak_bytes_{size}": one.peak_bytes,
             }
-    for task in variant.accuracies():
+    for task in variant.accuracies.values():
         row |= {
             f"{task.task}_n": task.n,
             f"{task.task}_groups": task.groups,
@@ -339,7 +327,3 @@ def _values(variant: Variant) -> dict[str, Any]:
             f"{task.task}_f1_macro": task.f1_macro,
         }
     return {**row, "run": variant.run, "note": variant.note}
-
-
-def _batch_sizes(variants: Sequence[Variant]) -> list[int]:
-    return sorted({size for variant in variants if variant.costs is not None for size in variant.costs.batches})

@@ -177,7 +177,7 @@ class SweepStudy:
             if grid is not None and slot >= len(grid):
                 # Another machine has taken the last point at the same moment.
                 trial.set_user_attr(_SURPLUS, True)
-                study.tell(trial, state=TrialState.FAIL)
+                self._storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
                 return None
             study.sampler = self._sampler(slot, grid)
             values = {p.name: p.suggest(trial, p.grid() if grid else None) for p in self.sweep.searched}
@@ -215,14 +215,16 @@ class SweepStudy:
         with contextlib.suppress(UpdateFinishedTrialError):
             for key, fact in facts.items():
                 trial.set_user_attr(key, fact)
-            self.study.tell(trial.number, value if state == TrialState.COMPLETE else None, state, skip_if_finished=True)
+            values = [value] if state == TrialState.COMPLETE and value is not None else None
+            self._storage.set_trial_state_values(trial._trial_id, state, values)
         self._running.pop(trial._trial_id, None)
 
     def hand_back(self, trial: Trial) -> None:
         """Let a running trial be run again, here or elsewhere."""
         self._running.pop(trial._trial_id, None)
-        with self._alone(), contextlib.suppress(ValueError):  # others have taken it for lost
-            self._retry(self.study, self.study.tell(trial.number, state=TrialState.FAIL))
+        with self._alone(), contextlib.suppress(UpdateFinishedTrialError):  # others have taken it for lost
+            self._storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
+            self._retry(self.study, copy.deepcopy(self._storage.get_trial(trial._trial_id)))
 
     def retry_failed(self, *, refused_only: bool) -> None:
         """Queue failed trials again.

@@ -167,9 +167,8 @@ def last_error(log: Path, code: int) -> str:
     """Return the line with the reason why a process failed: its last ``error: …``, or its last line."""
     lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
     errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
-    reason = (errors or [line for line in lines if not line.startswith("$ ")] or [f"nothing was printed; see {log}"])[
-        -1
-    ]
+    others = [line for line in lines if not line.startswith("$ ")]
+    reason = (errors or others or [f"nothing was printed; see {log}"])[-1]
     how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
     return f"{how}: {reason}"[:500]
 
@@ -280,7 +279,7 @@ class Workers:
             came[0] = number
             self._stop.set()
 
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
         with Progress(*columns, console=self._console) as progress, ThreadPoolExecutor(workers) as pool:
             bar = progress.add_task("sweep", total=count)
             handlers = {number: signal.signal(number, stopped) for number in (signal.SIGINT, signal.SIGTERM)}

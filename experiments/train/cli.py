@@ -87,7 +87,7 @@ def refuse_conflicting_checkpoint(model: LightningModule, checkpoint: Path, *, t
     check_zip(checkpoint, "take the run's other checkpoint (best.ckpt, last.ckpt), or train again")
     try:
         saved: Any = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:  # torch raises many kinds for a file that is none of its own
+    except Exception as error:  # torch raises many kinds for a file of another format
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"--ckpt_path {checkpoint}: not a readable checkpoint ({reason[:120]})") from error
     whole = isinstance(saved, dict) and saved.keys() >= _NEEDED
@@ -241,7 +241,7 @@ class RunConfig(SaveConfigCallback):
     """Keep the whole configuration in the run directory, from which the run can be repeated with one command.
 
     Args:
-        own: the experiment that ``fit --data PATH`` made, kept beside it; empty for none.
+        own: the experiment that ``fit --data PATH`` made, kept next to it; empty for none.
         options: see Lightning's ``SaveConfigCallback``.
     """
 

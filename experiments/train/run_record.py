@@ -222,6 +222,6 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _now() -> str:
-    # Milliseconds tell apart two stages that begin within one second.
+    # Milliseconds distinguish two stages that begin within one second.
     now = time.time_ns()
     return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.localtime(now // 10**9))}.{now // 10**6 % 1000:03d}"

@@ -22,7 +22,7 @@ from experiments.train.cli import main as experiments
 from retrieval.__main__ import main as retrieval
 from tests.app.explored_gallery import explored_gallery
 from tests.app.running import PATIENCE, Served, opened_browser, serving
-from tests.experiments.plain_figures import plain_figures
+from tests.support.plain_figures import plain_figures
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page

@@ -22,7 +22,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from experiments.train.cli import main
-from tests.experiments.plain_figures import plain_figures
+from tests.support.plain_figures import plain_figures
 from tests.support.processes import begin_fork, end_of_fork
 
 EVENTS = (
@@ -135,7 +135,7 @@ def import_all(names: list[str]) -> None:
 
 
 def run_all(folder: Path, experiments: list[str], kills: int) -> None:
-    """One undisturbed run of each experiment, and as many as so many kills take; ``history.json`` tells them."""
+    """One undisturbed run of each experiment, and as many as the kills take; ``history.json`` lists them."""
     history: dict[str, Any] = {}
     for experiment in experiments:
         config = folder / f"{experiment}.yaml"
@@ -155,7 +155,7 @@ def run_all(folder: Path, experiments: list[str], kills: int) -> None:
 
 
 def run_interrupted(folder: Path, experiment: str, moments: list[int]) -> None:
-    """Runs that are told to end, that SLURM requeues, or whose disk is full, and are then resumed."""
+    """Runs that are terminated, that SLURM requeues, or whose disk is full, and are then resumed."""
     config = folder / f"{experiment}.yaml"
     history: dict[str, Any] = {}
     scontrol = folder / "bin" / "scontrol"
@@ -178,7 +178,7 @@ def run_interrupted(folder: Path, experiment: str, moments: list[int]) -> None:
             runs = folder / f"{experiment}-{cause}-{moment}"
             runs.mkdir()
             codes = [fit(config, runs, KILL_AT=str(moment), **environment)]
-            # The scheduler starts the very same command anew.
+            # The scheduler starts the very same command again.
             again = ["fit", "--config", str(config), "--runs", str(runs)]
             log = folder / f"{runs.name}.log"
             codes.append(in_fork(again, log, **slurm) if cause == "requeued" else fit(config, runs))

@@ -326,7 +326,7 @@ def through_the_command_line(folder: Path, overlay: str) -> None:
 
 
 def in_forks(world: int, work: Callable[[], None], log: Path) -> None:
-    """Runs the same on so many processes, in torchrun's environment.
+    """Run the same on several processes, in torchrun's environment.
 
     Raises:
         RuntimeError: if one of them fails.
@@ -357,10 +357,18 @@ def in_forks(world: int, work: Callable[[], None], log: Path) -> None:
 if __name__ == "__main__":
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
-    root = Path(sys.argv[1])
-    if sys.argv[2:] == ["costly"]:
+    root, part = Path(sys.argv[1]), sys.argv[2] if sys.argv[2:] else "all"
+    if part == "costly":
         for size_of_world in WORLDS:
             in_forks(size_of_world, lambda world=size_of_world: costly_ones_of_one_process(root, world), root / "log")  # type: ignore[misc]
+    elif part == "sharded":
+        # Under torchrun and not in forks, where sharding on CPUs crashed inside torch (2.15, gloo) now and then.
+        for task_name in TRAINED:
+            train_sharded(task_name, root, root / "2" / f"{task_name}-sharded", 2)
+        for overlay in ("ddp", "fsdp"):
+            # Passed on to the ranks that one command starts; here one process runs two commands.
+            os.environ.pop("VITRAIL_RUN_DIRECTORY", None)
+            through_the_command_line(root, overlay)
     else:
         in_forks(1, lambda: write_models(root), root / "log")
         for size_of_world in WORLDS:

@@ -19,8 +19,8 @@ from experiments.__main__ import main as experiments
 from experiments.train.cli import main
 from lightning_modules.checkpoint import load_task
 from retrieval.gallery import Gallery
-from tests.experiments.plain_figures import plain_figures
 from tests.support.data import write_products
+from tests.support.plain_figures import plain_figures
 from vitrail.predictions import Predictions, read_predictions
 
 EPOCHS = 3
@@ -116,7 +116,7 @@ def test_every_command_uses_the_weights_that_were_validated(
     best = run / "checkpoints" / "best.ckpt"
     used, trained = states(run)
     assert not same(used, trained)
-    told = pd.read_csv(run / "metrics.csv")["val/loss"].dropna()
+    scores = pd.read_csv(run / "metrics.csv")["val/loss"].dropna()
     expected = logits(run)
     # The gallery is filled by the test within `fit`.
     task = load_task(best)
@@ -142,7 +142,7 @@ def test_every_command_uses_the_weights_that_were_validated(
             for name, values in logits(run, arguments[0]).items():
                 np.testing.assert_array_equal(values, expected[name])
     validated = pd.read_csv(run / "validate" / "metrics.csv")["val/loss"].dropna()
-    assert validated.iloc[-1] == pytest.approx(told.min(), rel=1e-6)
+    assert validated.iloc[-1] == pytest.approx(scores.min(), rel=1e-6)
     assert experiments(["export", str(run), "--format", "safetensors"]) == 0
     exported = load_file(run / "export" / "safetensors" / "model.safetensors")
     assert same({name: value for name, value in exported.items() if name in used}, used)

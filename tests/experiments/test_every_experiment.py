@@ -21,7 +21,7 @@ from datamodules.streaming.pack import pack
 from evaluation.__main__ import main as compare
 from evaluation.statistics.calibration import expected_calibration_error
 from experiments.train.cli import main
-from tests.experiments.plain_figures import plain_figures
+from tests.experiments.conftest import only_run
 from tests.support.data import (
     write_captions,
     write_fashion,
@@ -31,6 +31,7 @@ from tests.support.data import (
     write_products,
 )
 from tests.support.models import write_bert, write_clip, write_qwen2_vl
+from tests.support.plain_figures import plain_figures
 from vitrail.predictions import read_predictions
 
 FILES = sorted((Path(__file__).parents[2] / "experiments").glob("*.yaml"))
@@ -192,7 +193,7 @@ def test_zero_shot_is_evaluated_without_training(zero_shot: Path, tmp_path: Path
     assert len(predictions.loc[0, "logits_class"]) == 102  # type: ignore[arg-type]  # a list
     assert (zero_shot / "figures" / "confusion_test_class.png").exists()
     path = OVERLAYS.parent / "flowers_clip_zeroshot.yaml"
-    # Random towers have nothing to say.
+    # Random towers predict nothing.
     assert (
         run_quietly(["test", "--config", str(path), "--runs", str(tmp_path), "--model.init_args.pretrained=false"]) == 2
     )
@@ -254,3 +255,44 @@ def test_a_flagship_without_network_ends_in_one_line(
     [line] = [line for line in capsys.readouterr().err.splitlines() if weights in line]
     assert "local folder" in line
     assert "pretrained: false" in line
+
+
+def trainer_below(overlay: str, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    """The trainer of an experiment with a callback of its own, below the overlay."""
+    configs = ["--config", str(OVERLAYS.parent / "products_multitask_regnetx.yaml")]
+    configs += ["--config", str(OVERLAYS.parent / "overlays" / f"{overlay}.yaml")]
+    with pytest.raises(SystemExit) as end:
+        main(["fit", *configs, "--print_config"])
+    assert end.value.code in (0, None)
+    found: dict[str, Any] = yaml.safe_load(capsys.readouterr().out)["trainer"]
+    return found
+
+
+@pytest.mark.parametrize(
+    ("overlay", "changes", "callbacks"),
+    [
+        ("ddp", {"strategy": "ddp", "devices": "auto"}, ["BackboneUnfreezing"]),
+        ("fsdp", {"strategy": "fsdp", "devices": "auto"}, []),
+        ("bf16", {"precision": "bf16-mixed"}, ["BackboneUnfreezing"]),
+        ("compile", {}, ["BackboneUnfreezing", "CompileModel"]),
+        ("ensemble", {}, []),
+    ],
+)
+def test_overlays_add_to_an_experiment(
+    overlay: str, changes: dict[str, str], callbacks: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    trainer = trainer_below(overlay, capsys)
+    assert {key: trainer[key] for key in changes} == changes
+    assert [callback["class_path"].rpartition(".")[2] for callback in trainer["callbacks"]] == callbacks
+
+
+def test_the_loss_guard_is_set_by_keys(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = ["--config", str(tiny), "--runs", str(tmp_path / "runs"), "--trainer.max_epochs", "1"]
+    broken = ["--model.init_args.lr", "1.0e+30", "--model.init_args.schedule", "constant"]
+    assert main(["fit", *runs, *broken]) == 2
+    stopped = only_run(tmp_path / "runs") / "non_finite.json"
+    error = capsys.readouterr().err
+    assert str(stopped) in error.replace("\n", "")
+    assert "Traceback" not in error
+    assert main(["fit", *runs, "--non_finite.action", "ignore"]) == 2
+    assert "ignore" in capsys.readouterr().err

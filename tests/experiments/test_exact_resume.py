@@ -173,7 +173,7 @@ def test_other_interruptions_end_with_their_code_and_are_resumed_as_well(folder:
         assert all(torch.equal(value, resumed[key]) for key, value in weights.items()), run
 
 
-def test_what_is_said_and_written_of_interruptions(folder: Path) -> None:
+def test_interruptions_are_recorded_and_printed(folder: Path) -> None:
     for run in interrupted(folder, "terminated"):
         assert [stage["exit"] for stage in json.loads((run / "run.json").read_text())["stages"]] == [
             "terminated",

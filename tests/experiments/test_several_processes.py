@@ -56,7 +56,14 @@ def costly(folder: Path) -> Path:
 @pytest.fixture(scope="module")
 def sharded(folder: Path) -> Path:
     """The same folder with what two processes of torchrun trained, with sharded weights and with whole ones."""
-    torchrun = ("--standalone", "--nproc-per-node=2", "-m", "tests.experiments.sharded_processes", str(folder))
+    torchrun = (
+        "--standalone",
+        "--nproc-per-node=2",
+        "-m",
+        "tests.experiments.several_processes",
+        str(folder),
+        "sharded",
+    )
     run_program("torch.distributed.run", *torchrun, seconds=400)
     return folder
 

@@ -1,4 +1,4 @@
-"""Runs on shards through the command line: told to end and resumed, and on two processes."""
+"""Runs on shards through the command line: terminated and resumed, and on two processes."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def metrics(folder: Path) -> pd.DataFrame:
 
 @pytest.mark.usefixtures("guarded")
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_run_that_was_told_to_end_goes_on_exactly(
+def test_a_terminated_run_is_resumed_exactly(
     workers: int, config: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options = [f"--data.init_args.loader.num_workers={workers}"]

@@ -35,11 +35,11 @@ from evaluation.dataset.sections import Collection, ImageStats, look_at
 from experiments.__main__ import main as experiments
 from lightning_modules.classification import ImageClassifier, MultiTaskClassifier
 from retrieval.gallery import Gallery
-from tests.experiments.plain_figures import plain_figures
 from tests.support import models
 from tests.support.data import write_flowers, write_products
 from tests.support.galleries import identity, image_rows
 from tests.support.models import write_clip
+from tests.support.plain_figures import plain_figures
 from vitrail.predictions import Predictions, write_predictions
 from vitrail.types import UNKNOWN, Outputs
 

@@ -12,7 +12,7 @@ import yaml
 from evaluation.__main__ import main
 from experiments.train.cli import main as experiments
 from tests.experiments.conftest import TINY
-from tests.experiments.plain_figures import plain_figures
+from tests.support.plain_figures import plain_figures
 from vitrail.predictions import Predictions, read_predictions
 
 

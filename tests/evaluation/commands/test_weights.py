@@ -29,9 +29,9 @@ from experiments.train.cli import main as experiments
 from lightning_modules.averaging import State
 from lightning_modules.checkpoint import load_task, read_checkpoint
 from tests.experiments.conftest import TINY
-from tests.experiments.plain_figures import plain_figures
 from tests.support.data import write_flowers
 from tests.support.models import write_clip
+from tests.support.plain_figures import plain_figures
 from vitrail.errors import UserError
 
 RUNS = [Path("a"), Path("b"), Path("c")]

@@ -50,7 +50,7 @@ def test_an_export_decides_as_the_model_on_every_test_image() -> None:
     assert own["name"] == "PyTorch"
 
 
-def test_the_file_alone_says_what_it_is() -> None:
+def test_the_file_alone_describes_the_model() -> None:
     model = onnx.load(products_onnx() / "model.onnx")
     onnx.checker.check_model(model)
     found = json.loads({entry.key: entry.value for entry in model.metadata_props}["vitrail"])
@@ -139,7 +139,7 @@ def test_a_folder_that_is_no_export_is_left_alone(
     assert [path.name for path in (tmp_path / "to").iterdir()] == ["safetensors"]
 
 
-def test_what_is_missing_is_told_in_one_line(run: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_what_is_missing_is_reported_in_one_line(run: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert "nowhere" in refused(capsys, tmp_path / "nowhere")
     assert "it has best, last" in refused(capsys, run, "--checkpoint", "other")
     assert "--min-agreement" in refused(capsys, run, "--min-agreement", "2")
@@ -148,7 +148,7 @@ def test_what_is_missing_is_told_in_one_line(run: Path, capsys: pytest.CaptureFi
     assert "config.yaml" in refused(capsys, run)
 
 
-def test_a_library_that_is_missing_is_told_before_anything_is_read(
+def test_a_missing_library_is_reported_before_anything_is_read(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)

@@ -16,7 +16,7 @@ from vitrail.errors import UserError
 
 
 def ready_classifier() -> MultiTaskClassifier:
-    """A classifier of images of the size that its checkpoint would tell of."""
+    """A classifier of images of the size that its checkpoint would record."""
     task = tiny_multitask().eval()
     task.input_options = {**task.input_options, "size": SIZE}
     return task
@@ -38,7 +38,7 @@ def perturbed_adapters(task: nn.Module) -> None:
             value.data.normal_(0, 0.2, generator=generator)
 
 
-def test_a_classifiers_graph_gives_what_its_steps_give_for_any_batch() -> None:
+def test_a_classifiers_graph_outputs_what_its_steps_output_for_any_batch() -> None:
     task = ready_classifier()
     [tower] = towers_of(task)
     assert (tower.name, tower.outputs) == ("model", ["logits_class", "logits_type", "image_embedding"])
@@ -86,7 +86,7 @@ def test_other_tasks_are_refused() -> None:
         towers_of(cast("VisionTask", Other()))
 
 
-def test_a_network_that_cannot_be_followed_is_told() -> None:
+def test_a_network_that_cannot_be_traced_is_refused() -> None:
     task = ready_classifier()
     [tower] = towers_of(task)
 

@@ -87,14 +87,18 @@ def test_without_a_network_the_push_ends_at_once(
     assert "HF_HUB_OFFLINE is set" in capsys.readouterr().err
 
 
-def test_a_refusal_of_the_hub_is_one_line(pushed: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_refusal_of_the_hub_is_one_line(
+    pushed: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise OSError("401: who are you?\nlong explanations")
 
     monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", refuse)
-    with pytest.raises(UserError, match="who are you") as error:
-        hub.push(products_onnx(), "owner/name")
-    assert "\n" not in str(error.value)
+    export = products_onnx()
+    capsys.readouterr()
+    assert experiments(["push-to-hub", str(export), "--repo", "owner/name"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "who are you" in line
 
 
 def test_exports_come_back_from_a_folder_and_from_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:

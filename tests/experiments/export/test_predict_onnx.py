@@ -41,7 +41,7 @@ def model() -> Model:
     return Model(products_onnx(), threads=1)
 
 
-def test_the_copy_beside_the_model_needs_no_torch_and_says_what_the_run_said(tmp_path: Path) -> None:
+def test_the_copy_next_to_the_model_needs_no_torch_and_predicts_as_the_run(tmp_path: Path) -> None:
     data = data_of(products_run())
     predictions = read_predictions(products_run() / "predictions" / "test.parquet")
     paths = [str(data.table.source(row)) for row in predictions.sample_id]
@@ -199,7 +199,7 @@ def test_a_damaged_jpeg_is_refused_where_training_refuses_it(
     pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(pixels).convert(mode).save(buffer, format="JPEG", quality=90)
-    whole, told = buffer.getvalue(), []
+    whole, refused = buffer.getvalue(), []
     middle = len(whole) // 2
     files = {"whole": whole, "cut": whole[:middle], "trailing": whole + b"more"}
     files["overwritten"] = whole[:middle] + b"\xff\xd9" + whole[middle + 2 :]  # the end of the image in its middle
@@ -213,8 +213,8 @@ def test_a_damaged_jpeg_is_refused_where_training_refuses_it(
             except ValueError as error:
                 refusals.append(str(error))
         assert len(refusals) in (0, 2), (name, refusals)
-        told += [name] if refusals else []
-    assert told == ["cut", "overwritten"]
+        refused += [name] if refusals else []
+    assert refused == ["cut", "overwritten"]
     # Without simplejpeg, which is no requirement, what Pillow reads is read.
     monkeypatch.setitem(sys.modules, "simplejpeg", None)
     assert model.read(tmp_path / "whole.jpg").shape == (3, 32, 32)
@@ -227,7 +227,7 @@ def test_texts_are_compared_as_by_the_model(capsys: pytest.CaptureFixture[str]) 
     path = data_of(flowers_run()).table.source(0)
     texts = ["a photo of a rose", "x", "two dogs play in the snow " * 9]
     arguments = [str(path), "--model", str(flowers_onnx()), "--json"]
-    capsys.readouterr()  # what the export said
+    capsys.readouterr()  # what the export printed
     assert main([*arguments, *(part for text in texts for part in ("--text", text))]) == 0
     [answer] = json.loads(capsys.readouterr().out)
     with torch.no_grad():

@@ -37,7 +37,7 @@ def eight_bits() -> Path:
     )
 
 
-def test_onnx_in_eight_bits_is_smaller_and_measured_beside_the_model(eight_bits: Path) -> None:
+def test_onnx_in_eight_bits_is_smaller_and_compared_with_the_model(eight_bits: Path) -> None:
     summary = json.loads((eight_bits / "export.json").read_text())
     own, plain, rounded = summary["measured"]["forms"]
     assert [form["name"] for form in (own, plain, rounded)] == ["PyTorch", "onnx, float32", "onnx, int8 (ONNX Runtime)"]
@@ -179,13 +179,13 @@ def test_calibration_takes_training_images_from_everywhere() -> None:
     assert np.array_equal(np.concatenate(some), np.concatenate([batch["image"].numpy() for batch in expected]))
 
 
-def test_what_cannot_be_quantised_is_told() -> None:
+def test_what_cannot_be_quantised_is_refused() -> None:
     with pytest.raises(UserError, match="no linear layers"):
         quantize_weights(cast("VisionTask", nn.Sequential(nn.Conv2d(3, 4, 1))))
 
 
 @pytest.mark.slow
-def test_compiled_graphs_say_the_same(task: VisionTask, tmp_path: Path) -> None:
+def test_compiled_graphs_output_the_same(task: VisionTask, tmp_path: Path) -> None:
     """What is timed is compiled; that takes minutes."""
     [tower] = towers_of(task)
     program = graph_of(tower)

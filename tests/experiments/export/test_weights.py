@@ -1,5 +1,3 @@
-""""""
-
 from __future__ import annotations
 
 import json
@@ -14,7 +12,6 @@ from safetensors.torch import save_file
 from experiments.export.weights import (
     as_strings,
     from_strings,
-    metadata_in,
     metadata_of,
     read_weights,
     write_summary,
@@ -48,10 +45,11 @@ def test_a_task_comes_back_with_all_that_its_checkpoint_has(kind: str, tmp_path:
         if kind != "classifier":
             texts = ["a photo of a rose", "x"]
             assert torch.equal(found.encode_text(texts), task.encode_text(texts))  # type: ignore[operator]
-    assert metadata_in(tmp_path / "model.safetensors") == METADATA
+    with safe_open(tmp_path / "model.safetensors", framework="pt") as file:
+        assert from_strings(file.metadata(), "x") == METADATA
 
 
-def test_what_is_no_export_is_told(tmp_path: Path) -> None:
+def test_what_is_no_export_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="there is no such file"):
         read_weights(tmp_path)
     path = tmp_path / "model.safetensors"

@@ -67,7 +67,7 @@ def test_every_point_of_a_grid_is_taken_once_in_its_order(tmp_path: Path) -> Non
 
 
 def test_several_processes_share_a_grid(tmp_path: Path) -> None:
-    run_program("tests.experiments.sweep_processes", str(tmp_path), "share")
+    run_program("tests.experiments.launch.sweep_processes", str(tmp_path), "share")
     found = [values for number in range(2) for values in json.loads((tmp_path / str(number) / "taken").read_text())]
     assert Counter(map(str, found)) == Counter(map(str, grid(tmp_path).grid()))
 
@@ -125,7 +125,7 @@ def test_tpe_looks_where_it_was_good(tmp_path: Path) -> None:
 @pytest.mark.parametrize("when", ["killed", "killed_early"])
 def test_the_trials_of_a_killed_process_are_run_again(tmp_path: Path, when: str) -> None:
     sweep = grid(tmp_path)
-    run_program("tests.experiments.sweep_processes", str(tmp_path), when, code=-signal.SIGKILL)
+    run_program("tests.experiments.launch.sweep_processes", str(tmp_path), when, code=-signal.SIGKILL)
     study = opened(tmp_path, sweep)
     assert len(study.running_elsewhere()) == 2
     values: list[dict[str, Any]] = []
@@ -203,7 +203,7 @@ def test_a_trial_that_is_run_again_competes_once(tmp_path: Path) -> None:
     assert not study.report(taken(study).trial, 1, 0.2)
 
 
-def test_a_failed_trial_that_is_run_again_competes_anew(tmp_path: Path) -> None:
+def test_a_failed_trial_that_is_run_again_competes_from_the_start(tmp_path: Path) -> None:
     rule = {"type": "hyperband", "min_iter": 1, "eta": 2}
     study = opened(tmp_path, grid(tmp_path, early_terminate=rule))
     failed = taken(study)

@@ -72,7 +72,7 @@ def test_saved_config_repeats_the_run_bit_for_bit(run: RunCommand, tmp_path: Pat
         assert torch.equal(value, weights(second)[key]), key
 
 
-def test_test_writes_beside_the_checkpoint_and_keeps_the_log(run: RunCommand, tmp_path: Path) -> None:
+def test_test_writes_into_the_run_of_the_checkpoint_and_keeps_the_log(run: RunCommand, tmp_path: Path) -> None:
     assert run("fit") == 0
     directory = only_run(tmp_path / "runs")
     log = (directory / "metrics.csv").read_bytes()
@@ -82,7 +82,7 @@ def test_test_writes_beside_the_checkpoint_and_keeps_the_log(run: RunCommand, tm
     assert (directory / "metrics.csv").read_bytes() == log
     stages = json.loads((directory / "run.json").read_text())["stages"]
     assert [stage["stage"] for stage in stages] == ["fit", "test"]
-    # The checkpoint alone is enough: its configuration lies beside it.
+    # The checkpoint alone is enough: its configuration is in the same run.
     assert main(["validate", "--ckpt_path", str(directory / "checkpoints" / "best.ckpt")]) == 0
 
 
@@ -189,9 +189,9 @@ def test_a_finished_run_that_goes_on_keeps_its_best_unless_the_data_differ(
     longer = ("--ckpt_path", str(first / "checkpoints" / "last.ckpt"), "--trainer.max_epochs=3")
     assert run("fit", *longer, "--name=longer", "--trainer.limit_train_batches=1") == 0
     (second,) = (tmp_path / "runs" / "longer").glob("*")
-    told = json.loads((second / "run.json").read_text())["stages"][0]["best"]
+    found = json.loads((second / "run.json").read_text())["stages"][0]["best"]
     third_epoch = pd.read_csv(second / "metrics.csv")["val/loss"].dropna().iloc[-1]
-    assert told["score"] == pytest.approx(min(best["score"], third_epoch))
+    assert found["score"] == pytest.approx(min(best["score"], third_epoch))
     assert (second / "checkpoints" / "best.ckpt").is_file()
     assert run("fit", *longer, "--name=other", "--trainer.limit_val_batches=1") == 0
     assert "Earlier epochs do not count for best.ckpt: the run that training goes on from had other data" in caplog.text

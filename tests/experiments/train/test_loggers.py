@@ -1,8 +1,10 @@
-"""The CSV log is always there; W&B is offline where nobody is logged in."""
+"""The CSV log is always there; W&B is offline without an account."""
 
 from __future__ import annotations
 
 import csv
+import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +13,18 @@ import torch
 from lightning.pytorch.loggers import WandbLogger
 
 from experiments.train.loggers import MetricsLog, build_loggers, wandb_mode
+from tests.experiments.conftest import only_run
+from tests.support.wandb_store import records
 
 
 @pytest.fixture
-def nobody_logged_in(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def no_account(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in ("WANDB_MODE", "WANDB_API_KEY", "NETRC"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
 
 
-@pytest.mark.usefixtures("nobody_logged_in")
+@pytest.mark.usefixtures("no_account")
 def test_offline_is_the_default_without_an_account() -> None:
     assert wandb_mode("auto") == "offline"
 
@@ -40,7 +44,7 @@ def test_csv_log_lies_in_the_run_directory(tmp_path: Path) -> None:
     assert (directory / "metrics.csv").read_text().splitlines() == ["step,val/loss", "3,1.5"]
 
 
-def test_wandb_stands_beside_the_csv_log(tmp_path: Path) -> None:
+def test_wandb_comes_after_the_csv_log(tmp_path: Path) -> None:
     directory = tmp_path / "flowers" / "1"
     loggers = build_loggers(directory, {"mode": "offline", "project": "p", "tags": ["t"]})
     assert [type(logger) for logger in loggers] == [MetricsLog, WandbLogger]
@@ -70,7 +74,7 @@ def test_columns_are_added_as_they_come(tmp_path: Path) -> None:
     assert logger.log_dir == str(tmp_path / "name" / "version")
 
 
-def test_another_run_begins_anew(tmp_path: Path) -> None:
+def test_another_run_replaces_the_log(tmp_path: Path) -> None:
     first = log(tmp_path)
     first.log_metrics({"a": 1}, step=0)
     first.finalize("success")
@@ -110,7 +114,7 @@ def test_nothing_logged_leaves_no_file(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("**/*.csv"))
 
 
-def test_new_columns_are_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_new_columns_are_written_atomically(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     logger = log(tmp_path)
     logger.log_metrics({"a": 1}, step=0)
     logger.save()
@@ -123,3 +127,25 @@ def test_new_columns_are_written_whole_or_not_at_all(tmp_path: Path, monkeypatch
     with pytest.raises(OSError, match="No space left"):
         logger.save()
     assert rows(tmp_path) == [{"a": "1", "step": "0"}]
+
+
+def test_an_offline_wandb_run_holds_metrics_config_and_figures(
+    run: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    assert run("fit", "--wandb.mode=offline", "--wandb.project=shop", "--test_best=true") == 0
+    directory = only_run(tmp_path / "runs")
+    (store,) = directory.glob("wandb/offline-run-*/*.wandb")
+    logged: set[str] = set()
+    config: dict[str, Any] = {}
+    for record in records(store):
+        logged |= {item.key or "/".join(item.nested_key) for item in record.history.item}
+        if record.WhichOneof("record_type") == "config":
+            config |= {item.key: json.loads(item.value_json) for item in record.config.update if item.key}
+        if record.WhichOneof("record_type") == "run":
+            assert record.run.project == "shop"
+            config |= {item.key: json.loads(item.value_json) for item in record.run.config.update if item.key}
+    assert {"val/loss", "val/class/accuracy", "val/colour/f1_macro", "test/loss"} <= logged
+    # One key for the whole configuration: the flat keys belong to a sweep.
+    assert config["experiment"]["model"]["init_args"]["backbone"] == "test_resnet"
+    assert list(directory.glob("wandb/offline-run-*/files/media/images/confusion/**/*.png"))

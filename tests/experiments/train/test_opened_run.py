@@ -1,4 +1,4 @@
-"""Opening a run that somebody else may have made: whose checkpoint is meant, and that no code of theirs is run."""
+"""Opening a run that another person may have made: whose checkpoint is meant, and that none of its code is run."""
 
 from __future__ import annotations
 
@@ -292,7 +292,7 @@ def test_a_run_without_the_checkpoint_is_named(run: Path, capsys: pytest.Capture
     assert f"{run} has no checkpoints/best.ckpt; it has last" in capsys.readouterr().err
 
 
-def test_new_directories_lie_beside_the_run_wherever_its_author_kept_theirs(run: Path, tmp_path: Path) -> None:
+def test_new_directories_are_made_next_to_the_run_wherever_its_author_kept_theirs(run: Path, tmp_path: Path) -> None:
     changed(run, lambda config: config.update(runs=str(tmp_path / "elsewhere")))
     assert main(["validate", "--ckpt_path", str(run / "checkpoints" / "last.ckpt")]) == 0
     assert len(list(run.parent.iterdir())) == 2

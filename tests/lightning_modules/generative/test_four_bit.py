@@ -12,9 +12,9 @@ import yaml
 from evaluation.efficiency import parameter_count
 from experiments.train.cli import main
 from tests.experiments.conftest import only_run
-from tests.experiments.plain_figures import plain_figures
 from tests.lightning_modules.generative.tiny_answers import TEXTS, images, tiny_answerer
 from tests.support.models import write_qwen2_vl
+from tests.support.plain_figures import plain_figures
 
 bitsandbytes = pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed (the extra `quantized`)")
 

@@ -15,8 +15,8 @@ from experiments.train.cli import main
 from lightning_modules.checkpoint import load_task
 from lightning_modules.generative import GenerativeClassifier
 from tests.experiments.conftest import only_run
-from tests.experiments.plain_figures import plain_figures
 from tests.support.models import write_qwen2_vl
+from tests.support.plain_figures import plain_figures
 
 EXPERIMENT = """
 name: colours

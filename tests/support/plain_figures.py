@@ -1,4 +1,4 @@
-"""Runs that tests need for what is beside their figures: those are files as ever, of empty figures."""
+"""Empty figures for runs whose figures are not tested."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ from matplotlib.figure import Figure
 def plain_figures() -> Iterator[None]:
     """Within it confusion matrices and reliability diagrams are not drawn, which takes longer than tiny trainings.
 
-    Their own tests are ``tests/callbacks/test_confusion.py``, ``tests/evaluation/report/test_figures.py`` and
-    ``tests/evaluation/report/test_figures.py``.
+    Their own tests are ``tests/callbacks/test_confusion.py`` and ``tests/evaluation/report/test_figures.py``.
     """
     with pytest.MonkeyPatch.context() as patched:
         for place in ("callbacks.confusion.confusion_figure", "evaluation.commands.calibrate.reliability_figure"):
