@@ -261,11 +261,7 @@ class BestCheckpoint(ModelCheckpoint):
 
 
 def reason_for_no_validation(trainer: Trainer) -> str:
-    """Why a training that begins now, or goes on, ends before its next validation; empty where it does not.
-
-    Args:
-        trainer: in ``on_train_start`` or later.
-    """
+    """Why a training that begins now, or goes on, ends before its next validation; empty where it does not."""
     if not trainer.enable_validation:
         return "trainer.limit_val_batches is 0"
     counts: Any = trainer.num_val_batches

@@ -67,13 +67,7 @@ class ConfusionCounter(OutputCollector):
 
     @abstractmethod
     def report(self, trainer: Trainer, counted: CountedSplit, confusions: Mapping[str, pd.DataFrame]) -> None:
-        """Write what was counted; called on the first process only.
-
-        Args:
-            trainer: gives the run directory and the loggers.
-            counted: what was counted, and when.
-            confusions: for each task the counts with class names.
-        """
+        """Write what was counted; called on the first process only."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Forget an earlier fit; a checkpoint is restored after this."""
@@ -183,9 +177,6 @@ class ConfusionMatrixLogger(ConfusionCounter):
 
     Args:
         every_n_epochs: while fitting, also after every N epochs with validation; 0 for the best epoch only, at the end.
-
-    Raises:
-        UserError: for a negative number.
     """
 
     def __init__(self, every_n_epochs: int = 0) -> None:

@@ -56,12 +56,6 @@ def compute_features(
 ) -> FeatureTable:
     """Encode every view of every sample; with several processes each encodes its share, and all get everything.
 
-    Args:
-        trainer: gives device, precision and processes.
-        encode: from uint8 ``(B, 3, H, W)`` to float ``(B, D)``.
-        views: for each view batches that cover the split, the same samples in the same order.
-        name: of the split, for the progress bar.
-
     Raises:
         TooManyFeaturesError: if they do not fit into memory.
     """
@@ -134,9 +128,6 @@ class FrozenFeatures(Callback):
         mode: ``auto`` where results do not change (no augmentation, or ``n_views`` is given) and whole epochs are
             trained, ``always`` or ``never``.
         n_views: augmented views of each training image; 0 for one where nothing is augmented.
-
-    Raises:
-        UserError: for other values.
     """
 
     def __init__(self, mode: Mode = "auto", n_views: int = 0) -> None:

@@ -39,9 +39,6 @@ class EmbeddingExport(OutputCollector):
         gallery: folder or URI; ``gallery`` in the run directory by default.
         splits: which of ``test`` and ``predict`` fill it; both by default.
         chunk: images of a shard, and of a commit.
-
-    Raises:
-        UserError: for other values.
     """
 
     def __init__(self, gallery: str = "", splits: list[ExportedStage] | None = None, chunk: int = CHUNK) -> None:

@@ -235,11 +235,7 @@ def _event(trainer: Trainer, check: _LossCheck, skips: bool) -> dict[str, Any]:
 
 
 class _Statistics:
-    """What a forward pass moves without any optimizer: BatchNorm's statistics and the epoch's averages.
-
-    Args:
-        model: whose statistics as they are now are kept.
-    """
+    """What a forward pass moves without any optimizer: BatchNorm's statistics and the epoch's averages."""
 
     def __init__(self, model: LightningModule) -> None:
         norms = (module for module in model.modules() if isinstance(module, _BatchNorm) and module.training)

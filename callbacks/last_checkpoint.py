@@ -166,9 +166,6 @@ class LastCheckpoint(Callback):
         every_n_train_steps: write it also after every N batches; 0 for not.
         every_minutes: write it also N minutes after it was last written; 0 for not.
         dirpath: folder; ``checkpoints`` in the run directory by default.
-
-    Raises:
-        UserError: for negative numbers.
     """
 
     def __init__(self, every_n_train_steps: int = 0, every_minutes: float = 0.0, dirpath: str | None = None) -> None:

@@ -30,15 +30,7 @@ class OutputCollector(Callback):
         """Prepare for the first batch of a split."""
 
     def collect(self, trainer: Trainer, pl_module: LightningModule, split: Split, outputs: object, batch: Any) -> None:
-        """Take the outputs of a step.
-
-        Args:
-            trainer: that runs.
-            pl_module: the task.
-            split: of the batch.
-            outputs: what the step returned.
-            batch: what it was given.
-        """
+        """Take the outputs of a step."""
 
     def finish(self, trainer: Trainer, pl_module: LightningModule, split: Split) -> None:
         """Use what was collected; all metrics are logged by now."""

@@ -27,9 +27,6 @@ class PredictionWriter(OutputCollector):
     Args:
         splits: which of ``val``, ``test`` and ``predict`` are written. ``val`` is written by ``validate`` only, not
             while fitting.
-
-    Raises:
-        UserError: for another split.
     """
 
     during_fit = False

@@ -32,9 +32,6 @@ class SaliencyOfMistakes(OutputCollector):
         count: images at most.
         method: ``gradcam`` for any network, ``rollout`` for plain vision transformers.
         task: whose mistakes; the main task by default.
-
-    Raises:
-        UserError: for less than one image and another method.
     """
 
     splits = ("test",)

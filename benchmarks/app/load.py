@@ -36,11 +36,7 @@ State = dict[str, Any]
 
 
 class User:
-    """One open page without a browser.
-
-    Args:
-        url: of the server.
-    """
+    """One open page without a browser."""
 
     def __init__(self, url: str) -> None:
         self._client = httpx.Client(base_url=url, timeout=120)

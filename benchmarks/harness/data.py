@@ -55,15 +55,7 @@ def linked_products(root: Path) -> Path | None:
 def write_experiment(
     folder: Path, data: dict[str, Any], model: dict[str, Any], seed: int = DEFAULT_SEED, **trainer: Any
 ) -> Path:
-    """Write an experiment of one epoch on the CPU without validation, whose runs are put into the same folder.
-
-    Args:
-        folder: for ``experiment.yaml``.
-        data: its section.
-        model: its section.
-        seed: of everything.
-        trainer: further options, which replace those above.
-    """
+    """Write an experiment of one epoch on the CPU without validation, whose runs are put into the same folder."""
     options = {"max_epochs": 1, "accelerator": "cpu", "limit_val_batches": 0, "enable_model_summary": False, **trainer}
     experiment = {
         "seed_everything": seed,

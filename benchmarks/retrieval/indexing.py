@@ -43,13 +43,7 @@ def data_of(folder: Path, size: int, batch: int) -> Any:
 
 
 class Contest:
-    """One network with random weights and its data; both sides may be run again and again.
-
-    Args:
-        backbone: name in timm.
-        data: of ``data_of``.
-        folder: for galleries.
-    """
+    """One network with random weights and its data; both sides may be run again and again."""
 
     def __init__(self, backbone: str, data: Any, folder: Path) -> None:
         from lightning_modules import ImageClassifier

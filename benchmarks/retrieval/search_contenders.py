@@ -142,15 +142,7 @@ def _threads() -> int:
 
 
 def contend(pacer: Pacer, name: str, folder: str, at_once: int, searches: int) -> None:
-    """Search as one of the contenders: once to warm up, then as often as asked, in turns.
-
-    Args:
-        pacer: of the turns.
-        name: of the contender.
-        folder: with the gallery and the queries.
-        at_once: queries of a search.
-        searches: in all turns.
-    """
+    """Search as one of the contenders: once to warm up, then as often as asked, in turns."""
     queries: Vectors = np.load(Path(folder) / QUERIES)
     search = CONTENDERS[name](Path(folder) / "gallery")
     np.save(rows_file(Path(folder), name, at_once), search(queries[:at_once]))

@@ -117,18 +117,7 @@ def fit(
     workers: int = min(16, os.cpu_count() or 1),
     **trainer: Any,
 ) -> dict[str, list[float]]:
-    """Train on generated images and return what ``Rates`` has found.
-
-    Args:
-        backbone: name in timm.
-        folder: for images, cache and run.
-        epochs: that count, at least 1.
-        batch: images of a step.
-        steps: of an epoch.
-        pixels: side of the images.
-        workers: loader processes.
-        trainer: further options.
-    """
+    """Train on generated images and return what ``Rates`` has found."""
     from experiments.train.cli import VitrailCLI
 
     os.environ["VITRAIL_CACHE"] = str(folder / "cache")

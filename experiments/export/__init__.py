@@ -188,14 +188,7 @@ class _Written(NamedTuple):
 
 
 class Maker:
-    """Exports one task.
-
-    Args:
-        task: with its weights, on the CPU.
-        files: of its run.
-        datamodule: its data, set up.
-        options: of the command line.
-    """
+    """Exports one task."""
 
     def __init__(self, task: VisionTask, files: Run, datamodule: ImageDataModule, options: argparse.Namespace) -> None:
         self._task, self._files, self._data, self._options = task, files, datamodule, options

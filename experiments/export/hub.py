@@ -134,16 +134,7 @@ _RESIZING = {
 def write_card(
     path: Path, files: Run, metadata: Mapping[str, Any], kind: str, forms: Sequence[Form], split: str
 ) -> None:
-    """Write the model card. What the run's files do not record is left out, or named as missing.
-
-    Args:
-        path: of ``README.md``.
-        files: of the run.
-        metadata: of ``metadata_of``.
-        kind: format of the export.
-        forms: that were compared.
-        split: that they were compared on.
-    """
+    """Write the model card. What the run's files do not record is left out, or named as missing."""
     from huggingface_hub import ModelCard
 
     from datamodules.loading.transforms import scaled_side

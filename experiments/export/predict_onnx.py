@@ -116,9 +116,6 @@ class Model:
     def read(self, path: str | Path) -> NDArray[np.uint8]:
         """An image as the network takes it.
 
-        Args:
-            path: of an image file.
-
         Returns:
             uint8 ``(3, S, S)``, RGB.
 
@@ -144,9 +141,6 @@ class Model:
 
     def probabilities(self, outputs: Mapping[str, NDArray[np.float32]]) -> dict[str, NDArray[np.float64]]:
         """Probabilities of the classes of each task, with the temperatures that calibration found.
-
-        Args:
-            outputs: of a call.
 
         Returns:
             For each task ``(B, C)``, rows sum to 1.

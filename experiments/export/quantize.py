@@ -53,12 +53,6 @@ def calibration_images(datamodule: ImageDataModule, count: int = CALIBRATION) ->
 def quantize_onnx(source: Path, target: Path, tower: Tower, calibration: Sequence[NDArray[np.uint8]]) -> None:
     """Make an eight-bit file of one in float32; its metadata stay.
 
-    Args:
-        source: of ``graphs.write_onnx``.
-        target: to be written.
-        tower: that the file was made of.
-        calibration: images; not needed for a tower of texts.
-
     Raises:
         UserError: if ONNX Runtime cannot.
     """
@@ -100,11 +94,6 @@ def quantize_program(
     """Make an eight-bit graph of one in float32, for x86 processors through ``torch.compile``.
 
     Without compilation it computes the same, but slowly: eight-bit values are turned back in front of each operator.
-
-    Args:
-        program: of ``graphs.graph_of``.
-        tower: that it was made of.
-        calibration: images; not needed for a tower of texts.
 
     Raises:
         UserError: if torchao cannot.

@@ -70,10 +70,6 @@ def as_strings(metadata: Mapping[str, Any]) -> dict[str, str]:
 def from_strings(strings: Mapping[str, str], origin: str | Path) -> dict[str, Any]:
     """Undo ``as_strings``.
 
-    Args:
-        strings: metadata of a file.
-        origin: of the file, for messages.
-
     Raises:
         UserError: if it was not written by an export that this version reads.
     """
@@ -126,11 +122,6 @@ _SHAPES = "vitrail.shapes"
 def write_weights(task: VisionTask, path: Path, metadata: Mapping[str, Any]) -> None:
     """Write a task, whose linear layers may have eight-bit weights of torchao.
 
-    Args:
-        task: with its weights, on the CPU.
-        path: of the file.
-        metadata: of ``metadata_of``.
-
     Raises:
         UserError: if what the task was built with is more than plain values.
     """
@@ -157,9 +148,6 @@ def write_weights(task: VisionTask, path: Path, metadata: Mapping[str, Any]) -> 
 
 def read_weights(path: Path) -> VisionTask:
     """Load the task of a file that ``write_weights`` wrote, on the CPU and in evaluation mode.
-
-    Args:
-        path: of the file, or of the folder that the export wrote.
 
     Raises:
         UserError: if there is no such file, or it cannot be read.

@@ -90,10 +90,6 @@ class _Halving(SuccessiveHalvingPruner):
 
     A trial that is run again keeps the marks of the comparisons that it has passed, since it goes on from its
     checkpoint, and so does the trial that it replaces: Optuna would count both.
-
-    Args:
-        rule: of the sweep.
-        trials: gives the last trial of each slot.
     """
 
     def __init__(self, rule: EarlyStopping, trials: Callable[[], list[FrozenTrial]]) -> None:
@@ -204,14 +200,7 @@ class SweepStudy:
         return rule is not None and not 0 < rule.last <= epoch and trial.should_prune()
 
     def end(self, trial: Trial, state: TrialState, value: float | None, facts: Mapping[str, Any]) -> None:
-        """Record how a trial ended; nothing where it was given up meanwhile.
-
-        Args:
-            trial: that was taken.
-            state: how it ended.
-            value: its metric, where it is complete.
-            facts: what else is to be known of it.
-        """
+        """Record how a trial ended; nothing where it was given up meanwhile."""
         with contextlib.suppress(UpdateFinishedTrialError):
             for key, fact in facts.items():
                 trial.set_user_attr(key, fact)
@@ -227,11 +216,7 @@ class SweepStudy:
             self._retry(self.study, copy.deepcopy(self._storage.get_trial(trial._trial_id)))
 
     def retry_failed(self, *, refused_only: bool) -> None:
-        """Queue failed trials again.
-
-        Args:
-            refused_only: only those that the user's input stopped.
-        """
+        """Queue failed trials again, or only those that the user's input stopped."""
         with self._alone():
             for trial in self.trials():
                 error = trial.user_attrs.get(ERROR)

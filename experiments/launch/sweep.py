@@ -86,15 +86,6 @@ def search(
 ) -> tuple[SweepStudy, Workers, int]:
     """Run the trials of a sweep that have no result yet.
 
-    Args:
-        sweep: what is searched.
-        name: of the study.
-        folder: of the sweep.
-        options: of the command line, see ``add_search_options``.
-        count: of trials.
-        more: arguments for every trial.
-        runner: runs a trial; ``run_trial`` by default.
-
     Returns:
         The study, its workers, and the signal that stopped them, 0 for none.
     """

@@ -88,12 +88,7 @@ class Parameter:
         return list(self.options["values"]) if self.kind in {"categorical", OVERLAY} else None
 
     def suggest(self, trial: Trial, choices: list[Any] | None = None) -> Any:
-        """Return the value that the trial's sampler chooses, as the command line takes it.
-
-        Args:
-            trial: to suggest for.
-            choices: those of a grid; by default the distribution's own.
-        """
+        """Return the value that the trial's sampler chooses, as the command line takes it."""
         if (choices := choices or self.choices) is not None:
             # As text, because Optuna has no lists, and takes True and 1 for the same choice.
             return json.loads(trial.suggest_categorical(self.name, [json.dumps(value) for value in choices]))
@@ -432,13 +427,7 @@ class SweepFile:
         return Path("trials", f"trial-{slot:04d}")
 
     def arguments(self, values: Mapping[str, Any], more: list[str], folder: Path) -> list[str]:
-        """Return arguments of a trial, after ``python -m experiments``, made as W&B's agent makes them.
-
-        Args:
-            values: of the parameters that are searched.
-            more: arguments that come right before the values.
-            folder: with the files of overlays.
-        """
+        """Return arguments of a trial, after ``python -m experiments``, made as W&B's agent makes them."""
         constants = {p.name: p.options["value"] for p in self.parameters if p.is_constant}
         chosen = {p.name: {**constants, **values}[p.name] for p in self.parameters}
         if OVERLAY in chosen:

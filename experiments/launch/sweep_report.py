@@ -84,13 +84,6 @@ def trials_table(frame: pd.DataFrame, title: str) -> Table:
 def write_reports(folder: Path, study: optuna.Study, trials: Sequence[FrozenTrial], metric: Metric, runs: Path) -> str:
     """Write ``sweep.csv``, ``best.yaml``, ``importance.csv`` and ``importance.png``, each atomically.
 
-    Args:
-        folder: of the sweep.
-        study: whose complete trials say which parameters matter.
-        trials: those that count.
-        metric: what was optimised.
-        runs: directory of runs for the best configuration's next run.
-
     Returns:
         Lines with their paths, or why one is missing.
     """

@@ -69,13 +69,7 @@ class Job:
 
 
 class Watch:
-    """Reports a trial's epochs to the study.
-
-    Args:
-        study: that the trial belongs to.
-        claim: the trial.
-        console: shows that a trial is continued.
-    """
+    """Reports a trial's epochs to the study."""
 
     def __init__(self, study: SweepStudy, claim: Claim, console: Console) -> None:
         self._study, self._claim, self._console = study, claim, console
@@ -179,14 +173,7 @@ def ended(
     before: set[Path],
     error: str | None = None,
 ) -> Outcome:
-    """Return how a trial ended.
-
-    Args:
-        job: what it ran.
-        state: how.
-        before: run directories of earlier attempts.
-        error: why it failed.
-    """
+    """Return how a trial ended."""
     run = _run_directory(job, before)
     values = logged_values(run, job.metric.name)
     finite = [value for value in values if math.isfinite(value)]
@@ -235,15 +222,7 @@ def _checkpoint(job: Job, log: IO[bytes]) -> Path | None:
 
 
 class Workers:
-    """Run a sweep's trials, several at once.
-
-    Args:
-        study: where trials come from.
-        folder: of the sweep.
-        runner: runs one trial, as ``run_trial`` does.
-        more: arguments for every trial.
-        console: shows how it goes.
-    """
+    """Run a sweep's trials, several at once."""
 
     def __init__(self, study: SweepStudy, folder: Path, runner: Runner, more: Sequence[str], console: Console) -> None:
         self._study, self._folder, self._runner, self._more, self._console = study, folder, runner, more, console
@@ -259,11 +238,6 @@ class Workers:
 
     def run(self, count: int, workers: int, gpus: list[str]) -> int:
         """Run until no trial is left.
-
-        Args:
-            count: of trials in all.
-            workers: how many at once.
-            gpus: one for each worker in turn.
 
         Returns:
             The signal that stopped it before, SIGINT or SIGTERM; 0 for none.

@@ -76,11 +76,6 @@ def refuse_conflicting_checkpoint(model: LightningModule, checkpoint: Path, *, t
     LightningCLI would silently let the checkpoint win over YAML and flags. Class names and image size, which come from
     the data, are compared as well: other names in the same places would permute the predictions without a word.
 
-    Args:
-        model: The model as the configuration made it.
-        checkpoint: A file that the trainer wrote.
-        trains: Whether training continues from it.
-
     Raises:
         UserError: Some value differs, or weights do not fit; the line names each.
     """
@@ -522,9 +517,6 @@ def _name_from(configs: list[str]) -> str:
 
 def main(args: list[str]) -> int:
     """Run the command line.
-
-    Args:
-        args: Arguments without the program's name.
 
     Returns:
         Exit code: 0, or 2 after a mistake of the user.

@@ -89,10 +89,6 @@ def opened_arguments(args: Sequence[str]) -> Iterator[list[str]]:
 def opened_config(run: Path, stage: str) -> dict[str, Any]:
     """Return the configuration of a run as far as a stage may follow it.
 
-    Args:
-        run: the run directory.
-        stage: fit, validate, test or predict.
-
     Raises:
         UserError: it cannot be read, or names a class that is neither ours nor of an allowed plugin.
     """

@@ -32,14 +32,7 @@ _PACKAGES = ("torch", "torchvision", "lightning", "timm", "transformers", "torch
 
 
 class RunRecorder(Callback):
-    """Write ``run.json`` when a stage begins and again when it ends, however it ends.
-
-    Args:
-        directory: The run directory.
-        name: Name of the experiment.
-        seed: The run's seed.
-        checkpoint: The checkpoint that the stage started from, if any.
-    """
+    """Write ``run.json`` when a stage begins and again when it ends, however it ends."""
 
     def __init__(self, directory: Path, name: str, seed: int, checkpoint: Path | None = None) -> None:
         self.directory = directory

@@ -22,36 +22,30 @@ NAN = math.nan
 
 
 class Scores(Callback):
-    """Logs made-up values of one validation after the other."""
+    """Logs made-up values of one validation after the other, by epoch or one by one."""
 
-    def __init__(self, values: Sequence[float]) -> None:
-        self.values = values
-
-    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        pl_module.log("val/made_up", torch.tensor(self.values[trainer.current_epoch]))
-
-
-class ScoresOneByOne(Callback):
-    """Logs made-up values of one validation after the other, several in an epoch."""
-
-    def __init__(self, values: Sequence[float]) -> None:
-        self.values = [*values]
+    def __init__(self, values: Sequence[float], *, one_by_one: bool = False) -> None:
+        self.values, self.one_by_one = [*values], one_by_one
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        pl_module.log("val/made_up", torch.tensor(self.values.pop(0)))
+        value = self.values.pop(0) if self.one_by_one else self.values[trainer.current_epoch]
+        pl_module.log("val/made_up", torch.tensor(value))
+
+
+def trainer_of(folder: Path, *callbacks: Callback, **options: Any) -> Trainer:
+    limits = {"limit_train_batches": 1, "limit_val_batches": 1, "enable_checkpointing": True}
+    return tiny_trainer(folder, callbacks=[*callbacks], **{**limits, **options})
 
 
 def fit(
     folder: Path, values: Sequence[float], *, ckpt_path: Path | None = None, epochs: int = 0, **options: Any
 ) -> BestCheckpoint:
     trainer_options = {key: options.pop(key) for key in list(options) if key.startswith(("limit", "check"))}
-    saver = BestCheckpoint(folder, monitor="val/made_up", filename="best", **{"mode": "min", **options})
-    trainer = tiny_trainer(
-        folder,
-        max_epochs=epochs or len(values),
-        enable_checkpointing=True,
-        callbacks=[LastCheckpoint(dirpath=str(folder)), Scores(values), EpochLines(), saver],
-        **{"limit_train_batches": 1, "limit_val_batches": 1, **trainer_options},
+    options = {"monitor": "val/made_up", "filename": "best", "mode": "min", "enable_version_counter": False, **options}
+    saver = BestCheckpoint(folder, **options)
+    last = LastCheckpoint(dirpath=str(folder))
+    trainer = trainer_of(
+        folder, last, Scores(values), EpochLines(), saver, max_epochs=epochs or len(values), **trainer_options
     )
     trainer.fit(tiny_classifier(), datamodule=MadePhotos(), ckpt_path=ckpt_path, weights_only=True)
     return saver
@@ -84,60 +78,34 @@ def epochs_of(folder: Path) -> dict[str, int]:
 def test_it_is_the_best_epoch_and_the_others_have_names_of_their_own(
     tmp_path: Path, values: list[float], options: dict[str, Any], expected: dict[str, int]
 ) -> None:
-    filename = options.pop("filename", "best")
-    saver = BestCheckpoint(
-        tmp_path, monitor="val/made_up", filename=filename, enable_version_counter=False, **{"mode": "min", **options}
-    )
-    callbacks = [LastCheckpoint(dirpath=str(tmp_path)), Scores(values), saver]
-    trainer = tiny_trainer(
-        tmp_path,
-        max_epochs=len(values),
-        enable_checkpointing=True,
-        callbacks=callbacks,
-        limit_train_batches=1,
-        limit_val_batches=1,
-    )
-    trainer.fit(tiny_classifier(), datamodule=MadePhotos())
+    saver = fit(tmp_path, values, **options)
     assert epochs_of(tmp_path) == expected
     assert Path(saver.best_model_path).name == ("best.ckpt" if "best.ckpt" in expected else "")
 
 
-def test_what_goes_on_elsewhere_takes_the_better_checkpoint_along(tmp_path: Path) -> None:
-    first, second = tmp_path / "first", tmp_path / "second"
+def test_a_run_that_goes_on_elsewhere_takes_the_better_checkpoint_along(tmp_path: Path) -> None:
+    first, second, third = (tmp_path / name for name in ("first", "second", "third"))
     fit(first, [3, 1, 2], save_top_k=2)
     saver = fit(second, [3, 1, 2, 1.5, 4], ckpt_path=first / "last.ckpt", save_top_k=2)
     assert epochs_of(second) == {"best.ckpt": 1, "epoch=3-step=4.ckpt": 3}
     assert saver.best_model_score == 1
     assert saver.best_model_path == str(second / "best.ckpt")
+    # A better epoch replaces it there alone.
+    fit(third, [3, 1, 2, 0.5], ckpt_path=first / "last.ckpt")
+    assert epochs_of(third) == {"best.ckpt": 3}
     assert epochs_of(first) == {"best.ckpt": 1, "epoch=2-step=3.ckpt": 2}
 
 
-def test_a_better_epoch_replaces_what_was_taken_along_there_alone(tmp_path: Path) -> None:
-    first, second = tmp_path / "first", tmp_path / "second"
-    fit(first, [3, 1, 2])
-    fit(second, [3, 1, 2, 0.5], ckpt_path=first / "last.ckpt")
-    assert epochs_of(second) == {"best.ckpt": 3}
-    assert epochs_of(first) == {"best.ckpt": 1}
-
-
-def test_a_run_that_was_moved_goes_on_with_its_own_files(tmp_path: Path) -> None:
+@pytest.mark.parametrize("left", [0, 1])
+def test_a_run_that_was_moved_goes_on_with_its_own_files(tmp_path: Path, left: int) -> None:
+    """Also where nothing is left to train."""
     fit(tmp_path / "first", [3, 1, 2])
     (tmp_path / "first").rename(tmp_path / "moved")
-    saver = fit(tmp_path / "moved", [3, 1, 2, 4], ckpt_path=tmp_path / "moved" / "last.ckpt")
-    assert saver.best_model_path == str(tmp_path / "moved" / "best.ckpt")
-    assert epochs_of(tmp_path / "moved") == {"best.ckpt": 1}
-
-
-def test_where_nothing_is_left_to_train_the_best_so_far_is_known(tmp_path: Path) -> None:
-    fit(tmp_path / "first", [3, 1, 2])
-    (tmp_path / "first").rename(tmp_path / "moved")
-    saver = fit(tmp_path / "moved", [3, 1, 2], ckpt_path=tmp_path / "moved" / "last.ckpt")
-    assert saver.best_model_path == str(tmp_path / "moved" / "best.ckpt")
-    assert saver.best_model_score == 1
-    assert saver.best_epoch == 1
-    elsewhere = fit(tmp_path / "elsewhere", [3, 1, 2], ckpt_path=tmp_path / "moved" / "last.ckpt")
-    assert elsewhere.best_model_path == str(tmp_path / "elsewhere" / "best.ckpt")
-    assert epochs_of(tmp_path / "elsewhere") == {"best.ckpt": 1}
+    for folder in (tmp_path / "moved", tmp_path / "elsewhere"):
+        saver = fit(folder, [3, 1, 2, 4], epochs=3 + left, ckpt_path=tmp_path / "moved" / "last.ckpt")
+        assert saver.best_model_path == str(folder / "best.ckpt")
+        assert saver.best_model_score == saver.best_epoch == 1
+        assert epochs_of(folder) == {"best.ckpt": 1}
 
 
 def test_what_another_run_left_in_the_folder_is_not_taken_for_the_best(tmp_path: Path) -> None:
@@ -153,10 +121,9 @@ def test_a_run_of_lightnings_own_callback_goes_on(tmp_path: Path, filename: str,
     """As runs were made before there was ours: its best is ours, under our name."""
     first = tmp_path / "first"
     former = ModelCheckpoint(first, monitor="val/made_up", filename=filename, enable_version_counter=False)
-    options: dict[str, Any] = {"limit_train_batches": 1, "limit_val_batches": 1, "enable_checkpointing": True}
     users = ModelCheckpoint(tmp_path / "users", monitor="val/loss", save_top_k=2)
     callbacks = [LastCheckpoint(dirpath=str(first)), Scores([3, 1, 2]), users, former]
-    tiny_trainer(first, max_epochs=3, callbacks=callbacks, **options).fit(tiny_classifier(), MadePhotos())
+    trainer_of(first, *callbacks, max_epochs=3).fit(tiny_classifier(), MadePhotos())
     for folder in (first, tmp_path / "elsewhere"):
         saver = fit(folder, [3, 1, 2, 4], epochs=3 + left, ckpt_path=first / "last.ckpt")
         assert saver.best_model_path == str(folder / "best.ckpt")
@@ -174,34 +141,21 @@ def test_a_best_epoch_that_lies_ahead_does_not_count(tmp_path: Path, caplog: pyt
 
 
 @pytest.mark.parametrize(
-    ("changes", "word"), [({"mode": "max"}, "compared by"), ({"monitor": "val/loss"}, "compared by")]
+    ("changes", "reason"),
+    [({"mode": "max"}, "compared by"), ({"monitor": "val/loss"}, "compared by"), ({}, "had other data")],
 )
 def test_scores_that_cannot_be_compared_do_not_count(
-    tmp_path: Path, changes: dict[str, Any], word: str, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, changes: dict[str, Any], reason: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     first, second = tmp_path / "first", tmp_path / "second"
     fit(first, [1, 3])
     saver = BestCheckpoint(second, **{"monitor": "val/made_up", "mode": "min", **changes})
-    options: dict[str, Any] = {"limit_train_batches": 1, "limit_val_batches": 1, "enable_checkpointing": True}
-    trainer = tiny_trainer(second, max_epochs=3, callbacks=[Scores([1, 3, 2]), saver], **options)
+    saver.continues = bool(changes)
+    trainer = trainer_of(second, Scores([1, 3, 2]), saver, max_epochs=3)
     with caplog.at_level(logging.INFO):
         trainer.fit(tiny_classifier(), MadePhotos(), ckpt_path=first / "last.ckpt", weights_only=True)
-    assert word in caplog.text
+    assert reason in caplog.text
     assert epochs_of(second) == {"best.ckpt": 2}
-
-
-def test_other_data_make_scores_incomparable(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    fit(tmp_path / "first", [1, 3])
-    saver = BestCheckpoint(tmp_path / "second", monitor="val/made_up")
-    saver.continues = False
-    options: dict[str, Any] = {"limit_train_batches": 1, "limit_val_batches": 1, "enable_checkpointing": True}
-    trainer = tiny_trainer(tmp_path, max_epochs=3, callbacks=[Scores([1, 3, 2]), saver], **options)
-    with caplog.at_level(logging.INFO):
-        trainer.fit(
-            tiny_classifier(), MadePhotos(), ckpt_path=tmp_path / "first" / "last.ckpt", weights_only=True
-        )  # fmt: skip
-    assert "had other data" in caplog.text
-    assert epochs_of(tmp_path / "second") == {"best.ckpt": 2}
 
 
 @pytest.mark.parametrize(
@@ -259,9 +213,13 @@ def test_it_is_known_beforehand_whether_there_will_be_a_validation(tmp_path: Pat
     assert bool(asking.reason) == (asking.validations == 0), asking.reason
 
 
-def test_a_line_an_epoch_says_loss_metric_and_best(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def lines_of(capsys: pytest.CaptureFixture[str]) -> list[str]:
+    return [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch ")]
+
+
+def test_a_line_an_epoch_shows_loss_metric_and_best(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     fit(tmp_path, [3, 1, NAN, 2])
-    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch ")]
+    lines = lines_of(capsys)
     assert [line.split(":")[0] for line in lines] == ["epoch 1/4", "epoch 2/4", "epoch 3/4", "epoch 4/4"]
     assert all("train/loss " in line and "val/loss " in line for line in lines)
     ends = ["3 (best so far)", "1 (best so far)", "nan (best 1, epoch 2)", "2 (best 1, epoch 2)"]
@@ -270,20 +228,12 @@ def test_a_line_an_epoch_says_loss_metric_and_best(tmp_path: Path, capsys: pytes
 
 def test_epochs_without_validation_and_several_in_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     fit(tmp_path, [3, 1], check_val_every_n_epoch=2)
-    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch ")]
-    assert [line.rsplit(", ", 1)[1] for line in lines] == ["no validation", "val/made_up 1 (best so far)"]
-    options: dict[str, Any] = {"val_check_interval": 3, "enable_progress_bar": True}
-    tiny_trainer(tmp_path, callbacks=[EpochLines()], **options).fit(tiny_classifier(), MadePhotos())
-    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch ")]
-    assert [line.split(":")[0] for line in lines] == ["epoch 1/1, step 3", "epoch 1/1"]
-
-
-def test_only_one_of_several_validations_in_an_epoch_is_the_best(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+    assert [line.rsplit(", ", 1)[1] for line in lines_of(capsys)] == ["no validation", "val/made_up 1 (best so far)"]
     saver = BestCheckpoint(tmp_path, monitor="val/made_up", filename="best", mode="min")
-    callbacks = [ScoresOneByOne([1.0, 2.0]), EpochLines(), saver]
-    options: dict[str, Any] = {"val_check_interval": 3, "limit_val_batches": 1, "enable_checkpointing": True}
-    tiny_trainer(tmp_path, callbacks=callbacks, **options).fit(tiny_classifier(), MadePhotos())
-    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch ")]
+    callbacks = [Scores([1.0, 2.0], one_by_one=True), EpochLines(), saver]
+    options: dict[str, Any] = {"val_check_interval": 3, "limit_train_batches": 1.0, "enable_progress_bar": True}
+    trainer_of(tmp_path, *callbacks, **options).fit(tiny_classifier(), MadePhotos())
+    lines = lines_of(capsys)
+    assert [line.split(":")[0] for line in lines] == ["epoch 1/1, step 3", "epoch 1/1"]
+    # Only one of them is the best.
     assert [line.split("val/made_up ")[1] for line in lines] == ["1 (best so far)", "2 (best 1, epoch 1)"]

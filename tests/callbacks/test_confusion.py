@@ -174,19 +174,6 @@ def test_chosen_epochs_are_written_while_fitting(tmp_path: Path, monkeypatch: py
     assert seen == [1, 3, 4]
 
 
-def test_sanity_check_writes_nothing(tmp_path: Path) -> None:
-    trainer = tiny_trainer(
-        tmp_path,
-        max_epochs=1,
-        limit_train_batches=1,
-        num_sanity_val_steps=2,
-        check_val_every_n_epoch=2,
-        callbacks=[ConfusionMatrixLogger(every_n_epochs=1)],
-    )
-    trainer.fit(tiny_task(), datamodule=MadePhotos())
-    assert not (tmp_path / "figures").exists()
-
-
 def test_negative_interval_is_refused() -> None:
     with pytest.raises(UserError, match="must not be negative"):
         ConfusionMatrixLogger(-1)

@@ -117,10 +117,7 @@ def assert_bit_identical(left: Any, right: Any) -> None:
         assert same, path
 
 
-@pytest.mark.parametrize(
-    "checkpoint",
-    CHECKPOINTS,
-)
+@pytest.mark.parametrize("checkpoint", CHECKPOINTS)
 def test_resumed_run_ends_bit_identical(finished: Finished, tmp_path: Path, checkpoint: str) -> None:
     torch.manual_seed(12345)
     task = tiny_task()

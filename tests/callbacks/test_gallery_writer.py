@@ -85,7 +85,7 @@ def test_a_killed_test_leaves_whole_shards_that_the_next_one_removes(folder: Pat
     assert not list((folder / "killed" / "embeddings").iterdir())
 
 
-def test_gallery_holds_what_the_model_answers(tmp_path: Path) -> None:
+def test_gallery_holds_what_the_model_outputs_and_its_weights_are_kept_for_searches(tmp_path: Path) -> None:
     task, data = tiny_task(), MadePhotos()
     tiny_trainer(tmp_path, callbacks=[EmbeddingExport(chunk=5)]).test(task, datamodule=data, verbose=False)
     rows = rows_of(tmp_path / "gallery")
@@ -94,11 +94,6 @@ def test_gallery_holds_what_the_model_answers(tmp_path: Path) -> None:
     with torch.no_grad():
         features = torch.cat([task.encoder(batch["image"]) for batch in data.eval_dataloader("test")])
     np.testing.assert_allclose(rows.column("vector").to_pylist(), F.normalize(features, dim=1).numpy(), atol=1e-5)
-
-
-def test_weights_without_checkpoint_are_kept_for_searches(tmp_path: Path) -> None:
-    task = tiny_task()
-    tiny_trainer(tmp_path, callbacks=[EmbeddingExport()]).test(task, datamodule=MadePhotos(), verbose=False)
     gallery = Gallery.open(str(tmp_path / "gallery"))
     assert gallery.identity.run == str(tmp_path.resolve())
     assert load_task(tmp_path / "checkpoints" / "best.ckpt").weights_digest() == gallery.identity.weights

@@ -11,7 +11,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 
 from callbacks import MonitoredMetrics, NonFiniteLoss
-from tests.support.runs import TASKS, MadePhotos, tiny_task, tiny_trainer
+from tests.support.runs import MadePhotos, tiny_task, tiny_trainer
 from vitrail.errors import UserError
 
 BATCH = 4
@@ -66,8 +66,8 @@ def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> boo
     return first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
 
 
-@pytest.mark.parametrize(("value", "name"), [(math.nan, "nan"), (math.inf, "nan")])
-def test_stop_names_the_samples_and_leaves_the_weights(tmp_path: Path, value: float, name: str) -> None:
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_stop_names_the_samples_and_leaves_the_weights(tmp_path: Path, value: float) -> None:
     spoil = Spoil((2,), value)
     with pytest.raises(UserError, match=r"training loss is nan at epoch 0, batch 2; .*non_finite.json") as error:
         fit(tmp_path, spoil, NonFiniteLoss())
@@ -76,7 +76,7 @@ def test_stop_names_the_samples_and_leaves_the_weights(tmp_path: Path, value: fl
     ids = spoil.seen[2]
     [process] = event.pop("processes")
     assert event == {"epoch": 0, "step": 2, "batch": 2, "action": "stopped"}
-    assert process == {"rank": 0, "loss": name, "sample_id": ids, "name": [f"photo {index}" for index in ids]}
+    assert process == {"rank": 0, "loss": "nan", "sample_id": ids, "name": [f"photo {index}" for index in ids]}
     assert len(spoil.states) == 2
     assert [path.name for path in tmp_path.iterdir()] == ["non_finite.json"]
 
@@ -183,11 +183,6 @@ def test_the_count_goes_on_after_a_resume(tmp_path: Path) -> None:
 def test_values_out_of_range_are_refused(arguments: dict[str, Any]) -> None:
     with pytest.raises(UserError, match="non_finite"):
         NonFiniteLoss(**arguments)
-
-
-def test_the_tiny_task_has_what_these_tests_need() -> None:
-    assert any(name.endswith("running_mean") for name, _ in tiny_task().named_buffers())
-    assert list(TASKS) == ["class", "colour"]
 
 
 def watch(folder: Path, saver: ModelCheckpoint, **options: object) -> Trainer:

@@ -51,13 +51,18 @@ def test_once_an_epoch_and_at_the_end(tmp_path: Path) -> None:
     assert torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 3 * STEPS
 
 
-def test_every_few_steps_as_well(tmp_path: Path) -> None:
-    assert fit(tmp_path, LastCheckpoint(every_n_train_steps=4), max_epochs=2) == [4, 6, 8, 12]
-
-
-def test_accumulated_gradients_are_waited_for(tmp_path: Path) -> None:
-    # Due after 4 and 8 of 6 batches an epoch; steps are done after 6 and 9.
-    assert fit(tmp_path, LastCheckpoint(every_n_train_steps=4), max_epochs=2, accumulate_grad_batches=3) == [2, 3, 4]
+@pytest.mark.parametrize(
+    ("settings", "changes", "written"),
+    [
+        ({"every_n_train_steps": 4}, {"max_epochs": 2}, [4, 6, 8, 12]),
+        # Due after 4 and 8 of 6 batches an epoch; steps are done after 6 and 9.
+        ({"every_n_train_steps": 4}, {"max_epochs": 2, "accumulate_grad_batches": 3}, [2, 3, 4]),
+        ({"every_minutes": 1e-9}, {"max_epochs": 1}, [1, 2, 3, 4, 5, 6]),
+        ({"every_n_train_steps": 1}, {"fast_dev_run": True}, []),
+    ],
+)
+def test_more_often_as_set(tmp_path: Path, settings: Any, changes: dict[str, Any], written: list[int]) -> None:
+    assert fit(tmp_path, LastCheckpoint(**settings), **changes) == written
 
 
 def test_a_checkpoint_within_an_epoch_goes_on_with_the_batch_that_comes_next(tmp_path: Path) -> None:
@@ -87,10 +92,6 @@ def test_a_checkpoint_within_an_epoch_goes_on_with_the_batch_that_comes_next(tmp
     resumed = tiny_trainer(tmp_path, callbacks=[LastCheckpoint(), Sees()])
     resumed.fit(tiny_task(), datamodule=MadePhotos(), ckpt_path=tmp_path / "fourth.ckpt", weights_only=True)
     assert seen == expected[4 * 4 :]
-
-
-def test_by_the_clock(tmp_path: Path) -> None:
-    assert fit(tmp_path, LastCheckpoint(every_minutes=1e-9), max_epochs=1) == [1, 2, 3, 4, 5, 6]
 
 
 def test_somewhere_else(tmp_path: Path) -> None:
@@ -137,10 +138,6 @@ def test_who_chose_how_checkpoints_are_written_is_obeyed(tmp_path: Path) -> None
     trainer = tiny_trainer(tmp_path, callbacks=[LastCheckpoint()], plugins=[chosen])
     trainer.fit(tiny_task(), datamodule=MadePhotos())
     assert trainer.strategy.checkpoint_io is chosen
-
-
-def test_a_smoke_test_leaves_nothing(tmp_path: Path) -> None:
-    assert fit(tmp_path, LastCheckpoint(every_n_train_steps=1), fast_dev_run=True) == []
 
 
 def test_it_must_come_first(tmp_path: Path) -> None:

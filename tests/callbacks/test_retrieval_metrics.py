@@ -42,20 +42,16 @@ def expected() -> dict[str, float]:
     return {**values, "retrieval/mean_recall": sum(recalls) / 6}
 
 
-def test_logs_both_directions_of_validation_and_test(tmp_path: Path) -> None:
+def test_both_directions_are_logged_and_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     evaluate(tmp_path)
+    values = expected()
     for split in ("val", "test"):
         logged = json.loads((tmp_path / f"{split}_0.json").read_text(encoding="utf-8"))
-        assert logged == pytest.approx({f"{split}/{name}": value for name, value in expected().items()})
-    assert 0.1 < expected()["retrieval/mean_recall"] < 0.9
-
-
-def test_report_is_written_and_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    evaluate(tmp_path)
+        assert logged == pytest.approx({f"{split}/{name}": value for name, value in values.items()})
+    assert 0.1 < values["retrieval/mean_recall"] < 0.9
     assert sorted(path.name for path in (tmp_path / "reports").iterdir()) == ["test_retrieval.csv", "val_retrieval.csv"]
     report = pd.read_csv(tmp_path / "reports" / "test_retrieval.csv")
     assert list(report.columns) == ["direction", "metric", "value", "low", "high", "n"]
-    values = expected()
     rows = {(row[0], row[1]): row[2:] for row in report.to_numpy().tolist()}
     for direction, n in zip(DIRECTIONS, (IMAGES, len(embeddings()[1])), strict=True):
         assert [metric for name, metric in rows if name == direction] == list(METRICS)
@@ -100,20 +96,19 @@ def test_sanity_checking_does_not_count(tmp_path: Path) -> None:
     assert mean_recall == pytest.approx(expected()["retrieval/mean_recall"])
 
 
-def test_other_tasks_are_left_alone(tmp_path: Path) -> None:
-    trainer = tiny_trainer(tmp_path, limit_train_batches=1, callbacks=[RetrievalMetrics()])
-    trainer.fit(tiny_classifier(), datamodule=MadePhotos())
-    trainer.test(tiny_classifier(), datamodule=MadePhotos(), verbose=False)
+@pytest.mark.parametrize(
+    ("task", "data"),
+    [
+        (tiny_classifier, MadePhotos),
+        # A dual encoder on class prompts has embeddings of images only.
+        (lambda: TinyDualEncoder(keys=("sample_id", "logits", "targets", "image_embedding")), TinyPairs),
+    ],
+)
+def test_tasks_without_texts_are_left_alone(tmp_path: Path, task: Any, data: Any) -> None:
+    trainer = tiny_trainer(tmp_path, callbacks=[RetrievalMetrics()])
+    trainer.test(task(), datamodule=data(), verbose=False)
     assert not [name for name in trainer.callback_metrics if "image_to_text" in name or "retrieval" in name]
     assert not (tmp_path / "reports").exists()
-
-
-def test_images_without_texts_of_their_own_are_left_alone(tmp_path: Path) -> None:
-    """A dual encoder on class prompts has embeddings of images only."""
-    trainer = tiny_trainer(tmp_path, callbacks=[RetrievalMetrics()])
-    task = TinyDualEncoder(keys=("sample_id", "logits", "targets", "image_embedding"))
-    trainer.test(task, datamodule=TinyPairs(), verbose=False)
-    assert not trainer.callback_metrics
 
 
 def test_image_without_a_text_is_found_but_does_not_ask(tmp_path: Path) -> None:
@@ -159,21 +154,26 @@ def test_image_that_comes_twice_is_counted_once(tmp_path: Path) -> None:
     assert logged == pytest.approx({f"test/{name}": value for name, value in expected().items()})
 
 
-def test_incomplete_outputs_are_refused(tmp_path: Path) -> None:
+class Strayed(TinyDualEncoder):
+    def test_step(self, batch: torch.Tensor, batch_idx: int) -> Any:
+        outputs = super().test_step(batch, batch_idx)
+        return {**outputs, "text_image": outputs["text_image"] + 1}
+
+
+@pytest.mark.parametrize(
+    ("task", "message"),
+    [
+        (
+            TinyDualEncoder(keys=("sample_id", "text_embedding")),
+            "TinyDualEncoder return text_embedding without image_embedding, text_image",
+        ),
+        (Strayed(), "text_image names samples that are not in sample_id"),
+    ],
+)
+def test_wrong_outputs_are_refused(tmp_path: Path, task: TinyDualEncoder, message: str) -> None:
     trainer = tiny_trainer(tmp_path, callbacks=[RetrievalMetrics()])
-    with pytest.raises(UserError, match="TinyDualEncoder return text_embedding without image_embedding, text_image"):
-        trainer.test(TinyDualEncoder(keys=("sample_id", "text_embedding")), datamodule=TinyPairs(), verbose=False)
-
-
-def test_text_of_an_absent_image_is_refused(tmp_path: Path) -> None:
-    class Strayed(TinyDualEncoder):
-        def test_step(self, batch: torch.Tensor, batch_idx: int) -> Any:
-            outputs = super().test_step(batch, batch_idx)
-            return {**outputs, "text_image": outputs["text_image"] + 1}
-
-    trainer = tiny_trainer(tmp_path, callbacks=[RetrievalMetrics()])
-    with pytest.raises(UserError, match="text_image names samples that are not in sample_id"):
-        trainer.test(Strayed(), datamodule=TinyPairs(), verbose=False)
+    with pytest.raises(UserError, match=message):
+        trainer.test(task, datamodule=TinyPairs(), verbose=False)
 
 
 def test_fast_dev_run_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,6 @@ from PIL import Image
 from tests.callbacks.two_processes import EPOCHS, PHASE_ONE, evaluate, train
 from tests.support.forks import run_program
 from tests.support.runs import SPLIT_SIZES
-from vitrail.predictions import read_predictions
 
 
 @pytest.fixture(scope="module")
@@ -68,29 +67,11 @@ def test_backbone_learns_in_phase_two(both: Path, run: str) -> None:
     assert [key for key in backbone if torch.equal(before[key], after[key])] == []
 
 
-@pytest.mark.parametrize("split", ["val", "test", "predict"])
-def test_each_sample_is_written_once(both: Path, alone: Path, split: str) -> None:
-    together = read_predictions(both / "evaluation" / "predictions" / f"{split}.parquet")
-    single = read_predictions(alone / "evaluation" / "predictions" / f"{split}.parquet")
-    assert len(together) == SPLIT_SIZES["test" if split == "predict" else split]
-    np.testing.assert_array_equal(together.sample_id, single.sample_id)
-    np.testing.assert_array_equal(together.names, single.names)
-    np.testing.assert_array_equal(together.groups, single.groups)
-    np.testing.assert_array_equal(together.targets["class"], single.targets["class"])
-    np.testing.assert_allclose(together.logits["class"], single.logits["class"], atol=1e-4)
-
-
-def test_no_shard_is_left(both: Path) -> None:
-    left = sorted(path.name for path in (both / "evaluation" / "predictions").iterdir())
-    assert left == ["predict.parquet", "test.parquet", "val.parquet"]
-
-
 @pytest.mark.parametrize("split", ["val", "test"])
 def test_counts_are_summed_over_processes(both: Path, alone: Path, split: str) -> None:
-    for name in (f"figures/confusion_{split}_class.csv", f"reports/{split}_class.csv"):
-        together, single = pd.read_csv(both / "evaluation" / name), pd.read_csv(alone / "evaluation" / name)
-        pd.testing.assert_frame_equal(together, single)
-    counts = pd.read_csv(both / "evaluation" / f"figures/confusion_{split}_class.csv", index_col=0)
+    path = f"evaluation/figures/confusion_{split}_class.csv"
+    counts = pd.read_csv(both / path, index_col=0)
+    pd.testing.assert_frame_equal(counts, pd.read_csv(alone / path, index_col=0))
     assert counts.to_numpy().sum() == SPLIT_SIZES[split]
 
 

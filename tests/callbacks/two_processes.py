@@ -1,4 +1,4 @@
-"""Two processes train, test and predict on the CPU; run by ``test_two_processes.py``, which looks at what they wrote.
+"""Two processes train and test on the CPU; run by ``test_two_processes.py``, which looks at what they wrote.
 
 A program of its own, because processes are forked, which a process that has computed gradients before may not be. So
 ``import lightning`` is paid for once.
@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from callbacks import BackboneUnfreezing, ClassReport, ConfusionMatrixLogger, PredictionWriter, SaliencyOfMistakes
+from callbacks import BackboneUnfreezing, ConfusionMatrixLogger, SaliencyOfMistakes
 from tests.support.runs import MadePhotos, tiny_classifier, tiny_trainer
 
 PHASE_ONE, EPOCHS = 1, 3
@@ -37,13 +37,10 @@ def train(folder: Path, batch_size: int, **changes: Any) -> None:
 
 
 def evaluate(folder: Path, **changes: Any) -> None:
-    written = PredictionWriter(["val", "test", "predict"])
-    watching = [ConfusionMatrixLogger(), ClassReport(), written, SaliencyOfMistakes(3)]
-    trainer = tiny_trainer(folder, callbacks=watching, **changes)
+    trainer = tiny_trainer(folder, callbacks=[ConfusionMatrixLogger(), SaliencyOfMistakes(3)], **changes)
     task, data = tiny_classifier(), MadePhotos(3)
     trainer.validate(task, datamodule=data, verbose=False)
     trainer.test(task, datamodule=data, verbose=False)
-    trainer.predict(task, datamodule=data, return_predictions=False)
 
 
 def main(folder: Path) -> None:

@@ -63,3 +63,9 @@ def launch(command: str, *arguments: str, runner: object) -> int:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("experiments.launch.workers.run_trial", runner)
         return main([command, *arguments])
+
+
+def error_line(capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line with which a command has refused something."""
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    return line

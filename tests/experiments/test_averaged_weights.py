@@ -19,6 +19,7 @@ from experiments.__main__ import main as experiments
 from experiments.train.cli import main
 from lightning_modules.checkpoint import load_task
 from retrieval.gallery import Gallery
+from tests.experiments.conftest import error_line
 from tests.support.data import write_products
 from tests.support.plain_figures import plain_figures
 from vitrail.predictions import Predictions, read_predictions
@@ -212,6 +213,4 @@ def test_mistakes_are_one_line(
     (tmp_path / "overlay.yaml").write_text(overlay)
     arguments = ["fit", "--config", str(base), "--config", str(tmp_path / "overlay.yaml"), "--runs", str(tmp_path)]
     assert main(arguments) == 2
-    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-    assert len(errors) == 1
-    assert key in errors[0]
+    assert key in error_line(capsys)

@@ -116,7 +116,9 @@ def test_predictions_are_those_of_one_process(evaluated: Path, world: int, size:
     for split in ("test", "predict") if size < 1000 else ("test",):
         place = Path(f"{task}-{size}") / "predictions" / f"{split}.parquet"
         alone, together = (read_predictions(evaluated / str(count) / place) for count in (1, world))
+        assert not list((evaluated / str(world) / place.parent).glob(".*")), "a shard is left"
         np.testing.assert_array_equal(together.sample_id, alone.sample_id)
+        np.testing.assert_array_equal(together.groups, alone.groups)
         np.testing.assert_array_equal(together.sample_id, np.arange(58, 58 + size))
         np.testing.assert_array_equal(together.names, alone.names)
         for name, logits in alone.logits.items():

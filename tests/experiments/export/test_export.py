@@ -12,6 +12,7 @@ from experiments.__main__ import main
 from experiments.export import graphs as export_graphs
 from experiments.export.weights import read_weights
 from lightning_modules.checkpoint import load_task
+from tests.experiments.conftest import error_line
 from tests.support.runs import exported, flowers_onnx, products_onnx, products_run
 from vitrail.predictions import read_predictions
 
@@ -27,9 +28,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
     """The one line that the command ends with."""
     capsys.readouterr()
     assert main(["export", *(str(argument) for argument in arguments)]) == 2
-    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-    assert len(lines) == 1
-    return lines[0]
+    return error_line(capsys)
 
 
 def test_an_export_decides_as_the_model_on_every_test_image() -> None:

@@ -18,7 +18,7 @@ from experiments.launch.ablation import read_ablation
 from experiments.launch.study import Outcome
 from experiments.launch.workers import Job, Watch, run_trial
 from experiments.train.cli import main as fit
-from tests.experiments.conftest import TINY, launch
+from tests.experiments.conftest import TINY, error_line, launch
 from tests.support.data import write_products
 from vitrail.errors import UserError
 
@@ -254,7 +254,7 @@ def test_a_first_run_that_is_refused_ends_the_ablation_with_its_line(
 
     arguments = [str(file), "--runs", str(folder / "refused"), "--without", "costs"]
     assert launch("ablate", *arguments, runner=refused) == 2
-    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    line = error_line(capsys)
     assert line.startswith("error: data root: there is no folder photos (the first run of ")
     assert len(jobs) == 1
     # The same command begins with it again, and one that fails in another way ends nothing and is left as it is.

@@ -1,7 +1,4 @@
-"""The command line as a user meets it: directories, repeats, refusals.
-
-What would make a number untrustworthy is refused.
-"""
+"""The command line as a user meets it: directories, repeats, refusals of what would make a number untrustworthy."""
 
 from __future__ import annotations
 
@@ -28,7 +25,7 @@ from experiments.train.cli import (
     refuse_trainer_options,
     refuse_untrained,
 )
-from tests.experiments.conftest import only_run
+from tests.experiments.conftest import error_line, only_run
 from vitrail.errors import UserError
 from vitrail.runs import Run
 
@@ -124,7 +121,7 @@ def test_resume_continues_where_the_run_ended(run: RunCommand, tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
-    ("subcommand", "arguments", "said"),
+    ("subcommand", "arguments", "message"),
     [
         ("test", (), "--ckpt_path"),
         ("fit", ("--checkpoint.monitor=test/loss",), "test/loss"),
@@ -147,12 +144,10 @@ def test_resume_continues_where_the_run_ended(run: RunCommand, tmp_path: Path) -
     ],
 )
 def test_mistakes_are_one_line_and_exit_code_2(
-    run: RunCommand, subcommand: str, arguments: tuple[str, ...], said: str, capsys: pytest.CaptureFixture[str]
+    run: RunCommand, subcommand: str, arguments: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(subcommand, *arguments) == 2
-    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-    assert len(errors) == 1
-    assert said in errors[0]
+    assert message in error_line(capsys)
 
 
 @pytest.mark.parametrize(
@@ -207,15 +202,6 @@ def test_checkpoint_that_conflicts_with_the_configuration_is_refused(
     assert "image_size" in capsys.readouterr().err
 
 
-def test_help_lists_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as stopped:
-        main(["--help"])
-    assert stopped.value.code == 0
-    out = capsys.readouterr().out
-    for word in ("fit", "validate", "test", "predict"):
-        assert word in out
-
-
 def test_an_overlay_changes_one_setting_of_a_permanent_callback(run: RunCommand, tmp_path: Path) -> None:
     overlay = tmp_path / "overlay.yaml"
     overlay.write_text("checkpoint: {monitor: val/class/accuracy, mode: max}\n")
@@ -243,8 +229,12 @@ def checkpoint(path: Path, **hyper_parameters: object) -> Path:
     return path
 
 
-def test_equal_hyper_parameters_pass(tmp_path: Path) -> None:
-    refuse_conflicting_checkpoint(Model(0.1, ["a"]), checkpoint(tmp_path / "x.ckpt", lr=0.1, class_names=["a"]))
+def test_a_checkpoint_that_fits_passes(tmp_path: Path) -> None:
+    # Counts of the training split may differ.
+    path = checkpoint(tmp_path / "x.ckpt", lr=0.1, class_names=["a"], class_counts={"class": [3]})
+    refuse_conflicting_checkpoint(Model(0.1, ["a"], {"class": [4]}), path)
+    with pytest.raises(UserError, match=r"x\.ckpt: has weights but no training state"):
+        refuse_conflicting_checkpoint(Model(0.1, ["a"]), path, trains=True)
 
 
 @pytest.mark.parametrize(
@@ -257,39 +247,27 @@ def test_each_difference_is_named(tmp_path: Path, saved: dict[str, object], key:
     assert "\n" not in str(refusal.value)
 
 
-def test_counts_of_the_training_split_may_differ(tmp_path: Path) -> None:
-    path = checkpoint(tmp_path / "x.ckpt", lr=0.1, class_names=["a"], class_counts={"class": [3]})
-    refuse_conflicting_checkpoint(Model(0.1, ["a"], {"class": [4]}), path)
-
-
-def test_a_file_that_is_no_checkpoint_is_named(tmp_path: Path) -> None:
-    path = tmp_path / "x.ckpt"
-    path.write_bytes(b"not a checkpoint")
-    with pytest.raises(UserError, match=r"x\.ckpt"):
-        refuse_conflicting_checkpoint(Model(0.1, []), path)
-
-
 @pytest.mark.parametrize(
-    "content",
+    ("content", "message"),
     [
-        {"weight": torch.zeros(2)},
-        {"state_dict": {}, "hyper_parameters": {}},
-        {"pytorch-lightning_version": "2.6.6", "state_dict": [1], "hyper_parameters": {}},
-        [1, 2],
+        (b"not a checkpoint", r"x\.ckpt"),
+        ({"weight": torch.zeros(2)}, "is not a checkpoint of a run; plain weights belong to"),
+        ({"state_dict": {}, "hyper_parameters": {}}, "is not a checkpoint of a run"),
+        (
+            {"pytorch-lightning_version": "2.6.6", "state_dict": [1], "hyper_parameters": {}},
+            "is not a checkpoint of a run",
+        ),
+        ([1, 2], "is not a checkpoint of a run"),
+        ({"hyper_parameters": {"lr": Model}}, "not a readable checkpoint"),
     ],
 )
-def test_plain_weights_are_no_checkpoint(tmp_path: Path, content: object) -> None:
-    path = tmp_path / "weights.ckpt"
-    torch.save(content, path)
-    with pytest.raises(UserError, match=r"weights\.ckpt: is not a checkpoint of a run; plain weights belong to"):
+def test_a_file_that_is_no_checkpoint_is_refused_and_its_code_is_not_run(
+    tmp_path: Path, content: object, message: str
+) -> None:
+    path = tmp_path / "x.ckpt"
+    path.write_bytes(content) if isinstance(content, bytes) else torch.save(content, path)
+    with pytest.raises(UserError, match=message):
         refuse_conflicting_checkpoint(Model(0.1, []), path)
-
-
-def test_training_does_not_go_on_from_weights_alone(tmp_path: Path) -> None:
-    path = checkpoint(tmp_path / "start.ckpt", lr=0.1, class_names=["a"])
-    refuse_conflicting_checkpoint(Model(0.1, ["a"]), path)
-    with pytest.raises(UserError, match=r"start\.ckpt: has weights but no training state"):
-        refuse_conflicting_checkpoint(Model(0.1, ["a"]), path, trains=True)
 
 
 @pytest.mark.parametrize(
@@ -316,22 +294,10 @@ def test_a_section_that_is_no_mapping_is_refused(section: object) -> None:
         refuse_sections({"trainer": {}, "checkpoint": section}, ["trainer", "checkpoint", "last"])
 
 
-def test_code_inside_a_checkpoint_is_not_run(tmp_path: Path) -> None:
-    path = tmp_path / "x.ckpt"
-    torch.save({"hyper_parameters": {"lr": Model}}, path)
-    with pytest.raises(UserError, match="not a readable checkpoint"):
-        refuse_conflicting_checkpoint(Model(0.1, []), path)
-
-
-@pytest.mark.parametrize(
-    "callback", [ModelCheckpoint(monitor="test/loss"), EarlyStopping(monitor="test/class/accuracy")]
-)
-def test_selection_on_test_is_refused(callback: ModelCheckpoint | EarlyStopping) -> None:
-    with pytest.raises(UserError, match="test"):
-        refuse_test_metrics([callback])
-
-
-def test_selection_on_validation_passes() -> None:
+def test_selection_on_test_is_refused() -> None:
+    for callback in (ModelCheckpoint(monitor="test/loss"), EarlyStopping(monitor="test/class/accuracy")):
+        with pytest.raises(UserError, match="test"):
+            refuse_test_metrics([callback])
     refuse_test_metrics([ModelCheckpoint(monitor="val/loss"), ModelCheckpoint()])
 
 

@@ -23,7 +23,7 @@ from evaluation.__main__ import main as evaluation
 from experiments.__main__ import main as experiments
 from experiments.train.cli import main
 from retrieval.__main__ import main as retrieval
-from tests.experiments.conftest import TINY
+from tests.experiments.conftest import TINY, error_line
 from vitrail.errors import UserError
 from vitrail.trust import PLUGINS
 
@@ -116,7 +116,7 @@ def test_a_stage_refuses_a_run_of_foreign_classes(
         commands.append([stage, f"--config={run / 'config.yaml'}", "--ckpt_path=best"])
     for command in commands:
         assert main(command) == 2
-        (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+        line = error_line(capsys)
         assert "stranger." in line
         assert PLUGINS in line
     assert not ran.exists()
@@ -142,7 +142,7 @@ def test_commands_refuse_data_of_foreign_classes(
     changed(run, foreign_data)
     shutil.copy(run / "checkpoints" / "best.ckpt", run / "checkpoints" / "start.ckpt")
     assert command(run) == 2
-    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    line = error_line(capsys)
     assert "stranger.Data" in line
     assert not ran.exists()
 
@@ -184,7 +184,7 @@ def test_what_is_no_plain_configuration_is_one_line(
 ) -> None:
     (run / "config.yaml").write_bytes(text.encode("latin-1"))
     assert main(["test", "--ckpt_path", str(run / "checkpoints" / "best.ckpt")]) == 2
-    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    line = error_line(capsys)
     assert "config.yaml" in line
     assert not ran.exists()
 
@@ -325,7 +325,7 @@ def test_a_checkpoint_outside_of_runs_needs_a_configuration(
     shutil.copy(run / "checkpoints" / "best.ckpt", tmp_path / "copied.ckpt")
     for value in (str(run), str(tmp_path / "copied.ckpt"), "best", ""):
         assert main([stage, "--ckpt_path", value]) == 2
-        (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+        line = error_line(capsys)
         assert line.startswith(f"error: --ckpt_path {value}: is not a checkpoint in a run directory")
 
 

@@ -1,4 +1,4 @@
-"""What a run record says, and that it says how a stage ended."""
+"""What a run record contains, and how it records the end of a stage."""
 
 from __future__ import annotations
 
@@ -29,34 +29,26 @@ from tests.support.models import (
     TinyPairs,
     tiny_classifier,
     tiny_pair,
+    tiny_trainer,
     write_bert,
     write_clip,
 )
 
 
+def trainer_of(directory: Path, seed: int = 1, max_epochs: int = 1) -> Trainer:
+    directory.mkdir(exist_ok=True)
+    return tiny_trainer(directory, max_epochs=max_epochs, callbacks=[RunRecorder(directory, "tiny", seed)])
+
+
 def record_of(directory: Path, model: BoringModel, seed: int = 1, stage: str = "fit") -> dict[str, Any]:
-    trainer = Trainer(
-        default_root_dir=directory,
-        max_epochs=1,
-        limit_train_batches=1,
-        limit_val_batches=1,
-        limit_test_batches=1,
-        limit_predict_batches=1,
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        callbacks=[RunRecorder(directory, "boring", seed)],
-    )
-    getattr(trainer, stage)(model)
+    getattr(trainer_of(directory, seed), stage)(model)
     record: dict[str, Any] = json.loads((directory / "run.json").read_text())
     return record
 
 
 def test_record_names_what_a_number_depends_on(tmp_path: Path) -> None:
     record = record_of(tmp_path, BoringModel())
-    assert record["name"] == "boring"
+    assert record["name"] == "tiny"
     assert record["seed"] == 1
     assert record["packages"]["torch"]
     assert record["hardware"]["cpu_count"] >= 1
@@ -125,18 +117,8 @@ def sha256(path: Path) -> str:
 
 
 def staged(directory: Path, task: VisionTask, data: Any, stage: str, **arguments: Any) -> list[dict[str, Any]]:
-    """What the record says of pretrained weights after a stage."""
-    directory.mkdir(exist_ok=True)
-    trainer = Trainer(
-        default_root_dir=directory,
-        max_epochs=arguments.pop("max_epochs", 1),
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        callbacks=[RunRecorder(directory, "tiny", 1)],
-    )
+    """The pretrained weights in the record after a stage."""
+    trainer = trainer_of(directory, max_epochs=arguments.pop("max_epochs", 1))
     getattr(trainer, stage)(task, datamodule=data, **arguments)
     trainer.save_checkpoint(directory / "last.ckpt")
     pretrained: list[dict[str, Any]] = json.loads((directory / "run.json").read_text())["pretrained"]
@@ -212,7 +194,7 @@ def test_a_generative_models_weights_are_recorded(tmp_path: Path) -> None:
 
 
 class Recorded(LightningDataModule):
-    """Says another value range once a checkpoint was loaded."""
+    """Records another value range once a checkpoint was loaded."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -222,7 +204,7 @@ class Recorded(LightningDataModule):
         return {"fingerprint": "f", "value_range": self.value_range}
 
 
-def test_the_record_says_how_a_checkpoints_model_takes_images(tmp_path: Path) -> None:
+def test_the_record_describes_how_a_checkpoints_model_takes_images(tmp_path: Path) -> None:
     """Which is known only when the checkpoint has been loaded, after the stage's setup."""
     for checkpoint, expected in ((None, [0, 255]), (tmp_path / "a.ckpt", [0, 4095])):
         folder = tmp_path / str(bool(checkpoint))
