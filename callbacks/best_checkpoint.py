@@ -165,17 +165,19 @@ class BestCheckpoint(ModelCheckpoint):
         if source != folder and not _is_of_the_past(source / best_name, trainer.global_step):
             return f"{source / best_name} is not there, or is of an epoch that comes later"
         # Of an older version the best one may have had another name.
-        names = {
-            name: f"{BEST_NAME}.ckpt" if name == best_name else name
-            for name in (Path(path).name for path in earlier["best_k_models"])
-        }
+        sign = 1 if self.mode == "min" else -1
+        scores = sorted(
+            earlier["best_k_models"].items(),
+            key=lambda item: (sign * float(item[1]), Path(item[0]).name != best_name),
+        )
+        # Fewer may be kept than before.
+        scores = scores[: self.save_top_k] if self.save_top_k > 0 else scores
+        names = {path: f"{BEST_NAME}.ckpt" if Path(path).name == best_name else Path(path).name for path, _ in scores}
         if trainer.is_global_zero:
-            for name, own in names.items():
-                _take_over(source / name, folder / own)
+            for path, own in names.items():
+                _take_over(source / Path(path).name, folder / own)
         trainer.strategy.barrier()
-        self.best_k_models = {
-            str(folder / names[Path(path).name]): score for path, score in earlier["best_k_models"].items()
-        }
+        self.best_k_models = {str(folder / names[path]): score for path, score in scores}
         self.best_model_path = str(folder / f"{BEST_NAME}.ckpt")
         self.best_model_score = earlier["best_model_score"]
         self.best_epoch = earlier.get("best_epoch")
