@@ -1,24 +1,8 @@
-"""Images that a small network can learn: the class decides the shape, the colour attribute its colour.
+"""Tiny data sets in their real directory formats, a data set of noise, and a model that records what it is given.
 
-The background is different for each object, so that images of different objects are no near-duplicates of each other.
-
-Tiny data sets in the real directory formats, with images that a small network can learn.
-
-Everything is a function of the arguments.
-
-A tiny Flickr8k in its real layouts: token file and lists, Kaggle's CSV, a Karpathy JSON.
-
-A tiny Flowers-102 in torchvision's directory layout.
-
-Tiny data sets in the formats of the ``datasets`` library and of "Fashion Product Images (Small)".
-
-A data set of noise, a model that notes what it is given, and a small trainer.
-
-Folders of images with more than 8 bits a channel.
-
-Random groups of samples, for the tests of splits.
-
-Building a DataModule as the command line does.
+Images can be learned by a small network: the class decides the shape, the colour attribute its colour; the background
+is different for each object, so that images of different objects are not near-duplicates. All is a function of the
+arguments.
 """
 
 from __future__ import annotations
@@ -60,19 +44,7 @@ COLOURS = {
 def draw_image(
     shape: int, colour: str, *, look: int, view: int = 0, size: tuple[int, int] = (32, 32), frame: str = ""
 ) -> Image.Image:
-    """Draws one image.
-
-    Args:
-        shape: which of ten shapes, the class.
-        colour: key of ``COLOURS``.
-        look: number of the object; decides the background.
-        view: number of the view; shifts the shape a little.
-        size: width and height in pixels.
-        frame: key of ``COLOURS`` for a frame around the image; none by default.
-
-    Returns:
-        RGB image.
-    """
+    """One of ten shapes in a colour; ``look`` (the object) decides the background, ``view`` moves the shape."""
     width, height = size
     background = np.random.default_rng([look, 1]).integers(150, 221, (4, 4, 3), dtype=np.uint8)
     image = Image.fromarray(background).resize(size, Image.Resampling.BICUBIC)
@@ -83,27 +55,20 @@ def draw_image(
     if frame:
         pen.rectangle((0, 0, width - 1, height - 1), outline=COLOURS[frame], width=2)
     box = (x - r, y - r, x + r, y + r)
-    match shape % 10:
-        case 0:
-            pen.ellipse(box, fill)
-        case 1:
-            pen.rectangle((x - r // 3, y - r, x + r // 3, y + r), fill)
-        case 2:
-            pen.line((x - r, y - r, x + r, y + r), fill, max(2, r // 2))
-        case 3:
-            pen.rectangle((x - r, y - r // 3, x + r, y + r // 3), fill)
-        case 4:
-            pen.ellipse(box, outline=fill, width=max(2, r // 3))
-        case 5:
-            pen.polygon([(x, y - r), (x - r, y + r), (x + r, y + r)], fill)
-        case 6:
-            pen.rectangle(box, outline=fill, width=max(2, r // 3))
-        case 7:
-            pen.line((x - r, y + r, x + r, y - r), fill, max(2, r // 2))
-        case 8:
-            pen.rectangle(box, fill)
-        case _:
-            pen.polygon([(x - r, y - r), (x + r, y - r), (x, y + r)], fill)
+    thick, third = max(2, r // 2), r // 3
+    draw = [
+        lambda: pen.ellipse(box, fill),
+        lambda: pen.rectangle((x - third, y - r, x + third, y + r), fill),
+        lambda: pen.line((x - r, y - r, x + r, y + r), fill, thick),
+        lambda: pen.rectangle((x - r, y - third, x + r, y + third), fill),
+        lambda: pen.ellipse(box, outline=fill, width=max(2, third)),
+        lambda: pen.polygon([(x, y - r), (x - r, y + r), (x + r, y + r)], fill),
+        lambda: pen.rectangle(box, outline=fill, width=max(2, third)),
+        lambda: pen.line((x - r, y + r, x + r, y - r), fill, thick),
+        lambda: pen.rectangle(box, fill),
+        lambda: pen.polygon([(x - r, y - r), (x + r, y - r), (x, y + r)], fill),
+    ]
+    draw[shape % 10]()
     return image
 
 
@@ -117,20 +82,11 @@ FASHION_KINDS = (
 
 
 def write_fashion(root: Path, *, products: int = 10, size: tuple[int, int] = (60, 80), quirks: bool = True) -> Path:
-    """Writes ``styles.csv`` and ``images/`` as "Fashion Product Images (Small)" has them.
+    """Write ``styles.csv`` and ``images/`` with products of four categories, each under two ids with two images.
 
-    Each product of a category comes under two ids with two images.
-
-    Args:
-        root: folder of the data set, made where missing.
-        products: products of each of four categories.
-        size: width and height of the images in pixels.
-        quirks: whether to add, at the end and in this order: two rows with commas in the name, a quoted name with an
-            inch sign, a row with ``NA`` and no name, a row without an image, two ids with one image, a greyscale
-            image of another size, and one product of the class Home.
-
-    Returns:
-        The folder.
+    The quirks at the end are, in this order: two rows with commas in the name, a quoted name with an inch sign, a row
+    with ``NA`` and no name, a row without an image, two ids with one image, a greyscale image of another size, and one
+    product of the class Home.
     """
     (root / "images").mkdir(parents=True, exist_ok=True)
     lines = [FASHION_HEADER]
@@ -183,18 +139,9 @@ def write_hub_dataset(
     labels: Literal["classes", "texts", "numbers"] = "classes",
     size: int = 32,
 ) -> Path:
-    """Writes a data set of the ``datasets`` library with columns image, label, caption, object and colour.
+    """Write a data set of the ``datasets`` library: three classes in turn, two rows an object.
 
-    Args:
-        root: folder of the data set; ``disk`` writes it with ``save_to_disk``, ``parquet`` a file for each split.
-        rows: rows of each split; three classes in turn, two rows an object.
-        splits: names of the splits; with the one split "" and ``disk`` a data set without splits.
-        kind: format.
-        labels: whether labels are the library's ``ClassLabel`` (its order is not alphabetical), texts or numbers.
-        size: side of the images in pixels.
-
-    Returns:
-        The folder.
+    With the one split "" and ``disk`` it has no splits. The order of ``ClassLabel`` names is not alphabetical.
     """
     import datasets
 
@@ -228,7 +175,7 @@ def write_hub_dataset(
 
 
 def write_fashion_hub(root: Path, *, products: int = 10, size: tuple[int, int] = (60, 80)) -> Path:
-    """Writes what ``write_fashion`` writes (without quirks) with the columns and the one split of the hub's copy."""
+    """Write what ``write_fashion`` writes (without quirks) with the columns and the one split of the hub's copy."""
     import datasets
 
     rows: list[dict[str, Any]] = []
@@ -258,21 +205,6 @@ def _write_parts(root: Path, parts: dict[str, Any], kind: str) -> None:
     else:
         datasets.DatasetDict(parts).save_to_disk(str(root))
 
-
-__all__ = [
-    "COLOURS",
-    "PRODUCT_CLASSES",
-    "TEAM14_ATTRIBUTES",
-    "TEAM14_CLASSES",
-    "draw_image",
-    "write_csv",
-    "write_fashion",
-    "write_fashion_hub",
-    "write_hub_dataset",
-    "write_image_folder",
-    "write_products",
-    "write_team14",
-]
 
 PRODUCT_CLASSES = (
     "clothing_cap",
@@ -335,18 +267,10 @@ condition:
 def write_products(
     root: Path, *, classes: int = 3, instances: int = 4, views: int = 3, size: int = 32, grey: bool = True
 ) -> Path:
-    """Writes ``labels.csv`` and ``images/`` as the 600 product photos have them.
+    """Write ``labels.csv`` and ``images/`` as the 600 product photos have them.
 
-    Args:
-        root: folder of the data set, made where missing.
-        classes: number of classes, up to 10.
-        instances: objects of each class, at least 3: the last is test, the one before val, the others train.
-        views: photos of each object.
-        size: side of the photos in pixels.
-        grey: whether the val objects of the first class are ``grey`` where others are ``gray``.
-
-    Returns:
-        The folder.
+    Of the objects of a class the last is test, the one before val, the others train. With ``grey`` the val objects of
+    the first class are ``grey`` where others are ``gray``.
     """
     colours = ("red", "blue", "green", "gray")
     rows: list[list[str]] = []
@@ -380,20 +304,10 @@ def write_products(
 
 
 def write_team14(root: Path, *, per_class: int = 5, classes: int = 10, images: bool = True, size: int = 32) -> Path:
-    """Writes ``labels_fixed.csv``, ``classes.txt``, ``attributes.yaml`` and ``images/`` as the 1,000 rows have them.
+    """Write ``labels_fixed.csv``, ``classes.txt``, ``attributes.yaml`` and ``images/`` as the 1,000 rows have them.
 
     Every fifth row of a class is val, none is test; each row is its own object. Values that mean unknown (``unknown``,
     the text ``nan``), the colour ``orange`` that the vocabulary lacks, blanks and no-break spaces in captions occur.
-
-    Args:
-        root: folder of the data set, made where missing.
-        per_class: rows of each class, at least 5.
-        classes: number of classes, up to 10.
-        images: whether to write the images, which upstream do not exist.
-        size: side of the photos in pixels.
-
-    Returns:
-        The folder.
     """
     colours = ("red", "blue", "green", "orange", "yellow")
     rows: list[list[str]] = []
@@ -430,19 +344,7 @@ def write_image_folder(
     splits: Sequence[str] = ("train", "val", "test"),
     size: int = 32,
 ) -> Path:
-    """Writes ``root/<split>/<class>/shelf/<object>_<view>.png`` and files that are to be left alone.
-
-    Args:
-        root: folder of the data set, made where missing.
-        classes: names of the class folders.
-        objects: objects of each class, called ``o0``, ``o1`` and so on, dealt out to the splits in turn.
-        views: images of each object.
-        splits: names of the split folders; none for classes at the top.
-        size: side of the images in pixels.
-
-    Returns:
-        The folder.
-    """
+    """Write ``root/<split>/<class>/shelf/<object>_<view>.png``, objects to the splits in turn, and files to ignore."""
     for code, name in enumerate(classes):
         for number in range(objects):
             above = root / splits[number % len(splits)] if splits else root
@@ -468,7 +370,7 @@ def write_captions(path: Path, images: Path) -> Path:
 
 
 def write_csv(path: Path, rows: Sequence[Sequence[str]]) -> None:
-    """Writes rows, the header first, as UTF-8 with line feeds."""
+    """Write rows, the header first, as UTF-8 with line feeds."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", encoding="utf-8", newline="") as file:
         csv.writer(file, lineterminator="\n").writerows(rows)
@@ -481,7 +383,6 @@ GHOST = "2258277193_586949ec62.jpg.1"
 
 
 def photo_name(number: int) -> str:
-    """Name of a photo."""
     return f"{1000 + number}_ab.jpg"
 
 
@@ -505,17 +406,7 @@ def split_of(number: int) -> str:
 def write_flickr(
     root: Path, *, photos: int = 24, size: int = 32, layout: Literal["original", "kaggle", "karpathy"] = "original"
 ) -> Path:
-    """Writes photos and captions; the last photo is in no list.
-
-    Args:
-        root: folder of the data set, made where missing.
-        photos: how many.
-        size: side of the photos in pixels.
-        layout: ``original`` (with captions of a photo that does not exist), ``kaggle`` or ``karpathy``.
-
-    Returns:
-        The folder.
-    """
+    """Write photos and captions; the last photo is in no list, ``original`` has captions of one that does not exist."""
     folder = root / {"original": "Flicker8k_Dataset", "kaggle": "Images", "karpathy": "images"}[layout]
     folder.mkdir(parents=True, exist_ok=True)
     for number in range(photos):
@@ -557,19 +448,9 @@ def write_flowers(
     size: int = 32,
     lists: Mapping[str, Sequence[int]] | None = None,
 ) -> Path:
-    """Writes images, ``setid.mat``, ``imagelabels.mat`` and ``cat_to_name.json``.
+    """Write ``flowers-102`` with images of some classes, half of them from 1 on, half from 52 on.
 
-    Of each class's photos, numbered one after the other, the first third is trnid, the second valid, the rest tstid.
-
-    Args:
-        root: folder that will hold ``flowers-102``, made where missing.
-        classes: number of classes that have images, half of them from 1 on, half from 52 on.
-        per_class: images of each.
-        size: side of the images in pixels.
-        lists: ``trnid``, ``valid`` and ``tstid`` instead.
-
-    Returns:
-        The root.
+    Of each class's photos the first third is trnid, the second valid, the rest tstid, unless ``lists`` differ.
     """
     folder = root / "flowers-102"
     (folder / "jpg").mkdir(parents=True, exist_ok=True)
@@ -645,7 +526,7 @@ def small(**options: Any) -> Noise:
 
 
 class Recorder(LightningModule):
-    """Learns nothing and notes what it was given."""
+    """Trains nothing and records what it was given."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -712,14 +593,7 @@ def run(folder: Path, epochs: int, workers: int = 0) -> Seen:
 
 
 def write_deep_folder(root: Path, highest: int = 4095, *, count: int = 6, suffix: str = "png") -> Path:
-    """Write ``root/{bag,cup}/N.suffix`` of 16 bits a pixel, of which the largest value is used once.
-
-    Args:
-        root: folder.
-        highest: largest value.
-        count: images of a class.
-        suffix: file format.
-    """
+    """Write ``root/{bag,cup}/N.suffix`` of 16 bits a pixel, of which the largest value is used once."""
     for place, name in enumerate(("bag", "cup")):
         (root / name).mkdir(parents=True, exist_ok=True)
         for number in range(count):
@@ -747,11 +621,7 @@ def random_groups(seed: int, *, mixed: bool) -> tuple[Ints, Ints]:
 
 
 def from_yaml(text: str) -> Any:
-    """The DataModule that the ``data:`` part of an experiment describes.
-
-    Args:
-        text: YAML with ``class_path`` and ``init_args``.
-    """
+    """The DataModule that the ``data:`` part of an experiment (``class_path`` and ``init_args``) describes."""
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(ImageDataModule, "data")
     indented = "\n".join(f"  {line}" for line in text.strip().splitlines())
