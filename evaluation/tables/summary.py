@@ -125,7 +125,7 @@ def summarise_run(run: Path, split: str = "test") -> list[TaskSummary]:
         raise UserError(f"{run}: no such run directory; give the directory that `fit` or `test` printed")
     predictions = read_predictions(run / Run.PREDICTIONS / f"{split}.parquet")
     counts = read_class_counts(run / Run.RECORD, predictions.tasks)
-    rows = summarise(predictions, counts, "/".join(run.resolve().parts[-2:]), split)
+    rows = summarise(predictions, counts, Run(run).name, split)
     other = Run(run).other_checkpoint(split)
     return [replace(row, checkpoint=other) for row in rows] if other else rows
 

@@ -36,6 +36,7 @@ from callbacks.prediction_writer import PredictionWriter
 from callbacks.retrieval_metrics import RetrievalMetrics
 from callbacks.trackers import log_configuration
 from datamodules.base import ImageDataModule
+from experiments.train.closing import closing_summary, write_report
 from experiments.train.loggers import Tracker, WandbOptions, build_loggers, finish_wandb, sync_hint
 from experiments.train.opened_run import opened_arguments
 from experiments.train.own_data import EXPERIMENT, own_data
@@ -328,6 +329,9 @@ class VitrailCLI(LightningCLI):
         parser.add_argument(
             "--test_best", type=bool, default=False, help="After `fit`, test the best checkpoint in the same process."
         )
+        parser.add_argument(
+            "--report", type=bool, default=False, help="After `test_best`, write the run's report, report.html."
+        )
         parser.add_argument("--ema", type=EmaOptions | None, default=None, help="Averaged weights, in training.")
         parser.add_argument("--wandb", type=WandbOptions | None, default=None, help="Weights & Biases.")
         parser.add_argument(
@@ -479,6 +483,11 @@ class VitrailCLI(LightningCLI):
             self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path=best, weights_only=True, verbose=False)
             self._print_cost()
         self.after_test()
+        if test_best and best and self.trainer.is_global_zero:
+            run = Run(self.run_directory)
+            if self._get(self.config, "report"):
+                write_report(run)
+            sys.stdout.write(closing_summary(run))
 
     def after_test(self) -> None:
         """Print the run directory."""

@@ -58,6 +58,11 @@ def test_a_folder_is_trained_tested_and_its_experiment_can_be_run_again(
     assert f"Experiment: {run.path}/experiment.yaml" in printed.out
     assert "epoch 2/2: train/loss" in printed.out + printed.err
     assert run.predictions("test") is not None
+    [trained] = [line for line in printed.out.splitlines() if line.startswith("ImageClassifier (")]
+    assert trained.endswith("images of ImageFolder and tested on 9 others.")
+    assert f"predict {run.path} YOUR_IMAGES/" in printed.out
+    assert f"app --run {run.path}" in printed.out
+    assert "always predicting the most frequent class gives 0.333" in printed.out
     assert run.config["data"]["init_args"]["image"]["size"] == 32
     again = ["fit", "--config", str(run.path / "experiment.yaml"), "--trainer.fast_dev_run=true", *SMALL[1:]]
     assert main("vitrail", again) == 0

@@ -1,0 +1,65 @@
+"""What a tested training prints last: what was trained, its scores next to a baseline, and what to do with it."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+from typing import Any
+
+from evaluation.commands import report
+from evaluation.tables.summary import share, summarise_run, with_interval
+from vitrail.errors import UserError
+from vitrail.programs import program_name
+from vitrail.runs import Run
+
+
+def closing_summary(run: Run) -> str:
+    """Return a dozen lines for somebody who has just trained a first model.
+
+    Args:
+        run: that was tested.
+    """
+    data, model = run.record.get("data") or {}, run.record.get("model") or {}
+    samples = data.get("samples") or {}
+    size, trained, tested = int(model.get("parameters", 0)), samples.get("train", 0), samples.get("test", 0)
+    lines = [
+        f"{model.get('class', 'The model')} ({size:,} parameters) was trained on {trained:,} images of "
+        f"{data.get('data', 'the data')} and tested on {tested:,} others."
+    ]
+    try:
+        summaries = summarise_run(run.path, "test")
+    except UserError:
+        summaries = []  # captions alone: their scores are in the table above
+    for one in summaries:
+        lines.append(
+            f"  {one.task}: accuracy {with_interval(one.accuracy, one.accuracy_interval)}; always predicting the most "
+            f"frequent class gives {share(one.majority)}"
+        )
+    return "\n".join([*lines, "Next:", *(f"  {line}" for line in _next(run, has_labels=bool(summaries))), ""])
+
+
+def _next(run: Run, *, has_labels: bool) -> list[str]:
+    path = shlex.quote(str(run.path))
+    evaluation, experiments, retrieval = (program_name(name) for name in ("evaluation", "experiments", "retrieval"))
+    page = run.path / "report.html"
+    commands = [] if page.exists() else [(f"{evaluation} report {path}", "everything about the run on one page")]
+    if has_labels:
+        commands.append((f"{experiments} predict {path} YOUR_IMAGES/", "what the model predicts for new images"))
+    commands.append((f"{retrieval} index --run {path}", "a gallery of its images, to search in"))
+    commands.append(
+        (
+            f"{'vitrail app' if program_name('app') == 'vitrail' else 'python -m app'} --run {path}",
+            "try it in a browser",
+        )
+    )
+    width = max(len(command) for command, _ in commands[:3])
+    lines = [f"{command:{width}}  # {what}" for command, what in commands[:3]]
+    return [*lines, f"Report: {page}"] if page.exists() else lines
+
+
+def write_report(run: Run) -> None:
+    """Write ``report.html``, as ``report RUN`` does."""
+    parser = argparse.ArgumentParser()
+    report.add_arguments(parser)
+    options: Any = parser.parse_args([str(run.path)])
+    report.run(options)
