@@ -142,7 +142,7 @@ def _parse(text: str) -> exp.Expr:
 
 
 class _Writer:
-    """Writes SQL from a parsed filter; what it does not know, it refuses."""
+    """Generates SQL from a parsed filter; refuses everything that is not on its list."""
 
     def __init__(self, text: str, columns: Mapping[str, Column]) -> None:
         self._text = text
@@ -265,9 +265,9 @@ class _Writer:
     def _place(self, node: exp.Expr) -> str:
         """The piece of the filter, and where it begins."""
         starts = [found.meta["start"] for found in node.walk() if "start" in found.meta]
-        said = " ".join(node.sql().split())
-        said = said if len(said) <= 60 else said[:57] + "…"
-        return f"{said!r}" + (f" at character {min(starts) + 1}" if starts else "")
+        piece = " ".join(node.sql().split())
+        piece = piece if len(piece) <= 60 else piece[:57] + "…"
+        return f"{piece!r}" + (f" at character {min(starts) + 1}" if starts else "")
 
 
 def _too_deep() -> UserError:

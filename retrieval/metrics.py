@@ -319,9 +319,9 @@ def _alike(
     rows: dict[_Values, list[int]] = {}
     for row, values in enumerate(zip(*(labels[task] for task in tasks), strict=True)):
         known = ((task, value) for task, value in zip(tasks, values, strict=True) if value)
-        said = tuple((task, called[value] if task == LABEL_TASK else value) for task, value in known)
-        rows.setdefault(said, []).append(row)
-    return {said: np.array(own, dtype=np.int64) for said, own in rows.items()}
+        named = tuple((task, called[value] if task == LABEL_TASK else value) for task, value in known)
+        rows.setdefault(named, []).append(row)
+    return {named: np.array(own, dtype=np.int64) for named, own in rows.items()}
 
 
 def _combinations(known: _Values) -> Iterator[_Values]:

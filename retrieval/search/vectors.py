@@ -106,7 +106,7 @@ class VectorFile:
 
 
 def write_vectors(path: Path, batches: Iterable[tuple[NDArray[np.float32], NDArray[np.uint64]]], dim: int) -> None:
-    """Writes a file of vectors whole, at the pace of the batches, of which only one is in memory.
+    """Write a file of vectors atomically, with only one batch in memory.
 
     Args:
         path: of the file, which is replaced.

@@ -94,13 +94,11 @@ def test_equal_scores_stand_in_the_order_of_the_rows(scan: str) -> None:
     np.testing.assert_array_equal(found.rows, by_hand(matrix, distinct, 45)[0])
 
 
-def test_a_model_that_maps_everything_to_one_point_gives_the_first_rows(scan: str) -> None:
-    matrix = np.repeat(kinds("normal", 1, 24), 300, axis=0)
-    found = index_of(matrix, scan).search(kinds("normal", 4, 24), 7)
+def test_ties_everywhere_give_the_first_rows(scan: str) -> None:
+    """Of a model that maps everything to one point, and of a query of zeros."""
+    one_point = np.repeat(kinds("normal", 1, 24), 300, axis=0)
+    found = index_of(one_point, scan).search(kinds("normal", 4, 24), 7)
     np.testing.assert_array_equal(found.rows, np.tile(np.arange(7), (4, 1)))
-
-
-def test_a_query_of_zeros_ties_everywhere(scan: str) -> None:
     found = index_of(kinds("normal", 100, 8), scan).search(np.zeros((1, 8), np.float32), 3)
     np.testing.assert_array_equal(found.rows, [[0, 1, 2]])
     np.testing.assert_array_equal(found.scores, [[0, 0, 0]])

@@ -1,14 +1,6 @@
-"""The matrix of a table can be lost, cut, stale or homeless; answers stay the same.
-
-Files of vectors: whole or absent.
-
-The approximate index finds nearly what exact search finds, and what is not in it yet too.
-"""
-
 from __future__ import annotations
 
 import errno
-import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -125,24 +117,6 @@ def test_a_gallery_that_was_made_again_in_the_same_place_has_a_matrix_of_its_own
         assert hits[0].score == pytest.approx(1, abs=1e-6)
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="the administrator may write everywhere")
-def test_a_folder_that_cannot_be_written_is_searched_by_the_cache(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    gallery = small_gallery(tmp_path / "g")
-    expected = gallery.nearest(QUERIES, 20)
-    for file in files(gallery):
-        file.unlink()
-    monkeypatch.setenv("VITRAIL_CACHE", str(tmp_path / "cache"))
-    (tmp_path / "g").chmod(0o555)
-    try:
-        assert Gallery.open(gallery.uri).nearest(QUERIES, 20) == expected
-    finally:
-        (tmp_path / "g").chmod(0o755)
-    assert files(gallery) == []
-    assert len(list((tmp_path / "cache").rglob("*.vectors"))) == 1
-
-
 def test_where_the_folder_refuses_the_cache_serves_and_where_both_refuse_the_error_has_a_hint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -238,10 +212,6 @@ def test_the_coarse_copy_of_the_file_is_that_of_the_vectors(tmp_path: Path) -> N
     np.testing.assert_array_equal(found.rows, ExactIndex(vectors).search(vectors[:20], 1).rows)
 
 
-def test_there_is_none(tmp_path: Path) -> None:
-    assert open_vectors(tmp_path / "absent") is None
-
-
 def test_a_file_cut_anywhere_reads_as_absent(tmp_path: Path) -> None:
     vectors, ids = vectors_of(9, 3)
     path = tmp_path / "v"
@@ -252,12 +222,15 @@ def test_a_file_cut_anywhere_reads_as_absent(tmp_path: Path) -> None:
         assert open_vectors(path) is None
     path.write_bytes(whole + b"\0")
     assert open_vectors(path) is None
+    assert open_vectors(tmp_path / "absent") is None
     path.write_bytes(whole)
     assert open_vectors(path) is not None
 
 
 @pytest.mark.parametrize("place", [0, 8, 24])
-def test_a_foreign_file_or_another_format_reads_as_absent(tmp_path: Path, place: int) -> None:
+def test_a_foreign_file_or_another_format_reads_as_absent(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], place: int
+) -> None:
     vectors, ids = vectors_of(9, 3)
     path = tmp_path / "v"
     write_vectors(path, in_batches(vectors, ids, 4), 3)
@@ -267,6 +240,10 @@ def test_a_foreign_file_or_another_format_reads_as_absent(tmp_path: Path, place:
     assert open_vectors(path) is None
     path.write_bytes(b"PAR1" * 100)
     assert open_vectors(path) is None
+    capsys.readouterr()
+    path.write_bytes(b"VITRVEC\n" + (1).to_bytes(4, "little") + bytes(1000))  # the former format
+    assert open_vectors(path) is None
+    assert capsys.readouterr().err == ""
 
 
 def test_a_kill_between_batches_leaves_the_old_file(tmp_path: Path) -> None:
@@ -377,14 +354,6 @@ def test_rows_longer_than_a_block_are_compared_whole(tmp_path: Path) -> None:
     opened.check_rows(np.array([0, 2]))
     with pytest.raises(DamagedError):
         opened.check_rows(np.array([1]))
-
-
-def test_a_file_of_the_former_format_is_made_again_without_a_word(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "v").write_bytes(b"VITRVEC\n" + (1).to_bytes(4, "little") + bytes(1000))
-    assert open_vectors(tmp_path / "v") is None
-    assert capsys.readouterr().err == ""
 
 
 DIM, IMAGES_OF_A_KIND, KINDS = 32, 60, 50
