@@ -42,18 +42,17 @@ def _next(run: Run, *, has_labels: bool) -> list[str]:
     path = shlex.quote(str(run.path))
     evaluation, experiments, retrieval = (program_name(name) for name in ("evaluation", "experiments", "retrieval"))
     page = run.path / "report.html"
-    commands = [] if page.exists() else [(f"{evaluation} report {path}", "everything about the run on one page")]
-    if has_labels:
-        commands.append((f"{experiments} predict {path} YOUR_IMAGES/", "what the model predicts for new images"))
-    commands.append((f"{retrieval} index --run {path}", "a gallery of its images, to search in"))
-    commands.append(
-        (
-            f"{'vitrail app' if program_name('app') == 'vitrail' else 'python -m app'} --run {path}",
-            "try it in a browser",
-        )
-    )
-    width = max(len(command) for command, _ in commands[:3])
-    lines = [f"{command:{width}}  # {what}" for command, what in commands[:3]]
+    app = "vitrail app" if program_name("app") == "vitrail" else "python -m app"
+    commands = [
+        (f"{evaluation} report {path}", "everything about the run on one page"),
+        (f"{experiments} predict {path} YOUR_IMAGES/", "what the model predicts for new images"),
+        (f"{retrieval} index --run {path}", "a gallery of its images, to search in"),
+        (f"{app} --run {path}", "try it in a browser"),
+    ]
+    left_out = 0 if page.exists() else 2 if has_labels else 1
+    del commands[left_out]
+    width = max(len(command) for command, _ in commands)
+    lines = [f"{command:{width}}  # {what}" for command, what in commands]
     return [*lines, f"Report: {page}"] if page.exists() else lines
 
 
