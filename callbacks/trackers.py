@@ -9,10 +9,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
+
+from datamodules.loading.decode import read_image
 
 MOST_ROWS = 10_000
 """Of a table in a tracker: W&B shows no more."""
@@ -35,7 +36,7 @@ def log_images(trainer: Trainer, images: Mapping[str, Path]) -> None:
                 logger.log_metrics({key: wandb.Image(str(path)) for key, path in images.items()}, step=step)
             case TensorBoardLogger():
                 for key, path in images.items():
-                    logger.experiment.add_image(key, _pixels(path), step, dataformats="HWC")
+                    logger.experiment.add_image(key, read_image(path), step)
             case MLFlowLogger():
                 for key, path in images.items():
                     logger.experiment.log_artifact(str(logger.run_id), str(path), str(Path(key).parent))
@@ -89,10 +90,3 @@ def log_configuration(loggers: Sequence[Logger], text: str, content: Mapping[str
                 logger.experiment.add_text("config", f"```yaml\n{text}\n```")
             case MLFlowLogger():
                 logger.experiment.log_text(str(logger.run_id), text, "config.yaml")
-
-
-def _pixels(path: Path) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    from PIL import Image
-
-    with Image.open(path) as image:
-        return np.asarray(image.convert("RGB"))
