@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 # Byte code is worth several seconds at every start; some machines switch it off.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help install quickstart results test browser test-slow lint types imports format clean
+.PHONY: help install quickstart results docs test browser test-slow lint types imports format clean
 .DEFAULT_GOAL := help
 
 help:  ## Show the targets
@@ -27,10 +27,13 @@ $(STAMP): pyproject.toml constraints.txt
 quickstart: install  ## Train and test a multi-task model on generated images (about two minutes)
 	$(PY) -m experiments fit --config experiments/quickstart.yaml
 
-results: install  ## Make the runs that are missing and the tables of README and docs (an hour)
+results: install  ## Make the runs that are missing and the tables of the docs (an hour)
 	$(PY) docs/results.py
 
-test: install lint types imports  ## Formatting, lint, types, import contracts and the test suite
+docs: install  ## Build the documentation site into site/
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict
+
+test: install lint types imports docs  ## Formatting, lint, types, import contracts, the documentation and the test suite
 	# A file stays with one worker, so that what its tests share is made once; the costly ones do not come last.
 	$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 

@@ -1,4 +1,4 @@
-"""Write the tables of the README and the docs: make the runs that are missing, then run each table's command.
+"""Write the tables of the documentation: make the runs that are missing, then run each table's command.
 
 ``make results`` runs it; ``--list`` shows what is there, ``--only NAME …`` limits it, ``--long`` adds what takes hours.
 ``results.yaml``, next to this file, lists runs and tables. A table goes between ``<!-- results: NAME -->`` and
@@ -180,7 +180,9 @@ class Results:
         commands = [*self._run_commands(name, runs), *wrapped(filled(self.tables[name]["command"], shown(runs)))]
         revisions = sorted({revision(run) for own in runs.values() for run in own})
         made = f"\n\nRevision of the runs: {', '.join(revisions)}." if revisions else ""
-        part = "\n".join(["", "```", *commands, "```", "", output.read_text(encoding="utf-8").strip()]) + made + "\n"
+        part = (
+            "\n".join(["", "```bash", *commands, "```", "", output.read_text(encoding="utf-8").strip()]) + made + "\n"
+        )
         before, _, after = page.read_text(encoding="utf-8").partition(f"<!-- results: {name} -->")
         end = f"<!-- /results: {name} -->"
         with write_atomically(page) as partial:
@@ -300,13 +302,13 @@ def pages_of(tables: Sequence[str], places: Sequence[Path]) -> dict[str, Path]:
 
 def main(args: Sequence[str], runner: Runner = run_process) -> int:
     """Make runs and tables; return 0 even without data or weights, 1 where a command failed, 2 on a mistake."""
-    parser = argparse.ArgumentParser(description="Make the missing runs, and the tables of the README and the docs.")
+    parser = argparse.ArgumentParser(description="Make the missing runs, and the tables of the documentation.")
     parser.add_argument("--file", type=Path, default=Path("docs/results.yaml"), help="(default: %(default)s)")
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="these tables and runs only")
     parser.add_argument("--long", action="store_true", help="also what the file marks as long")
     parser.add_argument("--list", action="store_true", help="show what is there and what is missing, make nothing")
     parser.add_argument("--tables-only", action="store_true", help="make no runs, only tables of those that are there")
-    parser.add_argument("--pages", nargs="+", type=Path, default=[Path("README.md"), Path("docs")], metavar="PATH")
+    parser.add_argument("--pages", nargs="+", type=Path, default=[Path("docs")], metavar="PATH")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="new runs go to RUNS/results (default: runs)")
     options = parser.parse_args(args)
     os.environ.setdefault("VITRAIL_DATA", "data")

@@ -1,4 +1,4 @@
-"""The script that writes the tables of README and docs, on commands that only leave a run directory behind."""
+"""The script that writes the tables of the documentation, on commands that only leave a run directory behind."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import yaml
 ROOT = Path(__file__).parents[2]
 SCRIPT = runpy.run_path(str(ROOT / "docs" / "results.py"))
 FIT = "python -m experiments fit --config tiny.yaml"
-README = """# Title
+PAIR = """# Title
 
 <!-- results: pair -->
 nothing yet
@@ -91,8 +91,8 @@ class Commands:
 def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Commands:
     monkeypatch.chdir(tmp_path)
     Path("tiny.yaml").write_text("trainer: {max_epochs: 1}\n")
-    Path("docs").mkdir()
-    Path("README.md").write_text(README)
+    Path("docs/results").mkdir(parents=True)
+    Path("docs/results/pair.md").write_text(PAIR)
     Path("docs/guide.md").write_text(GUIDE)
     Path("results.yaml").write_text(yaml.safe_dump(CONTENT, sort_keys=False))
     return Commands(tmp_path)
@@ -105,13 +105,13 @@ def part(page: str, name: str) -> str:
 
 def test_tables_go_between_their_markers(commands: Commands, capsys: pytest.CaptureFixture[str]) -> None:
     assert commands.main() == 0
-    pair = part("README.md", "pair")
+    pair = part("docs/results/pair.md", "pair")
     assert "| evaluation summary runs/results/pair/0 runs/results/pair/1 runs/results/tiny/0 --markdown |" in pair
     assert "Revision of the runs: abcdef0." in pair
     assert "summary runs/results/again/* --markdown" in part("docs/guide.md", "again")
     assert part("docs/guide.md", "absent") == "an older table\n"
-    assert Path("README.md").read_text().startswith("# Title\n\n<!--")
-    assert Path("README.md").read_text().endswith("-->\n\nbetween\n")
+    assert Path("docs/results/pair.md").read_text().startswith("# Title\n\n<!--")
+    assert Path("docs/results/pair.md").read_text().endswith("-->\n\nbetween\n")
     printed = capsys.readouterr().out
     assert "absent: left as it is: $NOT_SET is not set" in printed or "absent: $NOT_SET is not set" in printed
     assert "away: left out: nowhere/labels.csv does not exist" in printed
@@ -122,8 +122,8 @@ def test_tables_go_between_their_markers(commands: Commands, capsys: pytest.Capt
 def test_the_commands_shown_are_those_that_were_run(commands: Commands, tmp_path: Path) -> None:
     """A shell reads them; instead of Python it finds a program that notes what it is asked for."""
     assert commands.main() == 0
-    text = Path("README.md").read_text() + Path("docs/guide.md").read_text()
-    shown = "".join(re.findall(r"```\n(.*?)```", text, re.DOTALL))
+    text = Path("docs/results/pair.md").read_text() + Path("docs/guide.md").read_text()
+    shown = "".join(re.findall(r"```bash\n(.*?)```", text, re.DOTALL))
     (tmp_path / "python").write_text('#!/bin/sh\nprintf "%s\\n" "$*" >> notes\n')
     (tmp_path / "python").chmod(0o755)
     subprocess.run(["bash", "-e", "-c", shown], env={"PATH": f"{tmp_path}:/usr/bin:/bin"}, check=True)
@@ -139,10 +139,10 @@ def test_the_commands_shown_are_those_that_were_run(commands: Commands, tmp_path
 
 def test_a_finished_run_is_made_again_only_after_a_change(commands: Commands) -> None:
     commands.main()
-    before = Path("README.md").read_text()
+    before = Path("docs/results/pair.md").read_text()
     assert commands.main() == 0
     assert [command[1] for command in commands.ran if command[1] != "summary"] == ["index"]
-    assert Path("README.md").read_text() == before
+    assert Path("docs/results/pair.md").read_text() == before
     Path("tiny.yaml").write_text("trainer: {max_epochs: 2}\n")
     assert commands.main("--only", "pair") == 0
     assert [command[1] for command in commands.ran].count("fit") == 3
@@ -151,7 +151,7 @@ def test_a_finished_run_is_made_again_only_after_a_change(commands: Commands) ->
 def test_an_interrupted_run_is_resumed_in_its_own_directory(commands: Commands) -> None:
     commands.fails_at = lambda command: command[1] == "fit" and "2" in command
     assert commands.main("--only", "pair") == 1
-    assert part("README.md", "pair") == "nothing yet\n"
+    assert part("docs/results/pair.md", "pair") == "nothing yet\n"
     commands.fails_at = lambda _: False
     assert commands.main("--only", "pair") == 0
     (fit,) = [command for command in commands.ran if command[1] == "fit"]
