@@ -1,0 +1,40 @@
+# Vitrail for CPUs, or with --build-arg DEVICE=cuda for NVIDIA GPUs; docs/install.md shows how to build and run it.
+ARG DEVICE=cpu
+
+FROM python:3.11-slim AS build
+# Address of a package index with PyTorch's wheels for CPUs, which are smaller by gigabytes than the regular ones.
+ARG TORCH_INDEX=""
+ARG EXTRAS=app,export
+WORKDIR /source
+COPY pyproject.toml constraints.txt README.md LICENSE ./
+COPY app ./app
+COPY callbacks ./callbacks
+COPY datamodules ./datamodules
+COPY evaluation ./evaluation
+COPY experiments ./experiments
+COPY lightning_modules ./lightning_modules
+COPY retrieval ./retrieval
+COPY vitrail ./vitrail
+RUN python -m venv /opt/vitrail \
+    && if [ -n "$TORCH_INDEX" ]; then \
+         /opt/vitrail/bin/pip install --no-cache-dir -c constraints.txt --index-url "$TORCH_INDEX" torch torchvision; \
+       fi \
+    && /opt/vitrail/bin/pip install --no-cache-dir -c constraints.txt ".[$EXTRAS]"
+
+FROM python:3.11-slim AS cpu
+ENV NVIDIA_VISIBLE_DEVICES=void
+
+FROM python:3.11-slim AS cuda
+# The driver's libraries are mounted by NVIDIA's container toolkit, CUDA's come with PyTorch's wheel.
+ENV NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility
+
+FROM ${DEVICE}
+# USER and HOME hold for any --user, also one that the container does not know.
+ENV PATH=/opt/vitrail/bin:$PATH HOME=/work USER=vitrail VITRAIL_CACHE=/work/.cache/vitrail
+COPY --from=build /opt/vitrail /opt/vitrail
+RUN useradd --uid 1000 --home-dir /work --create-home vitrail
+USER vitrail
+WORKDIR /work
+EXPOSE 7860
+ENTRYPOINT ["vitrail"]
+CMD ["--help"]
