@@ -41,8 +41,11 @@ def info_nce(own: Pairs, scale: torch.Tensor, *, pool: Pairs | None = None, firs
     Returns:
         float scalar, the mean over the own pairs and both directions; log(N) at chance.
     """
-    pool = pool or own
     target = torch.arange(first, first + len(own.image), device=own.image.device)
+    return _symmetric_cross_entropy(own, pool or own, scale, target)
+
+
+def _symmetric_cross_entropy(own: Pairs, pool: Pairs, scale: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     to_text = F.cross_entropy(scale * own.image @ pool.text.T, target)
     to_image = F.cross_entropy(scale * own.text @ pool.image.T, target)
     return (to_text + to_image) / 2
@@ -60,10 +63,7 @@ def label_aware_info_nce(own: Pairs, scale: torch.Tensor, *, pool: Pairs | None 
     """
     pool = pool or own
     positive = (own.positive_id[:, None] == pool.positive_id).to(own.image.dtype)
-    target = positive / positive.sum(dim=1, keepdim=True)
-    to_text = F.cross_entropy(scale * own.image @ pool.text.T, target)
-    to_image = F.cross_entropy(scale * own.text @ pool.image.T, target)
-    return (to_text + to_image) / 2
+    return _symmetric_cross_entropy(own, pool, scale, positive / positive.sum(dim=1, keepdim=True))
 
 
 def sigmoid_contrastive(

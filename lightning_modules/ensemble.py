@@ -66,11 +66,11 @@ def built_members(runs: Sequence[str], hyper_parameters: Sequence[Mapping[str, A
 def common_tasks(members: Sequence[Member]) -> dict[str, list[str]]:
     """Class names of the tasks that all members have."""
     first, *others = members
-    tasks = _tasks_of(first)
-    common = {task: list(names) for task, names in tasks.items() if all(task in _tasks_of(one) for one in others)}
+    tasks: list[dict[str, list[str]]] = [getattr(member.task, "tasks", {}) for member in members]
+    common = {task: list(names) for task, names in tasks[0].items() if all(task in of_other for of_other in tasks)}
     for task, names in common.items():
-        for other in others:
-            if list(_tasks_of(other)[task]) != names:
+        for other, of_other in zip(others, tasks[1:], strict=True):
+            if list(of_other[task]) != names:
                 raise UserError(
                     f"members: {other.name} has other classes of {task!r} than {first.name}, or another order of them; "
                     "only runs with the same classes can be averaged"
@@ -100,11 +100,6 @@ def differing_inputs(expected: InputOptions, given: InputOptions) -> list[tuple[
     return [
         (key, value, found.get(key)) for key, value in with_image_defaults(expected).items() if found.get(key) != value
     ]
-
-
-def _tasks_of(member: Member) -> dict[str, list[str]]:
-    found: dict[str, list[str]] = getattr(member.task, "tasks", {})
-    return found
 
 
 def _refuse_other_data(runs: Sequence[str]) -> None:
@@ -198,7 +193,12 @@ class Ensemble(ScoredTask):
         found = read_members(members) if architectures is None else built_members(members, architectures)
         self._has_weights = architectures is None
         self.configure_metrics(common_tasks(found))
-        _refuse_other_classes(self.tasks, tasks)
+        for task, names in self.tasks.items():
+            if tasks and task in tasks and list(tasks[task]) != names:
+                raise UserError(
+                    f"members: they were trained on other classes of {task!r} than the data have, or another order of "
+                    "them; use the members' own `data:`"
+                )
         # A checkpoint is compared with the members' classes, not with further tasks of the data.
         self.hparams["tasks"] = self.tasks
         self._runs = found
@@ -372,12 +372,3 @@ def _by_member(state: Mapping[str, Any], count: int) -> list[dict[str, Any]]:
         {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
         for prefix in prefixes
     ]
-
-
-def _refuse_other_classes(members: Mapping[str, list[str]], data: Mapping[str, list[str]] | None) -> None:
-    for task, names in members.items():
-        if data and task in data and list(data[task]) != names:
-            raise UserError(
-                f"members: they were trained on other classes of {task!r} than the data have, or another order of "
-                "them; use the members' own `data:`"
-            )

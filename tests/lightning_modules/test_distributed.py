@@ -36,7 +36,7 @@ def norms(model: nn.Module) -> list[nn.Module]:
     return [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
 
 
-def test_converted_batchnorm_computes_and_learns_the_same_with_its_activations() -> None:
+def test_converted_batchnorm_has_the_same_outputs_and_statistics() -> None:
     torch.manual_seed(0)
     model, image = Mixed(), torch.randn(6, 3, 32, 32)
     converted = copy.deepcopy(model)

@@ -29,7 +29,7 @@ from tests.support.models import (
 from vitrail.errors import UserError
 
 
-def test_it_learns_classes_from_their_prompts(tmp_path: Path) -> None:
+def test_classes_are_learned_from_their_prompts(tmp_path: Path) -> None:
     task = tiny_pair(tmp_path / "clip", lr=1e-2, optim_options={"warmup_epochs": 5.0})
     trainer = tiny_trainer(tmp_path, max_epochs=40, check_val_every_n_epoch=40)
     trainer.fit(task, TinyPairs())
@@ -154,7 +154,7 @@ def test_learning_rates_of_towers_projections_and_logit_scale_differ(tmp_path: P
     assert min(value for name, value in rates.items() if name.startswith("text_backbone")) == pytest.approx(1.25e-6)
 
 
-def test_lora_learns_adapters_only_and_begins_as_the_model_was(tmp_path: Path) -> None:
+def test_lora_trains_only_adapters_which_start_as_zero(tmp_path: Path) -> None:
     plain = tiny_pair(tmp_path / "clip")
     task = tiny_pair(tmp_path / "clip", lora={"rank": 2}, lr=1e-2)
     image = pair_batch([1, 2])["image"]

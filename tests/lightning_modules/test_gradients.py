@@ -1,7 +1,4 @@
-"""After the first backward pass every trainable weight has a gradient, whatever the model and what of it is frozen.
-
-A weight without one would never learn, and DDP, which waits for it, would stop at the second step.
-"""
+"""After a backward pass every trainable weight has a gradient; DDP would stop at the second step otherwise."""
 
 from __future__ import annotations
 

@@ -234,7 +234,7 @@ def test_one_line_reports_the_rates(tmp_path: Path, caplog: pytest.LogCaptureFix
 
 
 def test_processes_count() -> None:
-    # 8 GPUs with 256 images each learn 8 times as fast as one (Goyal et al., 2017).
+    # 8 GPUs with 256 images have 8 times the learning rate of one (Goyal et al., 2017).
     assert scaling_factor(OptimOptions(lr_scaling="linear"), 8 * 256) == 8
     assert scaling_factor(OptimOptions(lr_scaling="sqrt", lr_base_batch=512), 8 * 256) == 2
     assert scaling_factor(OptimOptions(lr_scaling="sqrt"), 128) == pytest.approx(math.sqrt(0.5))
@@ -369,6 +369,6 @@ def test_depths_rise_from_the_embedding_to_what_follows_the_blocks() -> None:
     assert scales["model.embeddings.word_embeddings.weight"] == 0.5**4
 
 
-def test_a_network_without_blocks_says_so() -> None:
+def test_a_network_without_blocks_is_refused() -> None:
     with pytest.raises(UserError, match="the text tower has no blocks"):
         blocks(nn.Linear(2, 2), "the text tower")

@@ -56,8 +56,8 @@ def identity(**changes: Any) -> ModelIdentity:
 
 def vectors(n: int, dim: int = DIM, seed: int = 0) -> NDArray[np.float32]:
     """Random directions, float32 ``(n, dim)``, of unit length."""
-    drawn = np.random.default_rng(seed).standard_normal((n, dim)).astype(np.float32)
-    return np.asarray(drawn / np.linalg.norm(drawn, axis=1, keepdims=True), np.float32)
+    sampled = np.random.default_rng(seed).standard_normal((n, dim)).astype(np.float32)
+    return np.asarray(sampled / np.linalg.norm(sampled, axis=1, keepdims=True), np.float32)
 
 
 def meaning_vector(*words: str) -> NDArray[np.float32]:

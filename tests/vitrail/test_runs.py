@@ -86,7 +86,7 @@ def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
         Run(tmp_path)
 
 
-def test_a_run_that_has_just_begun_says_what_is_missing(tmp_path: Path) -> None:
+def test_a_run_that_has_just_begun_lists_what_is_missing(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text(json.dumps({"stages": [stage(how="unfinished")]}), encoding="utf-8")
     run = Run(tmp_path)
     assert run.interrupted
@@ -144,7 +144,7 @@ def test_a_row_that_was_cut_short_keeps_what_it_has(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("record", [{}, {"stages": None}, {"stages": ["fit", 3]}, {"data": 4}])
-def test_a_record_may_say_nothing(tmp_path: Path, record: object) -> None:
+def test_a_record_may_be_empty(tmp_path: Path, record: object) -> None:
     path = make_run(tmp_path)
     (path / "run.json").write_text(json.dumps(record), encoding="utf-8")
     run = Run(path)

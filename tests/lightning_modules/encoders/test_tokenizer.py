@@ -78,7 +78,7 @@ SPOKEN = ("A Photo of a ROSE!", "a  photo,\tof (a) rose...", "don't_stop — [ro
 
 
 @pytest.mark.parametrize("kind", ["SiglipTokenizer", None])
-def test_siglips_own_tokenizer_is_read_from_its_file_and_sees_canonical_text(tmp_path: Path, kind: str | None) -> None:
+def test_siglips_own_tokenizer_is_read_from_its_file_with_canonical_text(tmp_path: Path, kind: str | None) -> None:
     from tokenizers import Tokenizer
 
     folder = write_siglip(tmp_path)

@@ -104,7 +104,7 @@ def by_the_library(model: VisionLanguageModel, ids: list[int], row: int, **furth
 
 
 @torch.no_grad()
-def test_only_labels_are_said_and_the_same_as_by_the_library(
+def test_only_labels_are_generated_and_the_same_as_by_the_library(
     model: VisionLanguageModel, ids: list[int], labels: list[list[int]]
 ) -> None:
     generated, _ = generate_label(model, model.read(model.encode_images(IMAGE), ids), trie_of(labels))
@@ -151,7 +151,7 @@ def test_free_answers_are_those_of_the_library(model: VisionLanguageModel, ids: 
 
 
 @torch.no_grad()
-def test_an_answer_ends_where_it_says_so(model: VisionLanguageModel, ids: list[int]) -> None:
+def test_an_answer_ends_at_its_end_token(model: VisionLanguageModel, ids: list[int]) -> None:
     prefix = model.read(model.encode_images(IMAGE), ids)
     endless = generate(model, prefix, -1, 6)
     end_id = endless.tokens[0][2]

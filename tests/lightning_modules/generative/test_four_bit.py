@@ -18,7 +18,7 @@ from tests.support.plain_figures import plain_figures
 
 bitsandbytes = pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed (the extra `quantized`)")
 
-LEARN = {
+EXPERIMENT = {
     "test_best": True,
     "data": {
         "class_path": "datamodules.Wares",
@@ -59,8 +59,8 @@ def test_answers_are_about_those_of_whole_weights(folder: Path) -> None:
             torch.testing.assert_close(found, expected, atol=0.1, rtol=0)
 
 
-def test_adapters_learn_on_four_bits_and_stand_alone_in_the_checkpoint(folder: Path, tmp_path: Path) -> None:
-    experiment = yaml.safe_load(yaml.safe_dump(LEARN))
+def test_adapters_are_trained_on_four_bits_and_alone_in_the_checkpoint(folder: Path, tmp_path: Path) -> None:
+    experiment = yaml.safe_load(yaml.safe_dump(EXPERIMENT))
     experiment["model"]["init_args"]["model"] = str(folder)
     (tmp_path / "small.yaml").write_text(yaml.safe_dump(experiment))
     with plain_figures():
@@ -68,7 +68,7 @@ def test_adapters_learn_on_four_bits_and_stand_alone_in_the_checkpoint(folder: P
     run = only_run(tmp_path / "runs")
     assert (run / "predictions" / "test.parquet").exists()
     weights = torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"]
-    learned = [value for name, value in weights.items() if "lora_B" in name]
-    assert learned
-    assert all(value.dtype == torch.float32 and value.abs().max() > 0 for value in learned)
+    adapters = [value for name, value in weights.items() if "lora_B" in name]
+    assert adapters
+    assert all(value.dtype == torch.float32 and value.abs().max() > 0 for value in adapters)
     assert not [name for name in weights if name.startswith("vlm.model.") and "lora_" not in name]

@@ -39,7 +39,7 @@ def test_scores_are_those_of_a_plain_pass_over_each_text(model: VisionLanguageMo
 
 
 @torch.no_grad()
-def test_one_reading_serves_all_and_stays_as_it_was(model: VisionLanguageModel) -> None:
+def test_a_prefix_can_be_scored_again(model: VisionLanguageModel) -> None:
     ids, labels = asked(model)
     prefix = model.read(model.encode_images(images(2)), ids)
     scorer = LabelScorer(labels)
