@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import cached_property
 from importlib import import_module
-from itertools import islice
+from itertools import groupby, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -510,23 +510,23 @@ def prepared_image(path: Path, input_options: Mapping[str, Any]) -> torch.Tensor
 
 
 def _named_images(images: Any) -> Iterator[tuple[str, Any]]:
-    """Names and sources of single images; what is named by paths is found by ``datamodules.sources``."""
-    if isinstance(images, str | Path):
-        images = [images]
-    if isinstance(images, list | tuple) and all(isinstance(one, str | Path) for one in images):
-        for source in import_module("datamodules.sources").find_images(images):
-            yield from zip(source.names, source.read(np.arange(len(source))), strict=True)
-        return
-    for number, source in enumerate(_single_images(images)):
-        yield (str(source) if isinstance(source, Path) else f"image {number}"), source
+    """Names and sources of single images; paths are resolved by ``datamodules.sources``."""
+    number = 0
+    for is_path, group in groupby(_flatten(images), key=lambda one: isinstance(one, str | Path)):
+        if is_path:
+            for source in import_module("datamodules.sources").find_images(list(group)):
+                yield from zip(source.names, source.read(np.arange(len(source))), strict=True)
+                number += len(source)
+        else:
+            for image in group:
+                yield f"image {number}", image
+                number += 1
 
 
-def _single_images(images: Any) -> Iterator[Any]:
-    if isinstance(images, str | Path):
-        yield Path(images).expanduser()
-    elif isinstance(images, list | tuple) or getattr(images, "ndim", 0) == 4:
+def _flatten(images: Any) -> Iterator[Any]:
+    if isinstance(images, list | tuple) or getattr(images, "ndim", 0) == 4:
         for one in images:
-            yield from _single_images(one)
+            yield from _flatten(one)
     else:
         yield images
 

@@ -89,7 +89,7 @@ def test_what_is_no_image_is_one_line(products: Run, images: object, message: st
 
 
 def test_bad_files_and_folders_are_named(products: Run, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=f"{tmp_path}: has no images"):
+    with pytest.raises(UserError, match=f"{tmp_path}: has neither images"):
         products.predict(tmp_path)
     (tmp_path / "broken.jpg").write_bytes(b"no image")
     with pytest.raises(UserError, match=r"broken\.jpg: "):
