@@ -14,7 +14,6 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-import vitrail
 from datamodules.base import ImageDataModule
 from datamodules.checks.verify import Verification, cache_directory
 from datamodules.files.arrow_columns import plain_texts, require_column, sample_columns, vocabularies
@@ -381,7 +380,7 @@ def _fetched(table: SampleTable, urls: Mapping[int, str]) -> dict[int, str]:
 def _content(url: str) -> bytes:
     if url.lower().startswith(("http://", "https://")):
         # fsspec would ask for the size first: two requests an image.
-        request = urllib.request.Request(url, headers={"User-Agent": f"vitrail/{vitrail.__version__}"})
+        request = urllib.request.Request(url, headers={"User-Agent": "vitrail"})
         with urllib.request.urlopen(request, timeout=_SECONDS) as response:
             content: bytes = response.read(MAX_BYTES + 1)
     else:
