@@ -180,7 +180,7 @@ def git_revision() -> dict[str, Any] | None:
         found: dict[str, Any] = json.loads(build.read_text(encoding="utf-8"))
         return found
     if not (source / ".git").exists():
-        return None  # installed below somebody else's checkout
+        return None  # installed below another project's checkout
 
     def git(*arguments: str) -> str:
         done = subprocess.run(["git", "-C", str(source), *arguments], capture_output=True, text=True, check=True)
