@@ -29,6 +29,11 @@ def explore(to: Path, *arguments: object) -> int:
     return main(["explore", "--to", str(to), *QUICK, *map(str, arguments)])
 
 
+def page(to: Path, *arguments: object) -> str:
+    assert explore(to, *arguments) == 0
+    return (to / "explore.html").read_text(encoding="utf-8")
+
+
 def data(name: str, root: Path, *arguments: object) -> list[object]:
     return ["--data", f"datamodules.{name}", "--data.init_args.root", root, *arguments]
 
@@ -49,9 +54,8 @@ def config(products: Path) -> Path:
 def test_page_figures_and_tables_of_an_experiment(
     config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert explore(tmp_path / "out", "--config", config) == 0
+    text = page(tmp_path / "out", "--config", config)
     assert f"{tmp_path / 'out' / 'explore.html'} has the page" in capsys.readouterr().out
-    text = (tmp_path / "out" / "explore.html").read_text(encoding="utf-8")
     for title in SECTIONS:
         assert f"<h2>{title}</h2>" in text
     names = {path.name for path in (tmp_path / "out").iterdir()}
@@ -65,11 +69,9 @@ def test_page_figures_and_tables_of_an_experiment(
 
 def test_the_same_command_gives_the_same_page(tmp_path: Path) -> None:
     photos = data("ImageFolder", write_image_folder(tmp_path / "photos", views=1))
-    for name in ("a", "b"):
-        assert explore(tmp_path / name, *photos, "--images", "10", "--seed", "4") == 0
-    pages = [(tmp_path / name / "explore.html").read_bytes() for name in ("a", "b")]
+    pages = [page(tmp_path / name, *photos, "--images", "10", "--seed", "4") for name in ("a", "b")]
     assert pages[0] == pages[1]
-    assert b"10 of 18 images, sampled with seed 4" in pages[0]
+    assert "10 of 18 images, sampled with seed 4" in pages[0]
 
 
 def test_vectors_of_a_gallery_check_the_labels(config: Path, products: Path, tmp_path: Path) -> None:
@@ -83,40 +85,24 @@ def test_vectors_of_a_gallery_check_the_labels(config: Path, products: Path, tmp
     gallery = Gallery.create(str(tmp_path / "g"), made_by)
     with gallery.writing() as writer:
         writer.add(image_rows(made_by, table["image_path"].tolist(), matrix))
-    assert (
-        explore(
-            tmp_path / "out",
-            "--config",
-            config,
-            "--gallery",
-            tmp_path / "g",
-            "--folds",
-            "3",
-            "--data.init_args.attributes",
-            "[]",
-        )
-        == 0
-    )
+    options = ["--config", config, "--gallery", tmp_path / "g", "--folds", "3", "--data.init_args.attributes", "[]"]
+    text = page(tmp_path / "out", *options)
     suspects = pd.read_csv(tmp_path / "out" / "suspects_class.csv")
     assert suspects["name"].tolist()[0] == table["image_path"].tolist()[5]
     assert suspects["suggested"].tolist()[0] == table["class_label"].tolist()[-1]
-    text = (tmp_path / "out" / "explore.html").read_text(encoding="utf-8")
     assert "of 36 labels of class" in text
     assert "vectors of DualEncoder" in text
 
 
 def test_generated_images(tmp_path: Path) -> None:
     wares = ["--data", "datamodules.Wares", "--data.init_args.n_samples", 60, "--data.init_args.resolution", 32]
-    assert explore(tmp_path, *wares, "--task", "colour") == 0
-    text = (tmp_path / "explore.html").read_text(encoding="utf-8")
-    assert "Images are generated" in text
+    assert "Images are generated" in page(tmp_path, *wares, "--task", "colour")
     assert (tmp_path / "hsv_colour.png").exists()
 
 
 def test_captions_and_no_labels(tmp_path: Path) -> None:
     write_flickr(tmp_path / "flickr")
-    assert explore(tmp_path / "out", *data("Flickr8k", tmp_path / "flickr")) == 0
-    text = (tmp_path / "out" / "explore.html").read_text(encoding="utf-8")
+    text = page(tmp_path / "out", *data("Flickr8k", tmp_path / "flickr"))
     assert "The data have no labels, so none can be suspected." in text
     assert (tmp_path / "out" / "captions.png").exists()
     assert not (tmp_path / "out" / "isomap_class.png").exists()
@@ -124,22 +110,15 @@ def test_captions_and_no_labels(tmp_path: Path) -> None:
 
 def test_images_of_which_nothing_is_known(tmp_path: Path) -> None:
     write_image_folder(tmp_path / "photos", classes=["only"])
-    assert explore(tmp_path / "out", *data("UnlabeledFolder", tmp_path / "photos")) == 0
-    text = (tmp_path / "out" / "explore.html").read_text(encoding="utf-8")
-    for message in (
-        "The train split is empty.",
-        "The val split is empty.",
-        "no classes to count",
-        "no captions of their own",
-    ):
+    text = page(tmp_path / "out", *data("UnlabeledFolder", tmp_path / "photos"))
+    for message in ("The train split is empty.", "The val split is empty.", "no classes to count", "no captions of"):
         assert message in text
 
 
 def test_unreadable_images_and_one_class_are_reported(tmp_path: Path) -> None:
     write_image_folder(tmp_path / "photos", classes=["only"], splits=["train"])
     (tmp_path / "photos" / "train" / "only" / "bad.png").write_bytes(b"no image")
-    assert explore(tmp_path / "out", *data("ImageFolder", tmp_path / "photos")) == 0
-    text = (tmp_path / "out" / "explore.html").read_text(encoding="utf-8")
+    text = page(tmp_path / "out", *data("ImageFolder", tmp_path / "photos"))
     for message in (
         "cannot be read, left out where images are needed (1): ",
         "bad.png: ",
@@ -153,15 +132,14 @@ def test_unreadable_images_and_one_class_are_reported(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("count", "message"), [(8, ""), (4, "no class has two labelled samples")])
-def test_a_few_images_have_a_page_that_says_what_it_lacks(count: int, message: str, tmp_path: Path) -> None:
+def test_a_few_images_have_a_page_that_names_what_it_lacks(count: int, message: str, tmp_path: Path) -> None:
     root = write_products(tmp_path / "products", classes=4, grey=False)
     table = pd.read_csv(root / "labels.csv").groupby("class_label").head(count // 4)
     table["split"] = ["train"] * (count - 2) + ["val", "test"]
     table["instance_id"] = range(count)
     table.to_csv(root / "labels.csv", index=False)
     checks = ["--data.init_args.checks", "{allow_leaks: [groups, exact, near]}"]
-    assert explore(tmp_path / "out", *data("Products", root, *checks)) == 0
-    text = (tmp_path / "out" / "explore.html").read_text(encoding="utf-8")
+    text = page(tmp_path / "out", *data("Products", root, *checks))
     assert all(f">{section}<" in text for section in SECTIONS)
     assert message in text
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -194,7 +195,8 @@ def test_both_halves_must_exist() -> None:
         base_to_novel(predictions.take(np.flatnonzero(targets < BASE)))
     with pytest.raises(UserError, match="no sample is of the base classes"):
         base_to_novel(predictions.take(np.flatnonzero((targets >= BASE) | (targets < 0))))
-    other = {name: {"colour": getattr(predictions, name)["class"]} for name in ("tasks", "targets", "logits")}
+    parts = ("tasks", "targets", "logits")
+    other: dict[str, Any] = {name: {"colour": getattr(predictions, name)["class"]} for name in parts}
     with pytest.raises(UserError, match="no task 'class'"):
         base_to_novel(dataclasses.replace(predictions, **other))
 
