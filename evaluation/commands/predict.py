@@ -1,6 +1,6 @@
 """``vitrail predict RUN SOURCE …``: what a run predicts for new images, as a table or a file.
 
-Images are predicted in parts of a thousand, by one process or several, and each finished part is kept beside the
+Images are predicted in parts of a thousand, by one process or several, and each finished part is kept next to the
 output: a command that was interrupted goes on where it was when it is given again.
 """
 

@@ -14,7 +14,7 @@ from vitrail.runs import Run
 
 
 def closing_summary(run: Run) -> str:
-    """Return a dozen lines for somebody who has just trained a first model.
+    """Return a dozen lines for a user who has just trained a first model.
 
     Args:
         run: that was tested.
