@@ -91,7 +91,10 @@ class ClassificationTask(ScoredTask):
         self.input_options: InputOptions = {**self.encoder.input_options}
 
     def configure_losses(
-        self, class_counts: dict[str, list[int]] | None, weighting: ClassWeighting, label_smoothing: float
+        self,
+        class_counts: dict[str, list[int]] | None = None,
+        weighting: ClassWeighting = "none",
+        label_smoothing: float = 0.0,
     ) -> None:
         """Build the training loss of each task."""
         self.losses = nn.ModuleList(
