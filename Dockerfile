@@ -4,7 +4,7 @@ ARG DEVICE=cpu
 FROM python:3.11-slim AS build
 # Address of a package index with PyTorch's wheels for CPUs, which are smaller by gigabytes than the regular ones.
 ARG TORCH_INDEX=""
-ARG EXTRAS=app,export
+ARG EXTRAS=app,export,sweeps,tensorboard,mlflow
 WORKDIR /source
 COPY pyproject.toml constraints.txt README.md LICENSE ./
 COPY app ./app

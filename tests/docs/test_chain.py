@@ -47,12 +47,11 @@ def with_small_settings(line: str) -> str:
 
 
 def script_of(block: Block, run: str) -> str:
-    """What ``bash`` or Python is given: small settings, the run in place of RUN, absolute paths of experiments."""
+    """What ``bash`` or Python is given: small settings, and the run in place of RUN."""
     code = block.code
     if block.language == "bash":
         code = "\n".join(map(with_small_settings, code.splitlines()))
         code = 'vitrail() { "$PYTHON" -m vitrail "$@"; }\npython() { "$PYTHON" "$@"; }\n' + code
-        code = re.sub(r"(?<![\w/])experiments/", f"{ROOT}/experiments/", code)
     return re.sub(r"\bRUN\b", run, code)
 
 

@@ -44,9 +44,9 @@ def commands(block: Block) -> Iterator[list[str]]:
 def options_of(command: str) -> frozenset[str]:
     """All options of a command, as its ``--help`` lists them."""
     name = "fit" if command == "lightning-predict" else command
-    own: frozenset[str] = frozenset()
+    own = frozenset({"--plugins"})
     if command == "fit":
-        own = frozenset(own_data._parser()._option_string_actions)
+        own |= frozenset(own_data._parser()._option_string_actions)
     return own | frozenset(re.findall(r"(?<![\w-])--?[a-zA-Z][\w.-]*", str(HOOKS["help_text"](name))))
 
 
