@@ -6,9 +6,11 @@ import ast
 import functools
 import re
 import shlex
+import tomllib
 from collections.abc import Iterator
 
 import pytest
+import yaml
 
 from experiments.train import own_data
 from tests.docs.blocks import HOOKS, PAGES, ROOT, Block, blocks
@@ -185,3 +187,8 @@ def test_the_readme_is_short() -> None:
 def test_images_are_small() -> None:
     large = [path.name for path in (ROOT / "docs" / "images").iterdir() if path.stat().st_size > 200_000]
     assert not large
+
+
+def test_the_citation_has_the_version_of_the_package() -> None:
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == version
