@@ -59,6 +59,8 @@ def command_parts(name: str) -> Iterator[str]:
     if name in STAGES:
         yield "Takes the options of [`fit`](#fit)."
         return
+    if name == "fit":
+        yield "With `--data FOLDER` or `--data TABLE` it takes [further options](../guides/your_images.md#train)."
     text = help_text(name).strip()
     if text.count("\n") < 80:
         yield f"```text\n{text}\n```"

@@ -1,0 +1,84 @@
+"""Make the documentation's screenshots of the web application, with the demo's runs and generated images.
+
+``python docs/screenshots.py`` starts ``python -m app --demo`` (which trains its two models where they are missing, some
+minutes), and takes Debian's chromium (``make browser``).
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+from PIL import Image
+from playwright.sync_api import Page, sync_playwright
+
+from datamodules.wares import ware_spec
+from datamodules.wares.render import draw_ware
+
+IMAGES = Path(__file__).parent / "images"
+PORT = 7879
+URL = f"http://127.0.0.1:{PORT}"
+PATIENCE = 1800
+"""Seconds for the application to start, trainings included."""
+
+
+def wait_until_served() -> None:
+    """Wait for the application."""
+    for _ in range(PATIENCE):
+        try:
+            urllib.request.urlopen(URL, timeout=5).close()
+        except (urllib.error.URLError, OSError):
+            time.sleep(1)
+        else:
+            return
+    raise SystemExit(f"{URL}: does not answer")
+
+
+def shoot(page: Page, name: str) -> None:
+    """Write a screenshot with 256 colors, which keeps it small."""
+    path = IMAGES / name
+    page.screenshot(path=path)
+    with Image.open(path) as image:
+        image.convert("RGB").quantize(256).save(path, optimize=True)
+    print(f"{path}: {path.stat().st_size // 1000} kB")
+
+
+def main() -> None:
+    """Start the application and write the images."""
+    parser = argparse.ArgumentParser(description="Make the screenshots of the web application.")
+    parser.add_argument("--runs", default="runs", help="where the demo's runs are, or are made (default: runs)")
+    options = parser.parse_args()
+    command = [sys.executable, "-m", "app", "--demo", "--runs", options.runs, "--port", str(PORT)]
+    server = subprocess.Popen(command)
+    try:
+        wait_until_served()
+        with sync_playwright() as playwright, tempfile.TemporaryDirectory() as folder:
+            browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+            page = browser.new_page(viewport={"width": 1100, "height": 860})
+            page.goto(f"{URL}/?tab=search&q=blue+mug")
+            page.locator("#search-grid img").nth(7).wait_for()
+            page.wait_for_load_state("networkidle")
+            shoot(page, "app_search.png")
+            photo = Path(folder) / "photo.png"
+            Image.fromarray(draw_ware(ware_spec(7, 4), 1, 256)).save(photo)
+            page.goto(f"{URL}/?tab=classify")
+            page.locator("#classify-images input[type=file]").first.set_input_files(photo)
+            page.locator("#classify-predictions button.bar").first.click()
+            page.locator("#classify-overlay img").nth(1).wait_for()
+            page.wait_for_load_state("networkidle")
+            shoot(page, "app_classify.png")
+            browser.close()
+    finally:
+        server.terminate()
+        server.wait()
+
+
+if __name__ == "__main__":
+    main()
