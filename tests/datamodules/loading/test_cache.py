@@ -177,8 +177,8 @@ def cache(folder: Path, read: Callable[[int], torch.Tensor] = image, **changes: 
     return PixelCache(**settings)  # type: ignore[arg-type]
 
 
-def built(folder: Path, **changes: object) -> PixelCache:
-    made = cache(folder, **changes)
+def built(folder: Path, read: Callable[[int], torch.Tensor] = image, **changes: object) -> PixelCache:
+    made = cache(folder, read, **changes)
     made.build(10**9, 0)
     return made
 
