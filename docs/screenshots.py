@@ -64,7 +64,7 @@ def main() -> None:
             page = browser.new_page(viewport={"width": 1100, "height": 860})
             page.goto(f"{URL}/?tab=search&q=blue+mug")
             page.locator("#search-grid img").nth(7).wait_for()
-            page.wait_for_load_state("networkidle")
+            page.wait_for_timeout(3000)  # images; the page keeps a stream open, so its network is never idle
             shoot(page, "app_search.png")
             photo = Path(folder) / "photo.png"
             Image.fromarray(draw_ware(ware_spec(7, 4), 1, 256)).save(photo)
@@ -72,7 +72,7 @@ def main() -> None:
             page.locator("#classify-images input[type=file]").first.set_input_files(photo)
             page.locator("#classify-predictions button.bar").first.click()
             page.locator("#classify-overlay img").nth(1).wait_for()
-            page.wait_for_load_state("networkidle")
+            page.wait_for_timeout(3000)  # images; the page keeps a stream open, so its network is never idle
             shoot(page, "app_classify.png")
             browser.close()
     finally:
