@@ -7,7 +7,6 @@ the same optimizer, with the same dropout and the same order of samples.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
@@ -21,6 +20,7 @@ from datamodules.base import ImageDataModule
 from datamodules.loading.dataset import CountedLoader
 from lightning_modules.base import VisionTask
 from vitrail.errors import UserError
+from vitrail.runtime import memory_bytes
 from vitrail.types import FeatureLookup
 
 LARGEST_SHARE = 0.5
@@ -80,7 +80,7 @@ def compute_features(
 
 def _refuse_too_many(batch: torch.Tensor, batches: int, name: str) -> None:
     needed = batch.numel() * batch.element_size() * batches
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else None
+    memory = memory_bytes()
     if memory is not None and needed > memory * LARGEST_SHARE:
         raise TooManyFeaturesError(
             f"the features of the {name} split need {needed / 1e9:.1f} GB of the machine's {memory / 1e9:.1f} GB; "

@@ -12,7 +12,6 @@ import ctypes
 import gc
 import json
 import math
-import os
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,6 +22,7 @@ import numpy as np
 
 from vitrail.console import Table
 from vitrail.errors import UserError
+from vitrail.runtime import memory_bytes
 
 if TYPE_CHECKING:
     import torch
@@ -268,6 +268,7 @@ def cpu_latency(costs: Costs | None) -> float:
     return 1e3 * costs.batches[1].p50
 
 
+_UNKNOWN_MEMORY = 8 * 2**30
 _SHARE_OF_MEMORY = 0.4
 """Of the machine, for the weights of one group: activations and other processes need the rest."""
 
@@ -294,7 +295,7 @@ def measure(
         available: bytes for all weights of a group; by default a share of the machine's memory.
     """
     names = list(builders)
-    room = available or int(_SHARE_OF_MEMORY * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    room = available or int(_SHARE_OF_MEMORY * (memory_bytes() or _UNKNOWN_MEMORY))
     found: dict[str, Costs] = {}
     for group in groups(names, weight_bytes, room):
         chosen = {name: builders[name] for name in group}

@@ -87,6 +87,14 @@ def _end_with_parent() -> None:
         _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
+def memory_bytes() -> int | None:
+    """Return this machine's memory; None where the system does not report it, as on Windows."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, OSError, ValueError):
+        return None
+
+
 def check_device(name: str) -> str:
     """Return the name of a device such as ``cuda:1``; for ``auto`` the first GPU, Apple's included, else the CPU.
 

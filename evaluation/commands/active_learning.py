@@ -17,6 +17,7 @@ from evaluation.commands.explore import add_data_arguments, collection_of, data_
 from evaluation.dataset.active_learning import STRATEGIES, Labelled, Pool, ranking, to_label
 from vitrail.errors import UserError
 from vitrail.runs import Run
+from vitrail.runtime import check_device
 from vitrail.types import DATA_ARGUMENTS, LABEL_TASK, UNKNOWN
 
 if TYPE_CHECKING:
@@ -113,8 +114,6 @@ def _gallery_pool(options: argparse.Namespace) -> Pool:
 
 def _image_pool(options: argparse.Namespace, rest: Sequence[str]) -> Pool:
     """Images that the model predicts now."""
-    import torch
-
     from datamodules.cli import load_datamodule
     from evaluation.dataset.active_learning import checked_probabilities
     from vitrail.predictions import predicted_classes
@@ -125,7 +124,7 @@ def _image_pool(options: argparse.Namespace, rest: Sequence[str]) -> Pool:
         )
     datamodule = load_datamodule(options.pool, rest, "python -m evaluation select")
     run = Run(options.run)
-    model = run.load_model(device="cuda" if torch.cuda.is_available() else "cpu")
+    model = run.load_model(device=check_device("auto"))
     found = _predicted(model, datamodule, ("train", "val", "test"))
     name = _task_name(options.task, found.logits, options.run)
     targets = datamodule.table.targets.get(name)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from datamodules.table import composed
 from vitrail.errors import UserError
 from vitrail.runs import Run
+from vitrail.runtime import check_device
 from vitrail.trust import file_name
 from vitrail.types import UNKNOWN
 
@@ -81,7 +82,7 @@ def run(options: argparse.Namespace, rest: Sequence[str] = ()) -> None:
     from evaluation.saliency.overlays import explain_classes, explain_texts
 
     files = Run(options.run)
-    model: VisionTask = files.load_model(options.checkpoint, "cuda" if torch.cuda.is_available() else "cpu")
+    model: VisionTask = files.load_model(options.checkpoint, check_device("auto"))
     task = _task(model, options)
     check_method(model, options.method)
     names, images, targets = _images(files, model, task, options)

@@ -19,6 +19,7 @@ from evaluation.statistics.intervals import known
 from evaluation.tables.summary import TaskSummary, summarise, summary_table
 from vitrail.errors import UserError
 from vitrail.predictions import Predictions
+from vitrail.runtime import check_device
 from vitrail.types import batch_targets
 
 if TYPE_CHECKING:
@@ -72,13 +73,11 @@ def linear_probe(datamodule: ImageDataModule, encoder: ImageEncoder) -> list[Tas
     Raises:
         UserError: a split is empty, or a task has fewer than two classes in the train split.
     """
-    import torch
-
     if encoder.own_inputs is not None:
         datamodule.adopt_image_options(encoder.own_inputs)
     datamodule.prepare_data()
     datamodule.setup("fit")
-    encoder = encoder.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+    encoder = encoder.to(check_device("auto")).eval()
     train_features, _, train_targets = extract_features(datamodule, encoder, "train")
     probes = {task: _fitted(task, train_features, targets) for task, targets in train_targets.items()}
     names, groups = datamodule.sample_names(), datamodule.group_names()

@@ -27,6 +27,7 @@ from vitrail.console import Table
 from vitrail.errors import UserError
 from vitrail.files import read_csv, timestamped_directory, write_csv, write_text_atomically
 from vitrail.runs import Run, runs_among
+from vitrail.runtime import check_device
 from vitrail.types import LABEL_TASK
 
 if TYPE_CHECKING:
@@ -244,7 +245,7 @@ class _Evaluator:
         trainer: dict[str, Any] = config.get("trainer") or {}
         self._settings: dict[str, Any] = {key: trainer.get(key) for key in ("precision", "limit_val_batches")}
         self._states = states
-        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._device = torch.device(check_device("auto"))
 
     def score_by(self, metric: str) -> Score:
         """The function that soups are chosen by."""

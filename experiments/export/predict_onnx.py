@@ -9,6 +9,8 @@ model. With ``simplejpeg``, damage within JPEG files is noticed, too; Pillow not
 from __future__ import annotations
 
 import argparse
+import csv
+import glob
 import hashlib
 import json
 import math
@@ -18,7 +20,7 @@ import signal
 import struct
 import sys
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -46,6 +48,9 @@ MAX_BYTES = 2**30
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")
 """Decoders that are ever tried, whatever a file is called; some of Pillow's others start other programs."""
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".avif", ".jp2")
+"""Of the images in a folder."""
 
 NO_PREDICTION = "(no prediction)"
 TIE_TOLERANCE = 1e-6
@@ -466,6 +471,84 @@ def answers(model: Model, paths: Sequence[str], texts: Sequence[str], top: int) 
     return found
 
 
+def find_images(names: Sequence[str]) -> list[str]:
+    """Files that names stand for: a folder for all images below it, a pattern for what matches it.
+
+    Raises:
+        PredictError: if there is no image in a folder.
+    """
+    found: list[str] = []
+    for name in names:
+        path = Path(name)
+        if path.is_dir():
+            below = sorted(str(file) for file in path.rglob("[!.]*") if file.suffix.lower() in SUFFIXES)
+            if not below:
+                raise PredictError(f"{name}: has no images ({', '.join(SUFFIXES)})")
+            found += below
+        else:
+            found += [name] if path.exists() else sorted(glob.glob(name, recursive=True)) or [name]  # noqa: PTH207
+    return found
+
+
+def rows(model: Model, paths: Sequence[str], top: int) -> Iterator[dict[str, Any]]:
+    """Yield a row per image, as ``vitrail predict`` writes it.
+
+    Args:
+        model: an export.
+        paths: of images.
+        top: classes of each task.
+    """
+    for path in paths:
+        row: dict[str, Any] = {"image": path}
+        try:
+            [answer] = answers(model, [path], [], top)
+        except PredictError as error:
+            yield {**row, "error": str(error)}
+            continue
+        for task in model.metadata["tasks"]:
+            for place, one in enumerate(answer[f"attribute {task}" if task in ("image", "texts") else task]):
+                key = f"{task}_{place + 1}" if place else task
+                row |= {key: one["label"], f"{key}_confidence": one["probability"]}
+        yield {**row, "error": None}
+
+
+def write_rows(model: Model, paths: Sequence[str], output: Path, top: int) -> str:
+    """Write the rows of all images, and return what was written.
+
+    Args:
+        model: an export.
+        paths: of images.
+        output: ``.csv``, ``.json`` or ``.jsonl``; it appears when it is complete.
+        top: classes of each task.
+
+    Raises:
+        PredictError: for a file of another kind.
+    """
+    kind = output.suffix.lower()
+    if kind not in (".csv", ".json", ".jsonl"):
+        raise PredictError(f"--to {output}: must end with .csv, .json or .jsonl")
+    found = list(rows(model, paths, top))
+    partial = output.with_name(f".{output.name}.part")
+    with partial.open("w", newline="", encoding="utf-8") as file:
+        if kind == ".csv":
+            names = list(dict.fromkeys(name for row in found for name in row if name != "error"))
+            writer = csv.DictWriter(file, [*names, "error"], lineterminator="\n")
+            writer.writeheader()
+            # Text that a spreadsheet would compute gets an apostrophe in front.
+            writer.writerows({name: _guarded(value) for name, value in row.items()} for row in found)
+        elif kind == ".json":
+            json.dump(found, file, ensure_ascii=False, indent=1)
+        else:
+            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in found)
+    partial.replace(output)
+    bad = sum(row["error"] is not None for row in found)
+    return f"{output}: {len(found)} images" + (f", {bad} of them unreadable\n" if bad else "\n")
+
+
+def _guarded(value: Any) -> Any:
+    return f"'{value}" if isinstance(value, str) and re.match(r"'*[=+\-@\t\r]", value) else value
+
+
 def _is_tied(logits: NDArray[np.float32]) -> bool:
     """Whether no class is likelier than all others."""
     # A comparison with NaN is false, so that it does not make a prediction either.
@@ -475,16 +558,26 @@ def _is_tied(logits: NDArray[np.float32]) -> bool:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Prints the answers and returns the exit code: 0, 2 after a mistake of the user, or 130 after Ctrl-C."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("images", nargs="+", metavar="IMAGE")
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="image, folder or pattern such as 'photos/*.jpg'")
     parser.add_argument(
         "--model", default=str(Path(__file__).parent), metavar="FOLDER", help="(default: that of this file)"
     )
     parser.add_argument("--text", action="append", default=[], help="compare the images with a text; repeatable")
     parser.add_argument("--top", type=int, default=1, metavar="N", help="classes of each task (default: 1)")
     parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument(
+        "--to",
+        type=Path,
+        metavar="FILE",
+        help="write a row per image to .csv, .json or .jsonl, unreadable ones as well",
+    )
     options = parser.parse_args(arguments)
     try:
-        found = answers(Model(options.model), options.images, options.text, max(1, options.top))
+        paths = find_images(options.images)
+        if options.to is not None:
+            sys.stdout.write(write_rows(Model(options.model), paths, options.to, max(1, options.top)))
+            return 0
+        found = answers(Model(options.model), paths, options.text, max(1, options.top))
     except PredictError as error:
         sys.stderr.write(f"error: {error}\n")
         return 2

@@ -27,6 +27,7 @@ from lightning_modules.base import VisionTask
 from vitrail.errors import UserError
 from vitrail.files import write_text_atomically
 from vitrail.runs import Run
+from vitrail.runtime import memory_bytes
 
 _PACKAGES = ("torch", "torchvision", "lightning", "timm", "transformers", "torchmetrics", "datasets", "numpy", "pillow")
 
@@ -194,13 +195,12 @@ def git_revision() -> dict[str, Any] | None:
 
 def hardware() -> dict[str, Any]:
     """Return processor, cores, memory in bytes and accelerators of this machine."""
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else None
     return {
         "machine": platform.machine(),
         "system": platform.system(),
         "cpu_count": os.cpu_count(),
         "torch_threads": torch.get_num_threads(),
-        "memory_bytes": memory,
+        "memory_bytes": memory_bytes(),
         "gpus": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
     }
 

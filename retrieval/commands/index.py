@@ -114,11 +114,10 @@ def _data(options: argparse.Namespace, rest: Sequence[str]) -> ImageDataModule:
 
 
 def _model(options: argparse.Namespace) -> VisionTask:
-    import torch
 
     from lightning_modules.checkpoint import load_task
 
-    device = check_device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = check_device(options.device or "auto")
     if options.checkpoint in ("best", "last"):
         return load_task(Run(options.run).checkpoint(options.checkpoint), device)
     return load_task(options.checkpoint, device)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from vitrail.errors import UserError
-from vitrail.runtime import check_device
+from vitrail.runtime import check_device, memory_bytes
 
 PROGRAM = """
 import resource, sys
@@ -49,3 +49,16 @@ def test_an_absent_device_is_refused_in_one_line(name: str) -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
 def test_a_gpu_can_be_used_where_there_is_one() -> None:
     assert check_device("cuda") == "cuda"
+
+
+@pytest.mark.parametrize(("cuda", "mps", "chosen"), [(True, True, "cuda"), (False, True, "mps"), (False, False, "cpu")])
+def test_the_first_gpu_is_chosen(monkeypatch: pytest.MonkeyPatch, cuda: bool, mps: bool, chosen: str) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: cuda)
+    monkeypatch.setattr("torch.backends.mps.is_available", lambda: mps)
+    assert check_device("auto") == chosen
+
+
+def test_memory_is_unknown_where_the_system_does_not_report_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert (memory_bytes() or 0) > 1 << 28
+    monkeypatch.delattr("os.sysconf")  # Windows
+    assert memory_bytes() is None

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
@@ -21,7 +22,9 @@ from datamodules.loading.transforms import eval_transform
 from experiments.export.predict_onnx import Model, PredictError, main, prepared
 from lightning_modules.checkpoint import load_task
 from tests.support.runs import data_of, flowers_onnx, flowers_run, products_onnx, products_run
+from vitrail.files import read_csv
 from vitrail.predictions import read_predictions
+from vitrail.programs import main as vitrail
 
 ALONE = """
 import runpy, sys
@@ -220,6 +223,36 @@ def test_a_damaged_jpeg_is_refused_where_training_refuses_it(
     assert model.read(tmp_path / "whole.jpg").shape == (3, 32, 32)
     with pytest.raises(PredictError, match="truncated"):
         model.read(tmp_path / "cut.jpg")
+
+
+@pytest.mark.parametrize("suffix", ["csv", "json", "jsonl"])
+def test_a_folder_is_written_as_vitrail_predict_writes_it(
+    tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    data = data_of(products_run())
+    Path("photos/deep").mkdir(parents=True)
+    for row in data.split_indices("test").tolist()[:3]:
+        shutil.copy(data.table.source(row), f"photos/deep/={row}.png")
+    Path("photos/broken.png").write_bytes(b"no image")
+    Path("photos/notes.txt").write_text("no image either")
+
+    arguments = ["photos", "--top", "2", "--to", f"alone.{suffix}", "--model", str(products_onnx())]
+    capsys.readouterr()  # what training and export printed
+    assert main(arguments) == 0
+    assert vitrail("vitrail", ["predict", str(products_run()), "photos", "--top", "2", "--to", f"ours.{suffix}"]) == 0
+
+    alone, ours = (
+        read_csv(Path(f"{name}.csv")) if suffix == "csv" else pd.read_json(f"{name}.{suffix}", lines=suffix == "jsonl")
+        for name in ("alone", "ours")
+    )
+    assert capsys.readouterr().out.splitlines()[0] == f"alone.{suffix}: 4 images, 1 of them unreadable"
+    assert alone["image"].tolist() == ours["image"].tolist()
+    assert {*alone.columns} == {*ours.columns}
+    assert alone["class"].tolist()[1:] == ours["class"].tolist()[1:]
+    assert alone["class_confidence"].tolist()[1:] == pytest.approx(ours["class_confidence"].tolist()[1:], abs=0.02)
+    assert alone["error"].notna().tolist() == [True, False, False, False]
+    assert sorted(path.name for path in Path().iterdir()) == sorted([f"alone.{suffix}", f"ours.{suffix}", "photos"])
 
 
 def test_texts_are_compared_as_by_the_model(capsys: pytest.CaptureFixture[str]) -> None:
