@@ -26,7 +26,7 @@ COUNT = 22
 
 
 def kill_at(call: Callable[..., Any], number: int = 1, after: bool = False) -> Callable[..., Any]:
-    """The call, at whose so-maniest time the process is killed, before it is made or after."""
+    """The call, at whose n-th time the process is killed, before it is made or after."""
     calls = 0
 
     def killing(*arguments: Any, **named: Any) -> Any:
@@ -61,7 +61,7 @@ def before_the_first_image() -> None:
 def while_encoding() -> None:
     from lightning_modules import DualEncoder
 
-    # The sixth batch: the first chunk has been, or is being, written.
+    # The sixth batch, of the third chunk: the first chunk has been written, the second has been or is being.
     DualEncoder.predict_step = kill_at(DualEncoder.predict_step, 6)  # type: ignore[method-assign]
 
 

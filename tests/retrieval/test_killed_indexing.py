@@ -18,7 +18,7 @@ from vitrail.errors import UserError
 WITHOUT_GALLERY = {"before_the_captions_table", "between_the_tables"}
 COMMITTED = {
     "before_the_first_image": {0},
-    "while_encoding": {0, CHUNK},
+    "while_encoding": {CHUNK, 2 * CHUNK},
     "between_captions_and_images": {CHUNK},
     "after_the_last_commit": {COUNT},
     "while_tidying": {COUNT},

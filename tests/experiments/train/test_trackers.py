@@ -76,7 +76,7 @@ def test_the_end_says_how_to_upload_the_offline_run(
     monkeypatch.chdir(tmp_path)
     Path("tiny.yaml").write_text(yaml.safe_dump({**TINY, "trackers": [], "test_best": False}))
 
-    assert main(["fit", "--config", "tiny.yaml"]) == 0
+    assert main(["fit", "--config", "tiny.yaml", "--runs", str(tmp_path / "runs")]) == 0
 
     [line] = [line for line in capsys.readouterr().out.splitlines() if line.startswith("W&B (offline): ")]
     folder = line.removeprefix("W&B (offline): ").partition(",")[0]
