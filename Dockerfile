@@ -17,7 +17,7 @@ COPY retrieval ./retrieval
 COPY vitrail ./vitrail
 RUN python -m venv /opt/vitrail \
     && if [ -n "$TORCH_INDEX" ]; then \
-         /opt/vitrail/bin/pip install --no-cache-dir -c constraints.txt --index-url "$TORCH_INDEX" torch torchvision; \
+         PIP_INDEX_URL="$TORCH_INDEX" /opt/vitrail/bin/pip install --no-cache-dir -c constraints.txt torch torchvision; \
        fi \
     && /opt/vitrail/bin/pip install --no-cache-dir -c constraints.txt ".[$EXTRAS]"
 
@@ -30,11 +30,11 @@ ENV NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility
 
 FROM ${DEVICE}
 # USER and HOME hold for any --user, also one that the container does not know.
-ENV PATH=/opt/vitrail/bin:$PATH HOME=/work USER=vitrail VITRAIL_CACHE=/work/.cache/vitrail
+ENV PATH=/opt/vitrail/bin:$PATH HOME=/workspace USER=vitrail VITRAIL_CACHE=/workspace/.cache/vitrail
 COPY --from=build /opt/vitrail /opt/vitrail
-RUN useradd --uid 1000 --home-dir /work --create-home vitrail
+RUN useradd --uid 1000 --home-dir /workspace --create-home vitrail
 USER vitrail
-WORKDIR /work
+WORKDIR /workspace
 EXPOSE 7860
 ENTRYPOINT ["vitrail"]
 CMD ["--help"]

@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from callbacks.best_checkpoint import BestCheckpoint
     from callbacks.compile_model import CompileModel
     from callbacks.confusion import ClassReport, ConfusionMatrixLogger
-    from callbacks.epoch_lines import EpochLines
     from callbacks.finetuning import BackboneUnfreezing, StartWeights
     from callbacks.frozen_features import FrozenFeatures
     from callbacks.gallery_writer import EmbeddingExport
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
     from callbacks.prediction_writer import PredictionWriter
     from callbacks.retrieval_metrics import RetrievalMetrics
     from callbacks.saliency import SaliencyOfMistakes
+    from callbacks.trackers import EpochLines
 
 __all__ = [
     "AveragedWeights",
@@ -51,7 +51,7 @@ _HOMES = {
     "CompileModel": "callbacks.compile_model",
     "ConfusionMatrixLogger": "callbacks.confusion",
     "EmbeddingExport": "callbacks.gallery_writer",
-    "EpochLines": "callbacks.epoch_lines",
+    "EpochLines": "callbacks.trackers",
     "FrozenFeatures": "callbacks.frozen_features",
     "LastCheckpoint": "callbacks.last_checkpoint",
     "MonitoredMetrics": "callbacks.guards",

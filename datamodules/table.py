@@ -249,14 +249,7 @@ class SampleTable:
         """
         import pandas as pd
 
-        if targets and next(iter(targets)) != LABEL_TASK:
-            raise ValueError(f"the first target must be {LABEL_TASK!r}, not {list(targets)}")
-        if not isinstance(targets, Mapping):
-            if taken := [task for task in targets if task in _OWN_COLUMNS]:
-                raise UserError(
-                    f"{origin}: a task cannot use the column {taken[0]!r}; give from_frame() a mapping to another"
-                )
-            targets = {task: task for task in targets}
+        targets = _columns_of(targets, origin)
         _check_columns(frame, targets, vocabularies or {}, origin)
         rows = np.asarray(frame["row"] if "row" in frame else range(2, len(frame) + 2), dtype=np.int64)
         columns = {key: strings_of(frame[key]) for key in ("name", "source", "split")}
@@ -429,6 +422,17 @@ def _some(names: Sequence[str]) -> str:
 def target_column(task: str) -> str:
     """Return a name for a task's column that no other column has, whatever the task is called."""
     return f"target {task}"
+
+
+def _columns_of(targets: Sequence[str] | Mapping[str, str], origin: str) -> Mapping[str, str]:
+    """Return the column of each task."""
+    if targets and next(iter(targets)) != LABEL_TASK:
+        raise ValueError(f"the first target must be {LABEL_TASK!r}, not {list(targets)}")
+    if isinstance(targets, Mapping):
+        return targets
+    if taken := [task for task in targets if task in _OWN_COLUMNS]:
+        raise UserError(f"{origin}: a task cannot use the column {taken[0]!r}; give from_frame() a mapping to another")
+    return {task: task for task in targets}
 
 
 def _check_columns(

@@ -231,7 +231,7 @@ class Run:
 
         Args:
             images: a path, a folder, a pattern such as ``photos/*.jpg``, a table or a shard (see
-                ``datamodules.sources.find_images``), a PIL image, a uint8 array ``(H, W, 3)`` or ``(N, H, W, 3)``, a
+                ``datamodules.files.image_sources``), a PIL image, a uint8 array ``(H, W, 3)`` or ``(N, H, W, 3)``, a
                 uint8 tensor ``(3, H, W)`` or ``(N, 3, H, W)``, or a list of these; RGB.
             batch_size: images per batch.
 
@@ -510,11 +510,11 @@ def prepared_image(path: Path, input_options: Mapping[str, Any]) -> torch.Tensor
 
 
 def _named_images(images: Any) -> Iterator[tuple[str, Any]]:
-    """Names and sources of single images; paths are resolved by ``datamodules.sources``."""
+    """Names and sources of single images; paths are resolved by ``datamodules.files.image_sources``."""
     number = 0
     for is_path, group in groupby(_flatten(images), key=lambda one: isinstance(one, str | Path)):
         if is_path:
-            for source in import_module("datamodules.sources").find_images(list(group)):
+            for source in import_module("datamodules.files.image_sources").find_images(list(group)):
                 yield from zip(source.names, source.read(np.arange(len(source))), strict=True)
                 number += len(source)
         else:

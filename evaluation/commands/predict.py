@@ -29,7 +29,7 @@ from vitrail.runtime import check_device
 if TYPE_CHECKING:
     import pandas as pd
 
-    from datamodules.sources import ImageSource
+    from datamodules.files.image_sources import ImageSource
     from vitrail.predictions import ImagePrediction
 
 FORMATS = (".parquet", ".csv", ".json", ".jsonl")
@@ -87,7 +87,7 @@ class Job:
 
     def find(self) -> list[ImageSource]:
         """Return the images, in the same order in every process."""
-        from datamodules.sources import IMAGES_ONLY, find_images
+        from datamodules.files.image_sources import IMAGES_ONLY, find_images
 
         return find_images(self.sources, replace(IMAGES_ONLY, image=self.image_column))
 

@@ -157,13 +157,7 @@ def compare_joined(
 
     The interval and the test by group are then about these very runs on other samples, ``over_seeds`` about seeds.
 
-    Args:
-        first: predictions of the runs of one experiment (seeds, folds, or both).
-        second: those of the other, which together have the same test samples.
-        task: name of the task.
-        names: of both, for sentences.
-        n_resamples: of the bootstrap.
-        seed: of the bootstrap.
+    ``first`` and ``second`` are predictions of the runs of each experiment, which together have the same test samples.
 
     Raises:
         UserError: as ``compare_pair`` and ``join_runs``.

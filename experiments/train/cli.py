@@ -28,13 +28,12 @@ from lightning.pytorch.strategies.launchers.multiprocessing import _MultiProcess
 from callbacks.averaged_weights import AveragedWeights, EmaOptions
 from callbacks.best_checkpoint import BestCheckpoint
 from callbacks.confusion import ClassReport, ConfusionMatrixLogger
-from callbacks.epoch_lines import EpochLines
 from callbacks.frozen_features import FrozenFeatures
 from callbacks.guards import MonitoredMetrics, NonFiniteLoss
 from callbacks.last_checkpoint import LastCheckpoint
 from callbacks.prediction_writer import PredictionWriter
 from callbacks.retrieval_metrics import RetrievalMetrics
-from callbacks.trackers import log_configuration
+from callbacks.trackers import EpochLines, log_configuration
 from datamodules.base import ImageDataModule
 from experiments.train.closing import closing_summary, write_report
 from experiments.train.loggers import Tracker, WandbOptions, build_loggers, finish_wandb, sync_hint

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from datamodules import Wares
+from datamodules.files.image_sources import ImageSource, find_images
 from datamodules.loading.decode import read_image
-from datamodules.sources import ImageSource, find_images
 from datamodules.streaming.pack import PackFormat, pack
 from tests.support.data import draw_image, write_csv
 from vitrail.errors import UserError
