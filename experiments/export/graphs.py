@@ -304,11 +304,12 @@ def onnx_runner(path: Path) -> Runner:
 
 def module_runner(tower: Tower, module: Any = None) -> Runner:
     """Run a module in PyTorch, by default the tower's own."""
+    chosen = tower.module if module is None else module  # a compiled module has no truth value
 
     def run(inputs: Mapping[str, NDArray[Any]]) -> Arrays:
         with torch.no_grad():
             tensors = (torch.from_numpy(np.ascontiguousarray(inputs[name])) for name in tower.inputs)
-            found = (module or tower.module)(*tensors)
+            found = chosen(*tensors)
         return {name: values.numpy() for name, values in zip(tower.outputs, found, strict=True)}
 
     return run

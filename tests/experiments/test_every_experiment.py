@@ -79,6 +79,13 @@ def tiny_network(arguments: dict[str, Any]) -> dict[str, Any]:
     return {"backbone": TINY_BACKBONES.get(arguments["backbone"].split("_")[0], "test_resnet")}
 
 
+def own_data(experiment: dict[str, Any]) -> dict[str, str]:
+    """Where the data of the experiments for one's own images are here."""
+    arguments = experiment["data"]["init_args"]
+    places = {"root": "photos", "path": "captions.parquet"}.items()
+    return {key: str(Path(os.environ["VITRAIL_DATA"]) / name) for key, name in places if arguments.get(key) == name}
+
+
 def tiny(experiment: dict[str, Any]) -> dict[str, Any]:
     """What makes an experiment small: a tiny backbone of the same kind, small images, few of them."""
     overlay: dict[str, Any] = {
@@ -94,9 +101,7 @@ def tiny(experiment: dict[str, Any]) -> dict[str, Any]:
     }
     if experiment["data"]["class_path"] == "datamodules.Wares":
         overlay["data"]["init_args"] |= {"n_samples": 60, "resolution": 32}
-    for argument, name in {"root": "photos", "path": "captions.parquet"}.items():
-        if experiment["data"]["init_args"].get(argument) == name:
-            overlay["data"]["init_args"][argument] = str(Path(os.environ["VITRAIL_DATA"]) / name)
+    overlay["data"]["init_args"] |= own_data(experiment)
     if callbacks := experiment["trainer"].get("callbacks"):
         for callback in callbacks:
             if "unfreeze_epoch" in callback.get("init_args", {}):
@@ -138,6 +143,7 @@ def test_true_architecture_takes_a_step_under_the_overlay(path: Path, tmp_path: 
         "--data.init_args.loader.drop_last=false",
         "--model.init_args.pretrained=false",
     ]
+    smallest += [f"--data.init_args.{key}={place}" for key, place in own_data(yaml.safe_load(path.read_text())).items()]
     assert run_quietly(["fit", *arguments, *smallest]) == 0
 
 
