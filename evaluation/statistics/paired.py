@@ -155,17 +155,15 @@ def compare_joined(
 ) -> PairedComparison:
     """Compare two experiments of several runs each: folds are put together, scores are means over seeds.
 
-    The interval and the test by group are then about these very runs on other samples, ``over_seeds`` about seeds.
-
-    ``first`` and ``second`` are predictions of the runs of each experiment, which together have the same test samples.
+    ``first`` and ``second`` are predictions of each experiment's runs, which together have the same test samples. The
+    interval and the test by group are about these very runs on other samples, ``over_seeds`` about seeds.
 
     Raises:
         UserError: as ``compare_pair`` and ``join_runs``.
     """
     sides = [_whole(runs, task, name) for runs, name in zip((first, second), names, strict=True)]
     base = sides[0][0]
-    labels = (f"in {names[0]}", f"in {names[1]}")
-    sides[1] = [in_order_of(base, run, task, labels) for run in sides[1]]
+    sides[1] = [in_order_of(base, run, task, (f"in {names[0]}", f"in {names[1]}")) for run in sides[1]]
     rows = known(base.targets[task])
     targets, groups = base.targets[task][rows], base.groups[rows]
     if not len(rows):
