@@ -90,9 +90,12 @@ MEGABYTES = 60
 
 
 def hold(inherited: bytearray, size: int, end: Connection) -> None:
-    own = bytearray(b"y" * (size << 20))
-    end.send(sum(inherited[:: 1 << 12]) + len(own))  # read what the parent has, write what is one's own
-    end.recv()
+    # Pages from the system, not from malloc, which keeps or returns freed memory depending on what ran before.
+    with mmap.mmap(-1, max(size << 20, 1), flags=mmap.MAP_PRIVATE) as own:
+        for page in range(0, len(own), mmap.PAGESIZE):
+            own[page] = 1
+        end.send(sum(inherited[:: 1 << 12]) + len(own))  # read what the parent has, write what is one's own
+        end.recv()
 
 
 @linux
