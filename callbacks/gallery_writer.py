@@ -12,7 +12,8 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from callbacks.outputs import OutputCollector
 from callbacks.trackers import MOST_ROWS, log_table
-from retrieval.fill import CHUNK, Chunk, Shards, write_shard
+from retrieval.fill import Chunk, Shards, write_shard
+from retrieval.schema import CHUNK
 from vitrail.errors import UserError
 from vitrail.runs import Run
 from vitrail.types import DescribesImages, Split

@@ -1,9 +1,7 @@
-"""The DataModule that an experiment file or a run describes, and the commands of ``python -m datamodules``."""
+"""The DataModule that an experiment file or a run describes."""
 
 from __future__ import annotations
 
-import json
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,22 +11,18 @@ from jsonargparse import ArgumentParser, Namespace
 from datamodules.base import ImageDataModule
 from vitrail.config import FullNames, dump_yaml, merged, read_experiment, read_experiments, split_configs
 from vitrail.errors import UserError
-from vitrail.files import write_text_atomically
-from vitrail.programs import program_name
 from vitrail.runs import run_of_config
 from vitrail.trust import refuse_foreign_code
 from vitrail.types import DEFAULT_SEED
-
-_DATA = "--config FILE [--config OVERLAY] [--data.init_args.KEY VALUE] [--seed_everything N]"
 
 
 class _Parser(FullNames, ArgumentParser):
     pass
 
 
-def data_parser(program: str, usage: str | None = None) -> ArgumentParser:
+def data_parser(program: str) -> ArgumentParser:
     """Return a parser that knows ``--config``, ``--data`` and ``--seed_everything``; the caller adds its arguments."""
-    parser = _Parser(prog=program, usage=usage, exit_on_error=False)
+    parser = _Parser(prog=program, exit_on_error=False)
     parser.add_argument(
         "--config", help="Experiment file whose data: part is used; a later one overrides what it names."
     )
@@ -102,40 +96,3 @@ def _parse(
     datamodule = parser.instantiate(parsed).data
     assert isinstance(datamodule, ImageDataModule)
     return datamodule, parsed
-
-
-def audit(args: list[str]) -> None:
-    """Print the report, write it where that is asked for, and then refuse what a fit would refuse."""
-    from rich.console import Console
-
-    from datamodules.checks.audit import print_report
-
-    program = f"{program_name('datamodules')} audit"
-    parser = data_parser(program, f"{program} {_DATA} [--json FILE]")
-    parser.add_argument("--json", type=str | None, default=None, help="File to write the whole report to.")
-    datamodule, options = parse_data(parser, args)
-    report = datamodule.audit()
-    print_report(report, Console())
-    if options.json is not None:
-        try:
-            content = json.dumps(report.to_dict(), indent=2, ensure_ascii=False)
-            write_text_atomically(Path(options.json), content + "\n")
-        except OSError as error:
-            raise UserError(f"--json {options.json}: cannot be written ({error.strerror})") from error
-    report.refuse()
-
-
-def pack(args: list[str]) -> None:
-    """Write the shards and print how many of them each split has."""
-    from datamodules.streaming import pack as packing
-
-    program = f"{program_name('datamodules')} pack"
-    usage = f"{program} {_DATA} --to FOLDER [--format parquet|webdataset] [--shard-size 1000]"
-    parser = data_parser(program, usage)
-    parser.add_argument("--to", type=str, required=True, help="Folder to write to.")
-    parser.add_argument("--format", type=packing.PackFormat, default="parquet", help="Of the shards.")
-    parser.add_argument("--shard-size", type=int, default=1000, help="Samples of a shard at most.")
-    datamodule, options = parse_data(parser, args)
-    counts = packing.pack(datamodule, Path(options.to), options.format, options.shard_size)
-    shown = ", ".join(f"{split} {count}" for split, count in counts.items())
-    sys.stdout.write(f"Shards in {options.to}: {shown}\n")

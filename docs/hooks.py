@@ -59,9 +59,11 @@ def command_parts(name: str) -> Iterator[str]:
     if name in STAGES:
         yield "Takes the options of [`fit`](#fit)."
         return
-    if name == "fit":
-        yield "With `--data FOLDER` or `--data TABLE` it takes [further options](../guides/your_images.md#train)."
     text = help_text(name).strip()
+    if name == "fit":
+        text, heading, own = text.partition("your own images:")
+        yield "Options of `--data FOLDER` and `--data TABLE` ([guide](../guides/your_images.md#train)):"
+        yield f"```text\n{heading}{own}\n```"
     if text.count("\n") < 80:
         yield f"```text\n{text}\n```"
     else:

@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 
 from retrieval.image_files import note_folders
-from retrieval.schema import CONFIDENCE, LABEL, PREDICTED, ModelIdentity, caption_schema, image_schema, not_unit
+from retrieval.schema import CHUNK, CONFIDENCE, LABEL, PREDICTED, ModelIdentity, caption_schema, image_schema, not_unit
 from vitrail.errors import UserError
 from vitrail.files import read_parquet, write_atomically, write_parquet
 from vitrail.predictions import predicted_classes
@@ -34,9 +34,6 @@ if TYPE_CHECKING:
 
 # A loader's worker processes are forked while nothing of LanceDB is under way, and do not use it.
 warnings.filterwarnings("ignore", message="lancedb fork support is experimental")
-
-CHUNK = 1024
-"""Images that are committed at a time, by default."""
 
 THUMBNAIL = 128
 """Longest side of a thumbnail in pixels."""

@@ -34,6 +34,9 @@ IDENTITY_KEY = b"vitrail.gallery"
 LABEL, PREDICTED, CONFIDENCE = "label_", "predicted_", "confidence_"
 """Prefixes of a task's columns: the label, the prediction, and its confidence (0 to 1)."""
 
+CHUNK = 1024
+"""Images that are committed at a time, by default."""
+
 NOT_METADATA = ("vector", "thumbnail")
 """Columns that are large and of no use to a filter."""
 

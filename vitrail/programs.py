@@ -132,8 +132,10 @@ PROGRAMS = {
     "datamodules": Program(
         "Check data sets and pack them for streaming.",
         {
-            "audit": Command("datamodules.cli:audit", "what is in a data set and what is wrong with it"),
-            "pack": Command("datamodules.cli:pack", "write shards to stream from"),
+            "audit": Command(
+                "datamodules.commands.audit", "what is in a data set and what is wrong with it", takes_data=True
+            ),
+            "pack": Command("datamodules.commands.pack", "write shards to stream from", takes_data=True),
         },
     ),
     "app": Program(

@@ -384,6 +384,19 @@ class Run:
                 self._problems[path.name] = f"{self.PREDICTIONS}/{path.name}: holds no samples"
         return self._predictions[split]
 
+    @cached_property
+    def evaluations(self) -> dict[str, Run]:
+        """What ``vitrail evaluate`` left of other data sets, by their names; each is laid out as a run."""
+        folder = self.path / self.EVALUATIONS
+        return {path.name: Run(path) for path in sorted(folder.glob("[!.]*")) if path.is_dir() and is_run(path)}
+
+    @property
+    def restricted_to(self) -> dict[str, list[str]]:
+        """Classes by task that ``vitrail evaluate --restrict-classes`` let the model choose among; empty without it."""
+        evaluation = self.record.get("evaluation")
+        classes = evaluation.get("classes") if isinstance(evaluation, dict) else None
+        return classes if isinstance(classes, dict) else {}
+
     def predicted_by(self, split: str) -> str:
         """Name of the checkpoint that predicted a split in its latest finished stage, such as ``best``, or empty."""
         name = _STAGE.get(split, split)

@@ -20,6 +20,7 @@ from evaluation.tables.comparison import (
     compare_sides,
     comparison_frame,
     cost_of,
+    evaluations_of,
     parts,
     sides_of,
 )
@@ -33,6 +34,8 @@ _EPILOG = """\
 examples:
   python -m evaluation compare runs/small/TIME runs/large/TIME --html compared.html
   python -m evaluation compare runs/small/* runs/large/* --join     # seeds or folds of two experiments
+
+What `vitrail evaluate RUN --data …` found on other data sets follows the runs' own results.
 """
 
 _AXES = {"parameters": "parameters", "minutes": "minutes of training", "latency": "ms an image, CPU, one by one"}
@@ -72,10 +75,11 @@ def run(options: argparse.Namespace, rest: Sequence[str] = ()) -> None:
     options.runs = runs_among(options.runs, "compare", f"predictions/{options.split}.parquet")
     sides = sides_of(options.runs, options.split, options.join)
     tasks = common_tasks(sides, options.task)
-    rows = compare_sides(sides, tasks, options.reference, split=options.split)
+    evaluations, left_out = evaluations_of(sides) if options.split == "test" else ([], [])
+    rows = compare_sides(sides, tasks, options.reference, split=options.split, evaluations=evaluations)
     costs = {side.name: cost_of(side) for side in sides}
     frame = comparison_frame(rows, costs)
-    notes = [*sentences(rows, options.reference), *caveats(sides, options.split)]
+    notes = [*sentences(rows, options.reference), *caveats(sides, options.split), *left_out]
     if options.html is not None:
         _write_page(options, sides, cost_figure(rows, costs), costs, frame, notes)
     if options.markdown:
@@ -92,8 +96,8 @@ def run(options: argparse.Namespace, rest: Sequence[str] = ()) -> None:
 def sentences(rows: Sequence[ComparedRow], reference: str) -> list[str]:
     """Return the comparisons in full, and how p-values are to be read."""
     made = [row for row in rows if row.comparison is not None]
-    base = next(row.side for row in rows if row.comparison is None)
-    found = [f"Differences are to {base}, on the same samples; p is of the exact test by group."]
+    bases = list(dict.fromkeys(f"{row.side} on {row.data}" if row.data else row.side for row in rows if row.reference))
+    found = [f"Differences are to {', '.join(bases)}, on the same samples; p is of the exact test by group."]
     if any(row.comparison is not None and not math.isnan(row.comparison.over_seeds.low) for row in rows):
         found.append(
             "Over seeds: what training again would change (Welch's interval); where it holds 0, the seeds may have "
@@ -115,7 +119,7 @@ def sentences(rows: Sequence[ComparedRow], reference: str) -> list[str]:
 
 
 def _table(frame: pd.DataFrame) -> Table:
-    return Table(list(frame.columns), frame.to_numpy().tolist(), ("run", "task", "verdict"))
+    return Table(list(frame.columns), frame.to_numpy().tolist(), ("run", "data", "task", "verdict", "note"))
 
 
 def _write_page(
@@ -160,7 +164,7 @@ def cost_figure(rows: Sequence[ComparedRow], costs: dict[str, Cost]) -> Figure |
     from evaluation.report.figures import pareto_figure
 
     task = rows[0].joined.task
-    shown = [row for row in rows if row.joined.task == task]
+    shown = [row for row in rows if row.joined.task == task and not row.data]
     values = {label: [float(getattr(costs[row.side], name)) for row in shown] for name, label in _AXES.items()}
     known = {label: own for label, own in values.items() if sum(not math.isnan(value) for value in own) > 1}
     if not known:

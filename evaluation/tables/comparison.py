@@ -1,13 +1,14 @@
 """Several runs, or experiments of several runs each, next to each other: scores, paired differences to one, cost.
 
-Every comparison of a table counts as one of several: their p-values are corrected together (Holm).
+Their evaluations on other data sets (``vitrail evaluate``) follow their own results, each compared where the samples
+are the same. Every comparison of a table counts as one of several: their p-values are corrected together (Holm).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,6 +59,10 @@ class ComparedRow:
 
     Attributes:
         side: name.
+        data: name of the other data set that it was evaluated on; empty for its own results.
+        note: what a reader must know next to the numbers: classes that the model was restricted to, or why the side is
+            not compared; empty where there is nothing.
+        reference: whether the others of this data set are compared with it.
         joined: its scores.
         comparison: with the reference, this side first; None for the reference itself.
         p_value: of the test by group, corrected for all comparisons of the table; NaN for the reference.
@@ -73,12 +78,17 @@ class ComparedRow:
     mcnemar_p: float
     calibration: Estimate
     calibrated: Estimate | None
+    data: str = ""
+    note: str = ""
+    reference: bool = False
 
     @property
     def verdict(self) -> str:
         """A few words."""
-        if self.comparison is None:
+        if self.reference:
             return "reference"
+        if self.comparison is None:
+            return "not compared"
         if not self.comparison.n:
             return "no known targets"
         if not self.comparison.differs(self.p_value):
@@ -114,6 +124,51 @@ def sides_of(paths: Sequence[Path], split: str, join: bool) -> list[Side]:
     return [Side(name, own, [predictions_of(run, split) for run in own]) for name, own in members.items()]
 
 
+@dataclass(frozen=True)
+class Evaluation:
+    """Sides that were evaluated on another data set, or on several of one name.
+
+    Attributes:
+        data: its name.
+        sides: with the names that they have in the comparison of their own results.
+    """
+
+    data: str
+    sides: list[Side]
+
+
+def evaluations_of(sides: Sequence[Side]) -> tuple[list[Evaluation], list[str]]:
+    """Read what ``vitrail evaluate`` left in the sides' runs.
+
+    Returns:
+        Data sets by name, and what is left out, a sentence each.
+    """
+    found: list[Evaluation] = []
+    left_out: list[str] = []
+    for data in sorted({name for side in sides for run in side.runs for name in run.evaluations}):
+        members = []
+        for side in sides:
+            runs = [run.evaluations[data] for run in side.runs if data in run.evaluations]
+            predictions = [one for run in runs if (one := run.predictions("test")) is not None]
+            if len(predictions) == len(side.runs):
+                try:
+                    for task in predictions[0].tasks:
+                        join_runs(predictions, task, [run.name for run in runs], n_resamples=1)
+                except UserError as error:
+                    left_out.append(f"{side.name} on {data}: left out, {error}.")
+                else:
+                    members.append(Side(side.name, runs, predictions))
+            elif runs and len(runs) < len(side.runs):
+                left_out.append(
+                    f"{side.name} on {data}: left out, only {len(runs)} of its {len(side.runs)} runs have it."
+                )
+            elif runs:
+                left_out.append(f"{side.name} on {data}: left out, it has no predictions of labels.")
+        if members:
+            found.append(Evaluation(data, members))
+    return found, left_out
+
+
 def common_tasks(sides: Sequence[Side], task: str | None = None) -> list[str]:
     """Return the tasks that all sides predict, in the order of the first, or only the one that is wanted.
 
@@ -139,6 +194,7 @@ def compare_sides(
     n_resamples: int = 5_000,
     *,
     split: str = "test",
+    evaluations: Sequence[Evaluation] = (),
 ) -> list[ComparedRow]:
     """Compare every side with the reference on every task.
 
@@ -149,49 +205,78 @@ def compare_sides(
             has known targets (the first side where there is none).
         n_resamples: of the bootstrap.
         split: that the predictions are of.
+        evaluations: of these sides on other data sets, where the reference is the same side, or the first that has
+            the task there. What cannot be compared has a note.
 
     Returns:
-        Rows by task, then in the order of the sides.
+        Rows by data set, the sides' own first, then by task, then in the order of the sides.
 
     Raises:
-        UserError: the sides' test samples, targets or classes are not the same.
+        UserError: the sides' own test samples, targets or classes are not the same.
     """
     base = sides[0]
     for task in tasks:
         # First of all, so that what cannot be compared is refused before anything takes time.
         for side in sides[1:]:
             compare_joined(side.predictions, base.predictions, task, (side.name, base.name), n_resamples=1)
-    joined = {
-        (side.name, task): join_runs(side.predictions, task, [run.name for run in side.runs], n_resamples=n_resamples)
-        for side in sides
-        for task in tasks
-    }
     if reference == "best":
-        decisive = next((task for task in tasks if joined[sides[0].name, task].n), tasks[0])
-        values = [joined[side.name, decisive].accuracy.pooled.value for side in sides]
-        base = sides[int(np.argmax(np.nan_to_num(values, nan=-1.0)))]
-    made = {
-        (side.name, task): compare_joined(
-            side.predictions, base.predictions, task, (side.name, base.name), n_resamples=n_resamples
+        base = _most_accurate(sides, tasks)
+    rows = [row for task in tasks for row in _compared(sides, task, base.name, n_resamples, split)]
+    for one in evaluations:
+        for task in tasks:
+            own = [side for side in one.sides if all(task in part.tasks for part in side.predictions)]
+            rows += _compared(own, task, base.name, n_resamples, split, one.data)
+    return _corrected([row for row in rows if row.joined.n or not row.data])
+
+
+def _most_accurate(sides: Sequence[Side], tasks: Sequence[str]) -> Side:
+    """The side with the highest accuracy on the first task that has known targets."""
+    for task in tasks:
+        joined = [join_runs(side.predictions, task, [run.name for run in side.runs], n_resamples=1) for side in sides]
+        if joined[0].n:
+            values = [one.accuracy.pooled.value for one in joined]
+            return sides[int(np.argmax(np.nan_to_num(values, nan=-1.0)))]
+    return sides[0]
+
+
+def _compared(
+    sides: Sequence[Side], task: str, reference: str, n_resamples: int, split: str, data: str = ""
+) -> list[ComparedRow]:
+    """Rows of one task and data set, with p-values that are not corrected yet."""
+    base = next((side for side in sides if side.name == reference), sides[0] if sides else None)
+    rows = []
+    for side in sides:
+        made, problem = None, ""
+        if side is not base and base is not None:
+            names = (f"{side.name} on {data}", f"{base.name} on {data}") if data else (side.name, base.name)
+            try:
+                made = compare_joined(side.predictions, base.predictions, task, names, n_resamples=n_resamples)
+            except UserError as error:
+                if not data:
+                    raise
+                problem = f"not compared: {error}"
+        restricted = side.runs[0].restricted_to.get(task)
+        notes = [f"restricted to {len(restricted)} of its classes"] if restricted else []
+        rows.append(
+            ComparedRow(
+                side.name,
+                join_runs(side.predictions, task, [run.name for run in side.runs], n_resamples=n_resamples),
+                made,
+                math.nan if made is None else made.p_value,
+                math.nan if made is None else made.mcnemar_p,
+                *_calibration(side, task, split, n_resamples),
+                data=data,
+                note="; ".join([*notes, *([problem] if problem else [])]),
+                reference=side is base and len(sides) > 1,
+            )
         )
-        for side in sides
-        for task in tasks
-        if side is not base
-    }
-    corrected = dict(zip(made, holm([each.p_value for each in made.values()]), strict=True))
-    mcnemar = dict(zip(made, holm([each.mcnemar_p for each in made.values()]), strict=True))
-    return [
-        ComparedRow(
-            side.name,
-            joined[key := (side.name, task)],
-            made.get(key),
-            corrected.get(key, math.nan),
-            mcnemar.get(key, math.nan),
-            *_calibration(side, task, split, n_resamples),
-        )
-        for task in tasks
-        for side in sides
-    ]
+    return rows
+
+
+def _corrected(rows: Sequence[ComparedRow]) -> list[ComparedRow]:
+    """The rows with their p-values corrected for all comparisons together."""
+    p_values, mcnemar = holm([row.p_value for row in rows]), holm([row.mcnemar_p for row in rows])
+    return [replace(row, p_value=p, mcnemar_p=m) for row, p, m in zip(rows, p_values, mcnemar, strict=True)]
 
 
 def cost_of(side: Side) -> Cost:
@@ -271,6 +356,8 @@ def comparison_frame(rows: Sequence[ComparedRow], costs: dict[str, Cost]) -> pd.
 
     frame = pd.DataFrame([_cells(row, costs[row.side]) for row in rows])
     frame = frame.loc[:, (frame != "–").any()]
+    if not any(row.data for row in rows):
+        frame = frame.drop(columns="data")
     return frame.drop(columns="runs") if (frame["runs"] == "1").all() else frame
 
 
@@ -281,6 +368,7 @@ def _cells(row: ComparedRow, cost: Cost) -> dict[str, str]:
     costs = (_number(cost.parameters, ",.0f"), _number(cost.minutes, ".1f"), _number(cost.latency, ".2f"))
     return {
         "run": row.side,
+        "data": row.data or "own",
         "runs": f"{len(joined.runs)} ({joined.kind})" if several else "1",
         "task": joined.task,
         "n": str(joined.n),
@@ -293,6 +381,7 @@ def _cells(row: ComparedRow, cost: Cost) -> dict[str, str]:
         "p": _number(row.p_value, ".3g"),
         "McNemar p": _number(row.mcnemar_p, ".3g"),
         "verdict": row.verdict,
+        "note": row.note or "–",
         "macro F1 [95 %]": with_interval(*joined.f1_macro.pooled),
         "its difference [95 %]": "–" if made is None else _difference(made.f1_macro_difference),
         "ECE [95 %]": _error(row.calibration),
@@ -326,12 +415,13 @@ def parts(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
     Joined runs have more to show of both, so their differences are a table of their own.
     """
     names = list(frame.columns)
-    end = names.index("verdict") + 1
+    end = names.index("note" if "note" in names else "verdict") + 1
+    row = [name for name in ("run", "data", "task") if name in names]
     columns = {"accuracies": names[:end]}
     if "runs" in names:
         middle = names.index("mean ± sd of runs") + 1
-        columns = {"accuracies": names[:middle], "differences": ["run", "task", *names[middle:end]]}
-    columns["other_scores"] = ["run", "task", *(name for name in names[end:] if name not in COST_COLUMNS)]
+        columns = {"accuracies": names[:middle], "differences": [*row, *names[middle:end]]}
+    columns["other_scores"] = [*row, *(name for name in names[end:] if name not in COST_COLUMNS)]
     if cost := [name for name in names if name in COST_COLUMNS]:
         columns["cost"] = ["run", *cost]
     # A run's cost is the same on all tasks.

@@ -46,6 +46,7 @@ class TaskSummary:
         top3_accuracy: share of samples whose target is among the three largest logits.
         unanswered: samples with a known target for which the model predicts no class; they count as wrong.
         checkpoint: name of the checkpoint that was evaluated where it is another one than ``best``, else empty.
+        restricted: number of classes that the model was restricted to (``evaluate --restrict-classes``); 0 for all.
     """
 
     run: str
@@ -67,6 +68,7 @@ class TaskSummary:
     top3_interval: Interval
     unanswered: int
     checkpoint: str = ""
+    restricted: int = 0
 
     @property
     def above_majority(self) -> bool:
@@ -87,6 +89,8 @@ class TaskSummary:
             notes.append("one group: its interval is a guess")
         if self.checkpoint:
             notes.append(f"of checkpoint {self.checkpoint}, not best")
+        if self.restricted:
+            notes.append(f"restricted to {self.restricted} of its classes")
         return "; ".join(notes)
 
 
@@ -125,9 +129,11 @@ def summarise_run(run: Path, split: str = "test") -> list[TaskSummary]:
         raise UserError(f"{run}: no such run directory; give the directory that `fit` or `test` printed")
     predictions = read_predictions(run / Run.PREDICTIONS / f"{split}.parquet")
     counts = read_class_counts(run / Run.RECORD, predictions.tasks)
-    rows = summarise(predictions, counts, Run(run).name, split)
-    other = Run(run).other_checkpoint(split)
-    return [replace(row, checkpoint=other) for row in rows] if other else rows
+    opened = Run(run)
+    rows = summarise(predictions, counts, opened.name, split)
+    restricted = {task: len(names) for task, names in opened.restricted_to.items()}
+    other = opened.other_checkpoint(split)
+    return [replace(row, checkpoint=other, restricted=restricted.get(row.task, 0)) for row in rows]
 
 
 def summary_table(summaries: Sequence[TaskSummary]) -> Table:

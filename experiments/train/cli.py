@@ -13,6 +13,7 @@ import re
 import shlex
 import sys
 import warnings
+from argparse import HelpFormatter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,7 @@ from datamodules.base import ImageDataModule
 from experiments.train.closing import closing_summary, write_report
 from experiments.train.loggers import Tracker, WandbOptions, build_loggers, finish_wandb, sync_hint
 from experiments.train.opened_run import opened_arguments
-from experiments.train.own_data import EXPERIMENT, own_data
+from experiments.train.own_data import EXPERIMENT, own_data, own_data_help
 from experiments.train.run_record import RunRecorder
 from lightning_modules.base import VisionTask
 from lightning_modules.distributed import FullySharded
@@ -263,7 +264,10 @@ _SECTIONS = (
 
 
 class _Parser(FullNames, LightningArgumentParser):
-    pass
+    def format_help(self, formatter: HelpFormatter | None = None) -> str:
+        """Options of ``--data PATH`` come last, where a terminal shows them."""
+        text: str = super().format_help(formatter)
+        return f"{text}\n{own_data_help()}" if self.prog.split()[-1] == "fit" else text
 
 
 class VitrailCLI(LightningCLI):

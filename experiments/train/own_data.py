@@ -11,12 +11,11 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-from datamodules.table_file import SUFFIXES, Table, TableColumns
 from vitrail.config import dump_yaml, merged, read_experiment
 from vitrail.errors import UserError
-from vitrail.types import LABEL_TASK
+from vitrail.types import LABEL_TASK, Resize
 
 EXPERIMENT = "experiment.yaml"
 """File in the run directory."""
@@ -39,8 +38,17 @@ def own_data(args: Sequence[str]) -> tuple[list[str], str]:
     Raises:
         UserError: the data or the options do not fit each other.
     """
-    options, rest = _parser().parse_known_args(list(args[1:]))
-    if not args or args[0] != "fit" or not options.data or not is_own_data(options.data):
+    if not args or args[0] != "fit":
+        return list(args), ""
+    if len(args) == 1:
+        raise UserError(NOTHING_TO_TRAIN)
+    try:
+        options, rest = _parser().parse_known_args(list(args[1:]))
+    except argparse.ArgumentError as error:
+        if "--data" not in args and not any(one.startswith("--data=") for one in args):
+            return list(args), ""
+        raise UserError(f"fit --data: {error}") from error
+    if not options.data or not is_own_data(options.data):
         return list(args), ""
     content = own_experiment(options)
     text = dump_yaml(content)
@@ -52,7 +60,8 @@ def own_experiment(options: argparse.Namespace) -> dict[str, Any]:
     """Return the experiment that ``fit --data`` trains.
 
     Args:
-        options: ``data``, the roles of columns, ``sep``, ``root``, ``backbone``, ``pretrained`` and ``epochs``.
+        options: ``data``, the roles of columns, ``sep``, ``root``, ``backbone``, ``pretrained``, ``epochs`` and
+            ``fit``.
 
     Raises:
         UserError: the data have neither labels nor captions, or options do not belong to them.
@@ -66,6 +75,8 @@ def own_experiment(options: argparse.Namespace) -> dict[str, Any]:
             content["model"]["class_path"] = "lightning_modules.MultiTaskClassifier"
     elif options.backbone:
         content["model"]["init_args"]["towers"]["model"] = options.backbone
+    if options.fit:
+        data["init_args"]["image"] = {**data["init_args"].get("image", {}), "resize": options.fit}
     data["init_args"]["loader"] = {"num_workers": min(_MOST_WORKERS, _cores() - 1)}
     # The data set's class may be another one than the YAML's, its shared options are not.
     shared = {key: value for key, value in content["data"]["init_args"].items() if key not in _OF_ONE_CLASS}
@@ -75,13 +86,39 @@ def own_experiment(options: argparse.Namespace) -> dict[str, Any]:
     return content
 
 
+def own_data_help() -> str:
+    """Return the section of ``fit --help`` about ``--data FOLDER`` and ``--data TABLE``."""
+    text = _parser().format_help()
+    return text[text.index("your own images:") :]
+
+
+NOTHING_TO_TRAIN = (
+    "fit: name what to train: `vitrail fit --data FOLDER_OR_TABLE` for your own images, or `vitrail fit --config "
+    "quickstart` for an experiment that comes with Vitrail; `vitrail fit --help` lists all options"
+)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    parser.add_argument("--data", default="")
+    group = parser.add_argument_group("your own images")
+    group.add_argument(
+        "--data", default="", metavar="PATH", help="folder of class folders, or a table: CSV, Parquet, JSON Lines"
+    )
+    group.add_argument(
+        "--backbone", default="", metavar="NAME", help="of timm; for captions alone a folder or name of a dual encoder"
+    )
+    group.add_argument(
+        "--pretrained", default="", metavar="true|false|FILE", help="weights to start with (default: those of the name)"
+    )
+    group.add_argument(
+        "--epochs", type=int, default=0, metavar="N", help="(default: those of my_images.yaml or my_captions.yaml)"
+    )
+    group.add_argument(
+        "--fit",
+        choices=get_args(Resize),
+        help="what becomes of the aspect ratio: crop the center, pad with gray, or squash (default: crop)",
+    )
     add_column_arguments(parser)
-    for name in ("backbone", "pretrained"):
-        parser.add_argument(f"--{name}", default="")
-    parser.add_argument("--epochs", type=int, default=0)
     return parser
 
 
@@ -114,8 +151,12 @@ def own_data_section(options: argparse.Namespace) -> tuple[dict[str, Any], list[
 
 def is_own_data(data: str) -> bool:
     """Return whether a value of ``--data`` is a path, not a class such as ``Wares`` or a part of an experiment."""
+    from datamodules.table_file import SUFFIXES
+
     path = Path(data).expanduser()
-    return path.is_dir() or path.suffix.lower() in SUFFIXES or (os.sep in data and path.suffix not in (".yaml", ".yml"))
+    return (
+        path.is_dir() or path.suffix.lower() in SUFFIXES or (path.name != data and path.suffix not in (".yaml", ".yml"))
+    )
 
 
 def _name(data: str) -> str:
@@ -131,6 +172,8 @@ def _folder(path: Path, options: argparse.Namespace) -> tuple[dict[str, Any], li
 
 
 def _table(path: Path, options: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
+    from datamodules.table_file import Table, TableColumns
+
     columns = {role: value for role in _ROLES if (value := getattr(options, role)) is not None}
     arguments: dict[str, Any] = {"path": str(path)}
     arguments |= {name: value for name in ("sep", "root") if (value := getattr(options, name))}

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from retrieval.fill import CHUNK
+from retrieval.schema import CHUNK
 from vitrail.errors import UserError
 from vitrail.runs import Run
 from vitrail.runtime import check_device

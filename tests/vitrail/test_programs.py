@@ -58,11 +58,12 @@ def test_help_lists_every_command_and_loads_nothing_heavy(program: str) -> None:
 
 
 def test_help_of_commands_is_quick() -> None:
-    names = list(PROGRAMS["evaluation"].commands)
+    slow = {"fit", "validate", "test", "export", "push-to-hub"}  # their parsers are made of the classes that they run
+    names = [name for group in PROGRAMS.values() for name in group.commands if name not in slow]
     code = (
         "import sys; from vitrail.programs import main\n"
         f"for name in {names!r}:\n"
-        "    try: main('evaluation', [name, '--help'])\n    except SystemExit: pass\n"
+        "    try: main('vitrail', [name, '--help'])\n    except SystemExit: pass\n"
         "    print('loaded:', name, *{'torch', 'matplotlib', 'sklearn', 'pandas'} & {*sys.modules})"
     )
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout

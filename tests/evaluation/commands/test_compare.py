@@ -51,6 +51,34 @@ def test_table_and_sentences(runs: list[Path], capsys: pytest.CaptureFixture[str
     assert "ms/image" not in heads
 
 
+def test_evaluations_on_other_data_sets_are_shown(
+    runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copies = [Path(shutil.copytree(run.parent, tmp_path / run.parent.name)) / run.name for run in runs]
+    for run in copies:
+        source = run / "predictions" / "test.parquet"
+        target = run / "evaluations" / "elsewhere" / "predictions" / "test.parquet"
+        target.parent.mkdir(parents=True)
+        shutil.copy(source, target)
+    (copies[1] / "evaluations" / "elsewhere" / "run.json").write_text(
+        '{"evaluation": {"classes": {"class": ["bag", "cap", "mug"]}}}', encoding="utf-8"
+    )
+
+    assert compare(copies, "--markdown", "--task", "class") == 0
+
+    lines = capsys.readouterr().out.splitlines()
+    rows = [line for line in lines if line.startswith("| ") and not line.startswith("| ---")]
+    assert [[cell.strip() for cell in row.split("|")[1:3]] for row in rows] == [
+        ["run", "data"],
+        ["small", "own"],
+        ["large", "own"],
+        ["small", "elsewhere"],
+        ["large", "elsewhere"],
+    ]
+    assert "restricted to 3 of its classes" in rows[4]
+    assert "restricted" not in rows[3]
+
+
 def test_page_with_table_and_plot(runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert compare(runs, "--html", str(tmp_path / "page.html"), "--task", "class", "--reference", "best") == 0
     printed = capsys.readouterr().out

@@ -22,6 +22,7 @@ from evaluation.tables.comparison import (
     compare_sides,
     comparison_frame,
     cost_of,
+    evaluations_of,
     parts,
     sides_of,
 )
@@ -226,3 +227,90 @@ def test_what_cannot_be_compared_is_refused(runs: list[Path]) -> None:
     fewer = replace(sides[1], predictions=[sides[1].predictions[0].take(np.arange(8))])
     with pytest.raises(UserError, match=r"the samples differ: 1 only in small \(first '.*'\)|1 only in"):
         compare_sides([sides[0], fewer], ["class"], n_resamples=10)
+
+
+def evaluate(run: Path, name: str, predictions: Predictions, **facts: Any) -> None:
+    """Leave what ``vitrail evaluate`` leaves."""
+    write_predictions(run / "evaluations" / name / "predictions" / "test.parquet", predictions)
+    record = {"name": "copied", "evaluation": facts}
+    (run / "evaluations" / name / "run.json").write_text(json.dumps(record), encoding="utf-8")
+
+
+def test_evaluations_follow_the_runs_own_results_and_are_corrected_with_them(runs: list[Path]) -> None:
+    good, bad = two_models(np.random.default_rng(0), 40, (0.95, 0.4))
+    evaluate(runs[0], "shop", bad)
+    evaluate(runs[1], "shop", good)
+    evaluate(runs[1], "alone", good)
+    sides = sides_of(runs, "test", join=False)
+    alone = compare_sides(sides, ["class"], n_resamples=200)
+    evaluations, left_out = evaluations_of(sides)
+
+    rows = compare_sides(sides, ["class"], n_resamples=200, evaluations=evaluations)
+
+    assert left_out == []
+    assert [(row.data, row.side, row.verdict) for row in rows] == [
+        ("", "small", "reference"),
+        ("", "large", "no clear difference"),
+        ("alone", "large", "not compared"),
+        ("shop", "small", "reference"),
+        ("shop", "large", "better"),
+    ]
+    right = [(one.predicted("class") == one.targets["class"]).mean() for one in (good, bad)]
+    assert rows[4].joined.accuracy.pooled.value == pytest.approx(right[0])
+    assert rows[4].comparison is not None
+    assert rows[4].comparison.accuracy_difference.value == pytest.approx(right[0] - right[1])
+    assert alone[1].comparison is not None
+    raw = [alone[1].comparison.p_value, rows[4].comparison.p_value]
+    assert [rows[1].p_value, rows[4].p_value] == pytest.approx(holm(raw))
+    notes = sentences(rows, "first")
+    assert notes[0].startswith("Differences are to small, small on shop, on the same samples")
+    assert any(note.startswith("large on shop is better than small on shop on 'class'") for note in notes)
+    frame = comparison_frame(rows, {one.name: cost_of(one) for one in sides})
+    assert frame["data"].tolist() == ["own", "own", "alone", "shop", "shop"]
+    assert [list(part)[:3] for name, part in parts(frame).items() if name != "cost"] == [
+        ["run", "data", "task"],
+        ["run", "data", "task"],
+    ]
+    assert len(parts(frame)["cost"]) == 2
+
+
+def test_restricted_evaluations_have_a_note_and_are_not_compared_with_others(runs: list[Path]) -> None:
+    good, bad = two_models(np.random.default_rng(0), 40, (0.95, 0.4))
+    kept = good.tasks["class"][:2]
+    fewer = replace(
+        good,
+        tasks={"class": kept},
+        targets={"class": np.where(good.targets["class"] < 2, good.targets["class"], -1)},
+        logits={"class": good.logits["class"][:, :2]},
+    )
+    evaluate(runs[0], "shop", bad)
+    evaluate(runs[1], "shop", fewer, classes={"class": kept})
+    sides = sides_of(runs, "test", join=False)
+
+    rows = compare_sides(sides, ["class"], n_resamples=50, evaluations=evaluations_of(sides)[0])
+
+    assert [row.verdict for row in rows[2:]] == ["reference", "not compared"]
+    assert rows[2].note == ""
+    assert rows[3].note.startswith("restricted to 2 of its classes; not compared: ")
+    frame = comparison_frame(rows, {one.name: cost_of(one) for one in sides})
+    assert list(parts(frame)["accuracies"])[-1] == "note"
+
+
+def test_of_several_seeds_all_must_have_been_evaluated(runs: list[Path], tmp_path: Path) -> None:
+    again = Path(shutil.copytree(runs[0], tmp_path / "small" / "again"))
+    config = yaml.safe_load((again / "config.yaml").read_text(encoding="utf-8"))
+    (again / "config.yaml").write_text(yaml.safe_dump({**config, "seed_everything": 8}), encoding="utf-8")
+    good, bad = two_models(np.random.default_rng(0), 10, (0.95, 0.4))
+    evaluate(runs[0], "shop", bad)
+
+    found, left_out = evaluations_of(sides_of([*runs, again], "test", join=True))
+
+    assert found == []
+    assert left_out == ["small on shop: left out, only 1 of its 2 runs have it."]
+    evaluate(again, "shop", good.take(np.arange(4)))
+    found, left_out = evaluations_of(sides_of([*runs, again], "test", join=True))
+    assert found == []
+    assert left_out[0].startswith("small on shop: left out, ")
+    evaluate(again, "shop", good)
+    found, left_out = evaluations_of(sides_of([*runs, again], "test", join=True))
+    assert [(one.data, [len(side.runs) for side in one.sides]) for one in found] == [("shop", [2])]

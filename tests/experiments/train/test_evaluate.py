@@ -70,6 +70,7 @@ def test_a_subset_of_classes_and_one_that_the_model_lacks(run: Path, capsys: pyt
     assert main("vitrail", [*command, "--restrict-classes", "--name", "two"]) == 0
 
     strange = len(list((folder / "gizmo").iterdir()))
+    assert "restricted to 2 of its classes" in capsys.readouterr().out
     assert f"class: {strange} images of classes that the model lacks: gizmo ({strange})" in printed
     whole, restricted = (Run(run / "evaluations" / name) for name in ("new", "two"))
     predictions, fewer = whole.predictions("test"), restricted.predictions("test")

@@ -111,6 +111,45 @@ def test_one_epoch_has_one_phase_and_the_size_is_that_of_the_weights(folder: Pat
     assert found["data"]["init_args"]["image"]["size"] == 256
 
 
+def test_the_aspect_ratio_has_a_short_option(folder: Path) -> None:
+    found = experiment("--data", "photos", "--fit", "pad")
+
+    assert found["data"]["init_args"]["image"] == {"size": 224, "resize": "pad"}
+    assert experiment("--data", "photos")["data"]["init_args"]["image"]["resize"] == "crop"
+    with pytest.raises(UserError, match=r"fit --data: argument --fit: invalid choice: 'stretch'"):
+        own_data(["fit", "--data", "photos", "--fit", "stretch"])
+
+
+def test_the_aspect_ratio_is_kept_with_checkpoint_and_export(folder: Path) -> None:
+    options = [*UNTRAINED[:2], "--epochs=1", "--fit=pad", *SMALL[1:]]
+    assert main("vitrail", ["fit", "--data", "photos", *options]) == 0
+
+    run = Run.latest("photos")
+
+    assert run.model.input_options["resize"] == "pad"
+    assert main("vitrail", ["export", str(run.path), "--format", "safetensors"]) == 0
+    assert Run(run.path / "export" / "safetensors").model.input_options["resize"] == "pad"
+
+
+def test_help_lists_the_options_of_own_data_last(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main("vitrail", ["fit", "--help"])
+
+    _, _, own = capsys.readouterr().out.partition("\nyour own images:\n")
+    assert "--trainer" not in own
+    for option in ("--data", "--backbone", "--pretrained", "--epochs", "--fit", "--label", "--labels", "--sep"):
+        assert f"\n  {option}" in f"\n{own}"
+
+
+def test_without_arguments_fit_shows_what_to_type(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main("vitrail", ["fit"]) == 2
+
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "`vitrail fit --data FOLDER_OR_TABLE`" in error
+    assert "`vitrail fit --config quickstart`" in error
+
+
 @pytest.mark.parametrize(
     "args", [["fit", "--data", "Wares"], ["fit", "--config", "x.yaml"], ["test", "--data", "photos"], []]
 )

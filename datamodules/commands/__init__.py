@@ -1,0 +1,1 @@
+"""The commands of ``python -m datamodules``; ``vitrail.programs`` has the table."""
