@@ -13,7 +13,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from callbacks.outputs import OutputCollector
 from vitrail.predictions import Predictions, join_predictions, read_predictions, write_predictions
 from vitrail.runs import Run
-from vitrail.types import Outputs, Split
+from vitrail.types import Outputs, Split, TaskKind
 
 WrittenSplit = Literal["val", "test", "predict"]
 
@@ -53,7 +53,7 @@ class PredictionWriter(OutputCollector):
         # Without classes there is nothing to predict: captions have their own report.
         if not batches or not batches[0]["logits"] or getattr(trainer, "fast_dev_run", False):
             return
-        predictions = self._described(batches, trainer)
+        predictions = self._described(batches, trainer, pl_module)
         folder = Path(trainer.default_root_dir) / Run.PREDICTIONS
         if trainer.world_size == 1:
             joined, _ = join_predictions([predictions])
@@ -70,11 +70,12 @@ class PredictionWriter(OutputCollector):
             if dropped:
                 rank_zero_info(f"PredictionWriter: {dropped} samples came twice and were counted once.")
 
-    def _described(self, batches: list[Outputs], trainer: Trainer) -> Predictions:
+    def _described(self, batches: list[Outputs], trainer: Trainer, pl_module: LightningModule) -> Predictions:
         samples = self._samples(trainer)
         sample_id = torch.cat([batch["sample_id"] for batch in batches]).numpy()
         names, groups = samples.sample_names(), samples.group_names()
         tasks = list(batches[0]["logits"])
+        kinds: dict[str, TaskKind] = getattr(pl_module, "task_kinds", {})
         return Predictions(
             sample_id=sample_id,
             names=np.array([names[index] for index in sample_id], dtype=object),
@@ -82,4 +83,6 @@ class PredictionWriter(OutputCollector):
             tasks={task: samples.tasks[task] for task in tasks},
             targets={task: torch.cat([batch["targets"][task] for batch in batches]).numpy() for task in tasks},
             logits={task: torch.cat([batch["logits"][task] for batch in batches]).numpy() for task in tasks},
+            kinds={task: kind for task, kind in kinds.items() if task in tasks},
+            thresholds=dict(getattr(pl_module, "thresholds", {})),
         )

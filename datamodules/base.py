@@ -29,7 +29,8 @@ from datamodules.loading.transforms import eval_transform, targets_colour, train
 from datamodules.options import AugmentOptions, CheckOptions, ImageOptions, LoaderOptions, plain
 from datamodules.table import SPLITS, SampleTable, table_error
 from vitrail.errors import UserError
-from vitrail.types import DEFAULT_SEED, LABEL_TASK, InputOptions, with_image_defaults
+from vitrail.predictions import refuse_kinds
+from vitrail.types import DEFAULT_SEED, LABEL_TASK, InputOptions, TaskKind, kind_of, with_image_defaults
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -43,9 +44,9 @@ class ImageDataModule(LightningDataModule):
     """Base of all data sets of images.
 
     A subclass takes its own arguments, passes these on as ``**shared`` (the command line finds them in this signature),
-    and implements ``load_table``. What depends on the table only (``tasks``, ``num_classes``, ``class_names``,
-    ``class_counts``) is available from construction on, so that the command line can link it into the model. Batches
-    are :class:`~vitrail.types.Batch`.
+    and implements ``load_table``. What depends on the table only (``tasks``, ``task_kinds``, ``num_classes``,
+    ``class_names``, ``class_counts``, ``target_stats``) is available from construction on, so that the command line can
+    link it into the model. Batches are :class:`~vitrail.types.Batch`.
 
     Args:
         image: size, crop and interpolation of the images.
@@ -153,6 +154,16 @@ class ImageDataModule(LightningDataModule):
         return self.table.tasks
 
     @property
+    def task_kinds(self) -> dict[str, TaskKind]:
+        """Kinds of the tasks that are not single-label."""
+        return self.table.kinds
+
+    @property
+    def target_stats(self) -> dict[str, list[float]]:
+        """Mean and standard deviation of each regression task's training targets; unreadable images count."""
+        return self.table.target_stats()
+
+    @property
     def texts(self) -> Texts:
         """Which text goes with which sample."""
         if self._texts is None:
@@ -203,9 +214,9 @@ class ImageDataModule(LightningDataModule):
         groups: list[str] = self.table.groups.to_pylist()
         return groups
 
-    def as_test_set(self, tasks: Mapping[str, Sequence[str]]) -> None:
-        """Make all samples the test split of a model with these classes; see ``SampleTable.as_test_set``."""
-        self._table, self._texts = self.table.as_test_set(tasks), None
+    def as_test_set(self, tasks: Mapping[str, Sequence[str]], kinds: Mapping[str, TaskKind] | None = None) -> None:
+        """Make all samples the test split of a model with these tasks; see ``SampleTable.as_test_set``."""
+        self._table, self._texts = self.table.as_test_set(tasks, kinds), None
 
     # How images are made.
 
@@ -404,6 +415,8 @@ class ImageDataModule(LightningDataModule):
             "missing": table.missing,
             "notes": table.notes,
             "class_counts": self.class_counts,
+            "task_kinds": self.task_kinds,
+            "target_stats": self.target_stats,
             "skipped": [
                 {"name": table.name(row), "row": int(table.rows[row]), "reason": reason}
                 for row, reason in sorted(bad.items())
@@ -509,6 +522,11 @@ class ImageDataModule(LightningDataModule):
             targets = self.table.targets
             if (task := options.balance_on) not in targets:
                 raise UserError(f"data loader.balance_on: no task {task!r}; tasks are {', '.join(targets)}")
+            refuse_kinds(
+                {task: kind_of(self.task_kinds, task)},
+                "data loader.sampling: balanced",
+                fix="set loader.balance_on to a task of these kinds, or use shuffle",
+            )
             weights = inverse_frequency_weights(torch.from_numpy(targets[task][dataset.indices]))
         return TrainSampler(len(dataset), self.seed, *self._place(), weights)
 

@@ -18,8 +18,9 @@ import numpy as np
 from datamodules.options import Options
 from datamodules.table import composed
 from vitrail.errors import UserError
+from vitrail.predictions import refuse_kinds
 from vitrail.seeding import derive_seed
-from vitrail.types import LABEL_TASK, UNKNOWN
+from vitrail.types import CLASS_KINDS, LABEL_TASK, UNKNOWN, kind_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -141,12 +142,15 @@ class Texts:
         if mode not in get_args(CaptionMode):
             raise UserError(f"data caption: must be one of {', '.join(get_args(CaptionMode))}; got {mode!r}")
         self._lists = table.caption_lists
-        self._labels = table.targets.get(LABEL_TASK)
+        has_classes = LABEL_TASK in table.tasks and kind_of(table.kinds, LABEL_TASK) in CLASS_KINDS
+        self._labels = table.targets[LABEL_TASK] if has_classes else None
         self._seed = seed
         self._mode = mode
+        if prompts is not None and LABEL_TASK in table.tasks:
+            refuse_kinds({LABEL_TASK: kind_of(table.kinds, LABEL_TASK)}, "data prompts", fix="leave them out")
         if prompts is not None and self._labels is None:
             raise UserError(f"data prompts: {table.origin} has no classes that they could name; leave them out")
-        self.class_prompts = class_prompts(prompts, table.tasks.get(LABEL_TASK, []))
+        self.class_prompts = class_prompts(prompts, table.tasks[LABEL_TASK] if has_classes else [])
         self.own = prompts is None and bool(pc.any(pc.not_equal(self._lists.values, "")).as_py())
         if mode == "all" and not self.own:
             raise UserError(

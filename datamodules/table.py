@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vitrail.errors import UserError
-from vitrail.types import LABEL_TASK, UNKNOWN
+from vitrail.predictions import LABEL_SEPARATOR, known_rows
+from vitrail.types import CLASS_KINDS, LABEL_TASK, UNKNOWN, TaskKind, kind_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -192,8 +193,10 @@ class SampleTable:
         group_values: Arrow strings, the distinct groups in order of appearance.
         split_codes: int8 ``(N,)``, index into ``SPLITS``.
         rows: int64 ``(N,)``, line of each sample in the file of origin.
-        tasks: class names of each task in the order of their indices; the main task first.
-        targets: for each task int64 ``(N,)``, index into the class names or ``UNKNOWN``.
+        tasks: class names of each task in the order of their indices, none for regression; the main task first.
+        targets: for each task its targets by its kind: int64 ``(N,)``, index into the class names or ``UNKNOWN``;
+            multi-label int8 ``(N, C)``, 1, 0 or ``UNKNOWN``; regression float32 ``(N,)``, NaN where not known.
+        kinds: kinds of the tasks that are not single-label.
         unseen: for each task the values that its vocabulary lacks, with the number of samples that have them.
         missing: for each task and for ``group`` and ``caption`` columns how many rows are unknown because of which text
             (see ``checks.missing``). Not part of the fingerprint.
@@ -209,13 +212,14 @@ class SampleTable:
     split_codes: NDArray[np.int8]
     rows: NDArray[np.int64]
     tasks: dict[str, list[str]]
-    targets: dict[str, NDArray[np.int64]]
+    targets: dict[str, NDArray[Any]]
     unseen: dict[str, dict[str, int]]
     origin: str
     root: str
     _sources: pa.LargeStringArray
     missing: dict[str, dict[str, int]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    kinds: dict[str, TaskKind] = field(default_factory=dict)
 
     @classmethod
     def from_frame(
@@ -228,20 +232,25 @@ class SampleTable:
         *,
         missing: Mapping[str, dict[str, int]] | None = None,
         notes: Sequence[str] = (),
+        kinds: Mapping[str, TaskKind] | None = None,
     ) -> SampleTable:
         """Build the table from a data frame.
 
         Args:
-            frame: columns ``name``, ``source`` (path or index) and ``split``, one column for each target (missing or
-                empty where unknown), and optionally ``group`` (by default each sample is its own), ``caption`` (a text
+            frame: columns ``name``, ``source`` (path or index) and ``split``, one column for each target: texts,
+                missing or empty where unknown; of regression tasks numbers; of multi-label tasks lists of labels, None where
+                unknown, or mappings from label to whether it applies, None for a single one that is not known. And
+                optionally ``group`` (by default each sample is its own), ``caption`` (a text
                 or a list of texts) and ``row`` (by default from 2, as below the header of a CSV file).
             targets: tasks, the main one, ``class``, first, each with its column (``target_column`` names one that no
                 other has); a list where columns are called like their tasks; empty for data without labels.
-            vocabularies: class names by task; other tasks get those of the train rows in alphabetical order.
+            vocabularies: class names by task; other tasks get those of the train rows in alphabetical order. Ordinal
+                tasks need them, in their order.
             origin: see ``SampleTable``, as for all that follow.
             root: not part of the fingerprint, so that the data may be moved.
             missing: see above.
             notes: see above.
+            kinds: see above.
 
         Raises:
             UserError: for missing columns, no rows, or rows with an empty or repeated name, an empty source or an
@@ -258,7 +267,7 @@ class SampleTable:
         split_codes = codes_of(columns["split"], SPLITS)[0].astype(np.int8)
         groups = strings_of(frame["group"], fill=names) if "group" in frame else names
         encoded = groups.dictionary_encode()
-        tasks, values, unseen = _encode_targets(frame, targets, vocabularies or {}, split_codes == 0, origin)
+        tasks, values, unseen = _encode_targets(frame, targets, vocabularies or {}, kinds, split_codes == 0, origin)
         captions = frame["caption"] if "caption" in frame else pd.Series("", frame.index)
         return cls(
             names=names,
@@ -275,6 +284,7 @@ class SampleTable:
             _sources=columns["source"],
             missing={column: dict(sorted(counts.items())) for column, counts in (missing or {}).items()},
             notes=list(notes),
+            kinds={task: kind for task, kind in (kinds or {}).items() if kind != "single_label"},
         )
 
     def __len__(self) -> int:
@@ -332,13 +342,47 @@ class SampleTable:
         return np.flatnonzero(self.split_codes == SPLITS.index(split)).astype(np.int64)
 
     def class_counts(self, split: str = "train") -> dict[str, list[int]]:
-        """Return for each task how many samples of the split each class has; unknown ones are not counted."""
+        """Return for each task how many samples of the split each class or label has; none for regression.
+
+        Unknown targets are not counted.
+        """
         indices = self.split_indices(split)
         counts = {}
         for task, classes in self.tasks.items():
             known = self.targets[task][indices]
-            counts[task] = np.bincount(known[known != UNKNOWN], minlength=len(classes)).tolist()
+            match kind_of(self.kinds, task):
+                case "multi_label":
+                    counts[task] = (known == 1).sum(axis=0).tolist()
+                case "regression":
+                    counts[task] = []
+                case _:
+                    counts[task] = np.bincount(known[known != UNKNOWN], minlength=len(classes)).tolist()
         return counts
+
+    def target_stats(self) -> dict[str, list[float]]:
+        """Return mean and standard deviation of each regression task's known training targets."""
+        rows = self.split_indices("train")
+        stats = {}
+        for task in self.tasks:
+            if kind_of(self.kinds, task) == "regression":
+                known = self.targets[task][rows].astype(np.float64)
+                known = known[~np.isnan(known)]
+                stats[task] = [float(known.mean()), float(known.std())]
+        return stats
+
+    def target_texts(self, task: str, rows: NDArray[np.int64]) -> list[str | None]:
+        """Return the targets of some rows as texts: a class, labels with ``;`` between, a number; None if unknown."""
+        codes, names = self.targets[task][rows], self.tasks[task]
+        known = known_rows(codes)
+        texts: list[str | None] = []
+        for code, is_known in zip(codes.tolist(), known.tolist(), strict=True):
+            if not is_known:
+                texts.append(None)
+            elif isinstance(code, list):
+                texts.append(LABEL_SEPARATOR.join(name for name, entry in zip(names, code, strict=True) if entry == 1))
+            else:
+                texts.append(names[code] if names else f"{code:.7g}")
+        return texts
 
     def facts(self, sample_ids: NDArray[np.int64], content: Sequence[str], *, image_files: bool) -> pa.Table:
         """Return what a gallery records of some samples; see ``vitrail.types.DescribesImages.image_facts``.
@@ -363,32 +407,38 @@ class SampleTable:
         }
         for task, names in self.tasks.items():
             codes = self.targets[task][sample_ids]
-            columns[f"label_{task}"] = pa.array(names, pa.string()).take(pa.array(codes, mask=codes == UNKNOWN))
+            if kind_of(self.kinds, task) in CLASS_KINDS:
+                texts = pa.array(names, pa.string()).take(pa.array(codes, mask=codes == UNKNOWN))
+            else:
+                texts = pa.array(self.target_texts(task, sample_ids), pa.string())
+            columns[f"label_{task}"] = texts
         captions = [[text for text in texts if text] for texts in self.caption_lists.of(sample_ids.tolist())]
         strings = {name: pc.cast(values, pa.string()) for name, values in columns.items()}
         return pa.table({**strings, "captions": pa.array(captions, pa.list_(pa.string()))})
 
-    def as_test_set(self, tasks: Mapping[str, Sequence[str]]) -> SampleTable:
+    def as_test_set(
+        self, tasks: Mapping[str, Sequence[str]], kinds: Mapping[str, TaskKind] | None = None
+    ) -> SampleTable:
         """Return the table with all samples in the test split and classes numbered as a model has them.
 
         Args:
             tasks: class names of each of the model's tasks. Values that they lack, and tasks that the table lacks, are
                 unknown; the values are in ``unseen``.
+            kinds: of the model's tasks.
 
         Raises:
             UserError: where the table has tasks of the model's, but no class of theirs.
         """
         targets, unseen = {}, {}
         for task, names in tasks.items():
-            own = self.tasks.get(task, [])
-            place = {name: index for index, name in enumerate(names)}
-            mapped = np.array([*(place.get(name, UNKNOWN) for name in own), UNKNOWN], dtype=np.int64)
-            codes = self.targets.get(task, np.full(len(self), UNKNOWN, dtype=np.int64))
-            targets[task] = mapped[codes]  # UNKNOWN is the last entry
-            counts = np.bincount(codes[codes != UNKNOWN], minlength=len(own)).tolist()
-            strange = {name: count for name, count in zip(own, counts, strict=True) if name not in place and count}
+            own, kind, given = self.tasks.get(task, []), kind_of(kinds, task), kind_of(self.kinds, task)
+            if task in self.tasks and kind != given and not {kind, given} <= set(CLASS_KINDS):
+                raise UserError(f"{self.origin}: task {task!r} is {given}, the model has it as {kind}; set its kind")
+            codes = self.targets.get(task, unknown_column(kind, len(self), len(own)))
+            targets[task], counts = _renumbered(kind, codes, own, names)
+            strange = {name: count for name, count in zip(own, counts, strict=False) if name not in names and count}
             unseen[task] = {**self.unseen.get(task, {}), **strange}
-        common = [task for task in tasks if (targets[task] != UNKNOWN).any()]
+        common = [task for task in tasks if known_rows(targets[task]).any()]
         if not common and (shared := [task for task in tasks if task in self.tasks]):
             raise UserError(
                 f"{self.origin}: none of its classes of {shared[0]!r} ({_some(self.tasks[shared[0]])}) is one of the "
@@ -399,12 +449,14 @@ class SampleTable:
             tasks={task: list(names) for task, names in tasks.items()},
             targets=targets,
             unseen=unseen,
+            kinds={task: kind for task in tasks if (kind := kind_of(kinds, task)) != "single_label"},
             split_codes=np.full(len(self), SPLITS.index("test"), dtype=np.int8),
         )
 
     def fingerprint(self) -> str:
         """Return the SHA-256 in hexadecimal of all content; ``root``, ``origin`` and the row numbers do not count."""
-        digest = hashlib.sha256(json.dumps([self.tasks, self.unseen], sort_keys=True).encode())
+        described: list[Any] = [self.tasks, self.unseen, *([self.kinds] if self.kinds else [])]
+        digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode())
         for strings in (self.names, self._sources, self.caption_lists.values, self.group_values):
             hash_strings(digest, strings)
         if self.caption_lists.several:
@@ -473,18 +525,54 @@ def _check_rows(columns: Mapping[str, pa.LargeStringArray], rows: NDArray[np.int
         raise table_error(origin, problems, "correct or remove these rows")
 
 
+def _renumbered(
+    kind: TaskKind, codes: NDArray[Any], own: Sequence[str], names: Sequence[str]
+) -> tuple[NDArray[Any], list[int]]:
+    """Targets by the classes of a model, unknown where it lacks one, and how often each of the own classes occurs."""
+    place = {name: index for index, name in enumerate(names)}
+    if kind == "regression":
+        return codes, []
+    if kind == "multi_label":
+        # A label that the table does not know is not known to be absent.
+        padded = np.concatenate([codes, np.full((len(codes), 1), UNKNOWN, dtype=np.int8)], axis=1)
+        own_place = {name: index for index, name in enumerate(own)}
+        columns = [own_place.get(name, len(own)) for name in names]
+        return np.ascontiguousarray(padded[:, columns]), (codes == 1).sum(axis=0).tolist()
+    mapped = np.array([*(place.get(name, UNKNOWN) for name in own), UNKNOWN], dtype=np.int64)
+    # UNKNOWN is the last entry.
+    return mapped[codes], np.bincount(codes[codes != UNKNOWN], minlength=len(own)).tolist()
+
+
+def unknown_column(kind: TaskKind, rows: int, labels: int) -> NDArray[Any]:
+    """Return targets of a kind that are all unknown."""
+    if kind == "regression":
+        return np.full(rows, np.nan, dtype=np.float32)
+    return np.full((rows, labels), UNKNOWN, np.int8) if kind == "multi_label" else np.full(rows, UNKNOWN, np.int64)
+
+
 def _encode_targets(
     frame: pd.DataFrame,
     targets: Mapping[str, str],
     vocabularies: Mapping[str, Sequence[str]],
+    kinds: Mapping[str, TaskKind] | None,
     in_train: NDArray[np.bool_],
     origin: str,
-) -> tuple[dict[str, list[str]], dict[str, NDArray[np.int64]], dict[str, dict[str, int]]]:
+) -> tuple[dict[str, list[str]], dict[str, NDArray[Any]], dict[str, dict[str, int]]]:
     """Class names, targets and unseen values with their counts, each by task."""
     tasks: dict[str, list[str]] = {}
-    values: dict[str, NDArray[np.int64]] = {}
+    values: dict[str, NDArray[Any]] = {}
     unseen: dict[str, dict[str, int]] = {}
     for task, column in targets.items():
+        kind = kind_of(kinds, task)
+        if kind == "multi_label":
+            tasks[task], values[task], unseen[task] = _encode_labels(frame[column], vocabularies.get(task), in_train)
+        elif kind == "regression":
+            tasks[task], unseen[task] = [], {}
+            values[task] = np.asarray(frame[column], dtype=np.float32)
+        if kind not in CLASS_KINDS:
+            if not known_rows(values[task][in_train]).any():
+                raise UserError(f"{origin}: task {task!r} has no known value in the train split; drop the task")
+            continue
         strings = strings_of(frame[column])
         in_use = sorted(set(strings.filter(in_train).unique().to_pylist()) - {""})
         tasks[task] = list(vocabularies.get(task, in_use))
@@ -493,3 +581,27 @@ def _encode_targets(
         values[task], missing = codes_of(strings, tasks[task])
         unseen[task] = {value: count for value, count in sorted(missing.items()) if value}
     return tasks, values, unseen
+
+
+def _encode_labels(
+    column: pd.Series[Any], vocabulary: Sequence[str] | None, in_train: NDArray[np.bool_]
+) -> tuple[list[str], NDArray[np.int8], dict[str, int]]:
+    """Labels, targets ``(N, C)`` and counts of the labels that the vocabulary lacks, of a multi-label column."""
+    cells: list[Mapping[str, bool | None] | None] = [
+        cell if cell is None or isinstance(cell, Mapping) else dict.fromkeys(cell, True) for cell in column.tolist()
+    ]
+    in_use = {name for cell, train in zip(cells, in_train.tolist(), strict=True) if train for name in cell or ()}
+    names = sorted(in_use) if vocabulary is None else list(vocabulary)
+    place = {name: index for index, name in enumerate(names)}
+    targets = np.zeros((len(cells), len(names)), dtype=np.int8)
+    unseen: dict[str, int] = {}
+    for row, cell in enumerate(cells):
+        if cell is None:
+            targets[row] = UNKNOWN
+            continue
+        for name, applies in cell.items():
+            if name in place:
+                targets[row, place[name]] = UNKNOWN if applies is None else int(applies)
+            elif applies:
+                unseen[name] = unseen.get(name, 0) + 1
+    return names, targets, dict(sorted(unseen.items()))

@@ -7,7 +7,7 @@ import hashlib
 import inspect
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from typing import Any, Literal, Self
 
@@ -34,7 +34,7 @@ from lightning_modules.optim import (
 from lightning_modules.options import OptimOptions, ScheduleName, checked
 from lightning_modules.precision import Conversion, check_half_precision, keep_small_steps
 from vitrail.errors import UserError
-from vitrail.types import UNKNOWN, Batch, InputOptions, Outputs, batch_targets
+from vitrail.types import UNKNOWN, Batch, InputOptions, Outputs, TaskKind, batch_targets, kind_of
 
 LoggedSplit = Literal["train", "val", "test"]
 
@@ -422,12 +422,28 @@ def real_rows(batch: Batch) -> torch.Tensor:
     return torch.ones_like(batch["sample_id"], dtype=torch.bool)
 
 
-def known_targets(batch: Batch, tasks: Iterable[str]) -> dict[str, torch.Tensor]:
-    """Targets of these tasks, each int64 ``(B,)``; ``UNKNOWN`` where the batch has none and for padding."""
-    given = batch_targets(batch)
-    unknown = torch.full_like(batch["sample_id"], UNKNOWN)
-    padding = ~real_rows(batch)
-    return {task: given.get(task, unknown).masked_fill(padding, UNKNOWN) for task in tasks}
+def known_targets(
+    batch: Batch, tasks: Mapping[str, Sequence[str]], kinds: Mapping[str, TaskKind] | None = None
+) -> dict[str, torch.Tensor]:
+    """Targets of these tasks (see ``Batch``); unknown where the batch has none and for padding."""
+    given, padding = batch_targets(batch), ~real_rows(batch)
+    targets = {}
+    for task, names in tasks.items():
+        target = given.get(task)
+        if target is None:
+            target = unknown_targets(kind_of(kinds, task), len(names), batch["sample_id"])
+        rows = padding.view(-1, *[1] * (target.ndim - 1))
+        targets[task] = target.masked_fill(rows, math.nan if target.is_floating_point() else UNKNOWN)
+    return targets
+
+
+def unknown_targets(kind: TaskKind, num_classes: int, like: torch.Tensor) -> torch.Tensor:
+    """Unknown targets of a task for the rows of an int64 tensor ``(B,)``."""
+    if kind == "regression":
+        return torch.full(like.shape, math.nan, device=like.device)
+    if kind == "multi_label":
+        return torch.full((len(like), num_classes), UNKNOWN, dtype=torch.int8, device=like.device)
+    return torch.full_like(like, UNKNOWN)
 
 
 def real_outputs(

@@ -1,49 +1,103 @@
-"""Image classifiers: one label per image (``ImageClassifier``) or several attributes (``MultiTaskClassifier``)."""
+"""Image classifiers: one task per image (``ImageClassifier``) or several (``MultiTaskClassifier``), of every kind."""
 
 # No postponed annotations: jsonargparse would lose the ranges of the arguments.
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, cast, get_args
+from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
+from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 
 from lightning_modules.base import LoggedSplit, VisionTask, known_targets, real_outputs
 from lightning_modules.encoders.image import ImageEncoder
 from lightning_modules.encoders.weights import WeightsOrigin
+from lightning_modules.heads import MultiLabelOutput, SingleLabelOutput, TaskOutput, task_outputs
+from lightning_modules.heads.multi_label import DEFAULT_THRESHOLD, MultiLabelScores
 from lightning_modules.metrics import MeanLoss, SplitMetrics
-from lightning_modules.options import ClassWeighting, NonNegative, OptimOptions, Rate, ScheduleName
-from lightning_modules.precision import Float32Linear, Float32Sequential, KeepsFloat32
+from lightning_modules.options import (
+    ClassWeighting,
+    LossOptions,
+    NonNegative,
+    OptimOptions,
+    Rate,
+    ScheduleName,
+    checked,
+)
+from lightning_modules.precision import Float32Linear, Float32Sequential
 from vitrail.errors import UserError
-from vitrail.types import LABEL_TASK, UNKNOWN, Batch, InputOptions, Mix, Outputs
+from vitrail.types import CLASS_KINDS, LABEL_TASK, Batch, InputOptions, Outputs, TaskKind, kind_of
 
-EFFECTIVE_NUMBER_BETA = 0.999
 FEATURE_DROP_RATE = 0.1
 HEAD_DROP_RATE = 0.2
 
 
 class ScoredTask(VisionTask):
-    """Base class of tasks whose outputs are logits over named classes. A subclass calls ``configure_metrics``.
+    """Base class of tasks whose outputs are logits over named classes, or numbers.
+
+    A subclass calls ``configure_metrics``.
 
     Attributes:
-        tasks: class names of each task.
+        tasks: class names of each task, none for regression.
+        task_kinds: kinds of the tasks that are not single-label.
         task_weights: weight of each task's loss in the sum.
+        thresholds: of each multi-label task the probabilities from which its labels are predicted. Each validation of a
+            fit chooses those of the highest F1, and checkpoints keep them.
     """
 
-    def configure_metrics(self, tasks: dict[str, list[str]], task_weights: Mapping[str, float] | None = None) -> None:
-        """Build the metrics of all splits; a task without a weight has weight 1."""
+    def configure_metrics(
+        self,
+        tasks: dict[str, list[str]],
+        task_weights: Mapping[str, float] | None = None,
+        outputs: Sequence[TaskOutput] | None = None,
+    ) -> None:
+        """Build the metrics of all splits.
+
+        Args:
+            tasks: class names of each task.
+            task_weights: a task without one has weight 1.
+            outputs: of each task, by default single-label.
+        """
         for task, names in tasks.items():
-            if len(names or ()) < 2:
-                raise UserError(
-                    f"tasks: {task!r} has fewer than two classes; leave it out, or fix the data's class names"
-                )
+            if len(names or ()) < 2 and outputs is None:
+                raise _too_few(task, 2)
+        given = outputs or [SingleLabelOutput(task, len(names)) for task, names in tasks.items()]
         self.tasks = tasks
+        self.outputs = nn.ModuleList(given)
+        self.task_kinds: dict[str, TaskKind] = {
+            task: output.kind for task, output in zip(tasks, given, strict=True) if output.kind != "single_label"
+        }
+        self.thresholds = {
+            task: [DEFAULT_THRESHOLD] * output.width
+            for task, output in zip(tasks, given, strict=True)
+            if isinstance(output, MultiLabelOutput)
+        }
         self.task_weights = {**dict.fromkeys(tasks, 1.0), **(task_weights or {})}
         self.train_metrics = SplitMetrics(tasks, self.task_weights, losses_only=True)
-        self.val_metrics = SplitMetrics(tasks, self.task_weights)
-        self.test_metrics = SplitMetrics(tasks, self.task_weights)
+        self.val_metrics, self.test_metrics = (
+            SplitMetrics(tasks, self.task_weights, scores=[output.scores() for output in given]) for _ in range(2)
+        )
+
+    def setup(self, stage: str) -> None:
+        """Refuse data whose targets are of another kind, and a precision that would round targets."""
+        super().setup(stage)
+        data = self._datamodule()
+        theirs = getattr(data, "task_kinds", None) or {}
+        for task in self.tasks:
+            own, given = kind_of(self.task_kinds, task), kind_of(theirs, task)
+            known = task in getattr(data, "tasks", {})
+            if known and own != given and not {own, given} <= set(CLASS_KINDS):
+                raise UserError(
+                    f"task {task!r}: {type(self).__name__} takes it as {own}, the data have it as {given}; use a model "
+                    "that takes every kind, such as lightning_modules.MultiTaskClassifier, or the run's own data"
+                )
+        if "regression" in self.task_kinds.values() and str(self.trainer.precision) in ("bf16-true", "16-true"):
+            kind = str(self.trainer.precision).removesuffix("-true")
+            raise UserError(
+                f"trainer.precision: {self.trainer.precision} would round the targets of regression tasks; "
+                f"use {kind}-mixed"
+            )
 
     @property
     def train_sums(self) -> nn.Module:
@@ -57,18 +111,43 @@ class ScoredTask(VisionTask):
         self.log_dict(values, sync_dist=True)
 
     def epoch_values(self, split: LoggedSplit) -> dict[str, Any]:
-        """Averages and scores of the epoch; resets the metrics."""
+        """Averages and scores of the epoch; resets the metrics, and chooses the thresholds in a fit's validation."""
         metrics = self._metrics_of(split)
+        fits = self._trainer is not None and self.trainer.state.fn == "fit" and not self.trainer.sanity_checking
+        multi_label: dict[str, MultiLabelScores] = {}
+        for task, scores in zip(self.tasks, metrics.scores, strict=False):
+            if isinstance(scores, MultiLabelScores):
+                multi_label[task] = scores
+                scores.thresholds = torch.tensor(self.thresholds[task], dtype=torch.float64)
+                scores.chooses = split == "val" and fits
         values = dict(metrics.compute())
+        self.thresholds |= {task: scores.thresholds.tolist() for task, scores in multi_label.items()}
         metrics.reset()
         return values
 
     def evaluation_loss(
         self, split: LoggedSplit, logits: Mapping[str, torch.Tensor], targets: Mapping[str, torch.Tensor]
     ) -> torch.Tensor:
-        """Update the metrics; return plain cross-entropy, by which runs with other smoothing and weights compare."""
+        """Update the metrics; return a plain loss, by which runs with other training losses compare."""
         self._metrics_of(split).update_scores(logits, targets)
-        return self.sum_losses(split, {task: masked_cross_entropy(logits[task], targets[task]) for task in self.tasks})
+        losses = {task: output.evaluation_loss(logits[task], targets[task]) for task, output in self._outputs.items()}
+        return self.sum_losses(split, losses)
+
+    @property
+    def _outputs(self) -> dict[str, TaskOutput]:
+        return {task: cast("TaskOutput", output) for task, output in zip(self.tasks, self.outputs, strict=True)}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """See ``VisionTask``; adds the thresholds of multi-label tasks."""
+        super().on_save_checkpoint(checkpoint)
+        if self.thresholds:
+            # Not a buffer: averaged weights would not have those of their own validation.
+            checkpoint["thresholds"] = {task: list(values) for task, values in self.thresholds.items()}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """See ``VisionTask``."""
+        super().on_load_checkpoint(checkpoint)
+        self.thresholds |= checkpoint.get("thresholds", {})
 
     def sum_losses(self, split: LoggedSplit, losses: Mapping[str, MeanLoss]) -> torch.Tensor:
         """Update the metrics with the loss of each task; return the weighted sum."""
@@ -82,7 +161,10 @@ class ScoredTask(VisionTask):
 class ClassificationTask(ScoredTask):
     """Base class of classifiers with an image encoder.
 
-    A subclass calls ``configure_encoder``, ``configure_metrics`` and ``configure_losses``, then adds its heads.
+    A subclass calls ``configure_encoder`` and ``configure_tasks``, then adds its heads.
+
+    Attributes:
+        log_variances: of the tasks' noise, float ``(T,)``, with ``balance: uncertainty``.
     """
 
     def configure_encoder(self, backbone: str, image_size: int, pretrained: bool | str) -> None:
@@ -90,33 +172,60 @@ class ClassificationTask(ScoredTask):
         self.encoder = ImageEncoder(backbone, image_size, pretrained)
         self.input_options: InputOptions = {**self.encoder.input_options}
 
-    def configure_losses(
+    def configure_tasks(
         self,
-        class_counts: dict[str, list[int]] | None = None,
+        tasks: dict[str, list[str]],
+        kinds: Mapping[str, TaskKind] | None,
+        options: LossOptions,
+        *,
+        task_weights: Mapping[str, float] | None = None,
         weighting: ClassWeighting = "none",
-        label_smoothing: float = 0.0,
+        **facts: Any,
     ) -> None:
-        """Build the training loss of each task."""
-        self.losses = nn.ModuleList(
-            TaskLoss(class_weights_from_counts(task, len(names), class_counts, weighting), label_smoothing)
-            for task, names in self.tasks.items()
-        )
+        """Build outputs, losses and metrics of all tasks; ``facts`` are further arguments of ``heads.task_outputs``."""
+        options = checked(LossOptions, options, "loss_options")
+        for task, names in tasks.items():
+            least = {"regression": 0, "multi_label": 1}.get(kind_of(kinds, task), 2)
+            if len(names or ()) < least:
+                raise _too_few(task, least)
+        outputs = task_outputs(tasks, kinds, options, weighting=weighting, **facts)
+        self.configure_metrics(tasks, task_weights, outputs)
+        if weighting != "none" and (other := [t for t in tasks if kind_of(kinds, t) not in CLASS_KINDS]):
+            rank_zero_info(f"class_weighting: {weighting} is for tasks of classes; not for {', '.join(other)}.")
+        self.log_variances = None
+        if options.balance == "uncertainty":
+            if len(tasks) < 2:
+                raise UserError("loss_options.balance: uncertainty is for several tasks, there is one; use fixed")
+            self.log_variances = nn.Parameter(torch.zeros(len(tasks)))
+
+    def training_loss(self, losses: Mapping[str, MeanLoss]) -> torch.Tensor:
+        """Update the metrics; return the sum of the tasks' losses, weighted as ``loss_options.balance`` wants."""
+        total = self.sum_losses("train", losses)
+        if self.log_variances is None:
+            return total
+        # Where no target of a task is known, its noise is not trained either.
+        shares = [
+            self.task_weights[task] * (mean.value * torch.exp(-noise) + noise / 2 * (mean.weight > 0))
+            for (task, mean), noise in zip(losses.items(), self.log_variances, strict=True)
+        ]
+        return torch.stack(shares).sum()
 
     @abstractmethod
     def classify(self, features: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Logits of each task, float ``(B, C)``, from the encoder's features, float ``(B, D)``."""
+        """Outputs of each task (``vitrail.types.Outputs``) from the encoder's features, float ``(B, D)``."""
 
     def forward(self, image: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Logits of each task, float ``(B, C)``, for uint8 RGB images ``(B, 3, H, W)``."""
+        """Outputs of each task (``vitrail.types.Outputs``) for uint8 RGB images ``(B, 3, H, W)``."""
         return self.classify(self.encoder(image))
 
     def _shared_step(self, batch: Batch, split: LoggedSplit) -> tuple[torch.Tensor, Outputs]:
-        features, targets = self._features(batch), known_targets(batch, self.tasks)
+        features, targets = self._features(batch), known_targets(batch, self.tasks, self.task_kinds)
         logits = self._logits(features)
         if split == "train":
-            criteria = zip(self.tasks, self.losses, strict=True)
-            losses = {task: loss(logits[task], targets[task], batch.get("mix")) for task, loss in criteria}
-            loss = self.sum_losses(split, losses)
+            mix = batch.get("mix")
+            loss = self.training_loss(
+                {task: output.loss(logits[task], targets[task], mix) for task, output in self._outputs.items()}
+            )
         else:
             loss = self.evaluation_loss(split, logits, targets)
         return loss, real_outputs(batch, logits, targets, features if split == "test" else None)
@@ -124,7 +233,8 @@ class ClassificationTask(ScoredTask):
     def predict_step(self, batch: Batch, batch_idx: int) -> Outputs:
         """Outputs of a batch, whose targets may be unknown."""
         features = self._features(batch)
-        return real_outputs(batch, self._logits(features), known_targets(batch, self.tasks), features)
+        targets = known_targets(batch, self.tasks, self.task_kinds)
+        return real_outputs(batch, self._logits(features), targets, features)
 
     def _features(self, batch: Batch) -> torch.Tensor:
         features: torch.Tensor = batch["features"]["image"] if "features" in batch else self.encoder(batch["image"])
@@ -165,17 +275,20 @@ class ClassificationTask(ScoredTask):
 
 
 class ImageClassifier(ClassificationTask):
-    """Classifies images by the main label of the data.
+    """Predicts the main task of the data: a class, labels, a step on a scale or a number.
 
     Args:
         backbone: name in timm.
         class_names: linked from the data.
-        class_counts: training samples of each class, linked from the data; read only if classes are weighted.
+        class_counts: training samples of each class, linked from the data; read only if a loss needs them.
+        task_kinds: linked from the data.
+        target_stats: mean and standard deviation of regression targets in training, linked from the data.
         image_size: height and width in pixels, linked from the data.
         pretrained: true for the weights on the hub, false for random ones, or the path of a weights file.
         drop_rate: dropout before the head.
-        label_smoothing: share of the target that is spread over all classes in training.
-        class_weighting: weighting of rare classes in training.
+        label_smoothing: share of the target that is spread over all classes in training, of single-label tasks.
+        class_weighting: weighting of rare classes in training, of single-label and ordinal tasks.
+        loss_options: training loss.
         lr: peak learning rate; ``optim_options.backbone_lr`` sets another one for the backbone.
         weight_decay: weight decay of AdamW; not applied to biases and norms.
         schedule: learning-rate schedule.
@@ -188,11 +301,14 @@ class ImageClassifier(ClassificationTask):
         class_names: list[str],
         *,
         class_counts: dict[str, list[int]] | None = None,
+        task_kinds: dict[str, TaskKind] | None = None,
+        target_stats: dict[str, list[float]] | None = None,
         image_size: int = 224,
         pretrained: bool | str = True,
         drop_rate: Rate = 0.0,
         label_smoothing: Rate = 0.0,
         class_weighting: ClassWeighting = "none",
+        loss_options: LossOptions = LossOptions(),
         lr: NonNegative = 1e-3,
         weight_decay: NonNegative = 0.05,
         schedule: ScheduleName = "cosine",
@@ -201,18 +317,25 @@ class ImageClassifier(ClassificationTask):
         super().__init__(lr=lr, weight_decay=weight_decay, schedule=schedule, optim_options=optim_options)
         self.save_hyperparameters()
         self.configure_encoder(backbone, image_size, pretrained)
-        self.configure_metrics({LABEL_TASK: class_names})
-        self.configure_losses(class_counts, class_weighting, label_smoothing)
+        self.configure_tasks(
+            {LABEL_TASK: class_names},
+            task_kinds,
+            loss_options,
+            weighting=class_weighting,
+            class_counts=class_counts,
+            label_smoothing=label_smoothing,
+            target_stats=target_stats,
+        )
         self.drop = nn.Dropout(drop_rate)
-        self.head = Float32Linear(self.encoder.num_features, len(class_names))
+        self.head = Float32Linear(self.encoder.num_features, self._outputs[LABEL_TASK].width)
 
     def classify(self, features: torch.Tensor) -> dict[str, torch.Tensor]:
         """See ``ClassificationTask``."""
-        return {LABEL_TASK: self.head(self.drop(features))}
+        return {LABEL_TASK: self.outputs[0](self.head(self.drop(features)))}
 
 
 class MultiTaskClassifier(ClassificationTask):
-    """Classifies images by several attributes at once.
+    """Predicts several tasks at once, each a class, labels, a step on a scale or a number.
 
     The heads are those of the reference: dropout 0.1 on the features, then for each task
     ``Linear(d, d // 2), ReLU, Dropout(0.2), Linear(d // 2, n)``.
@@ -220,12 +343,15 @@ class MultiTaskClassifier(ClassificationTask):
     Args:
         backbone: name in timm.
         tasks: class names of each task, linked from the data.
-        class_counts: training samples of each class, linked from the data; read only if classes are weighted.
+        class_counts: training samples of each class, linked from the data; read only if a loss needs them.
+        task_kinds: kinds of the tasks that are not single-label, linked from the data.
+        target_stats: mean and standard deviation of regression targets in training, linked from the data.
         image_size: height and width in pixels, linked from the data.
         pretrained: true for the weights on the hub, false for random ones, or the path of a weights file.
         task_weights: the tasks to train, with the weights of their losses; by default all with weight 1.
-        label_smoothing: share of the target that is spread over all classes in training.
-        class_weighting: weighting of rare classes in training.
+        label_smoothing: share of the target that is spread over all classes in training, of single-label tasks.
+        class_weighting: weighting of rare classes in training, of single-label and ordinal tasks.
+        loss_options: training losses, and how they are added.
         lr: peak learning rate; ``optim_options.backbone_lr`` sets another one for the backbone.
         weight_decay: weight decay of AdamW; not applied to biases and norms.
         schedule: learning-rate schedule.
@@ -238,11 +364,14 @@ class MultiTaskClassifier(ClassificationTask):
         tasks: dict[str, list[str]],
         *,
         class_counts: dict[str, list[int]] | None = None,
+        task_kinds: dict[str, TaskKind] | None = None,
+        target_stats: dict[str, list[float]] | None = None,
         image_size: int = 224,
         pretrained: bool | str = True,
         task_weights: dict[str, float] | None = None,
         label_smoothing: Rate = 0.0,
         class_weighting: ClassWeighting = "none",
+        loss_options: LossOptions = LossOptions(),
         lr: NonNegative = 1e-3,
         weight_decay: NonNegative = 0.05,
         schedule: ScheduleName = "cosine",
@@ -252,16 +381,30 @@ class MultiTaskClassifier(ClassificationTask):
         self.save_hyperparameters()
         weights = _checked_weights(tasks, task_weights)
         self.configure_encoder(backbone, image_size, pretrained)
-        self.configure_metrics({task: names for task, names in tasks.items() if task in weights}, weights)
-        self.configure_losses(class_counts, class_weighting, label_smoothing)
+        self.configure_tasks(
+            {task: names for task, names in tasks.items() if task in weights},
+            task_kinds,
+            loss_options,
+            task_weights=weights,
+            weighting=class_weighting,
+            class_counts=class_counts,
+            label_smoothing=label_smoothing,
+            target_stats=target_stats,
+        )
         self.drop = nn.Dropout(FEATURE_DROP_RATE)
         # A list, because the name of a task need not be a legal name of a module.
-        self.heads = nn.ModuleList(_head(self.encoder.num_features, len(names)) for names in self.tasks.values())
+        self.heads = nn.ModuleList(_head(self.encoder.num_features, one.width) for one in self._outputs.values())
 
     def classify(self, features: torch.Tensor) -> dict[str, torch.Tensor]:
         """See ``ClassificationTask``."""
         features = self.drop(features)
-        return {task: head(features) for task, head in zip(self.tasks, self.heads, strict=True)}
+        outputs = zip(self.tasks, self.heads, self.outputs, strict=True)
+        return {task: output(head(features)) for task, head, output in outputs}
+
+
+def _too_few(task: str, least: int) -> UserError:
+    number = {1: "no class", 2: "fewer than two classes"}[least]
+    return UserError(f"tasks: {task!r} has {number}; leave it out, or fix the data's class names")
 
 
 def _head(num_features: int, num_classes: int) -> nn.Module:
@@ -282,103 +425,3 @@ def _checked_weights(tasks: dict[str, list[str]], task_weights: dict[str, float]
     if not all(weight > 0 for weight in task_weights.values()):
         raise UserError(f"task_weights: must be above 0; got {task_weights}; a task that is not named is not trained")
     return task_weights
-
-
-class TaskLoss(KeepsFloat32):
-    """``masked_cross_entropy`` as a module; its class weights, float32 ``(C,)``, are not saved."""
-
-    class_weights: torch.Tensor | None
-
-    def __init__(self, class_weights: torch.Tensor | None, label_smoothing: float) -> None:
-        super().__init__()
-        if not 0 <= label_smoothing < 1:
-            raise UserError(f"label_smoothing: must be in [0, 1); got {label_smoothing}")
-        self.label_smoothing = label_smoothing
-        self.register_buffer("class_weights", class_weights, persistent=False)
-
-    def forward(self, logits: torch.Tensor, target: torch.Tensor, mix: Mix | None) -> MeanLoss:
-        """See ``masked_cross_entropy``."""
-        return masked_cross_entropy(logits, target, self.class_weights, self.label_smoothing, mix)
-
-
-def masked_cross_entropy(
-    logits: torch.Tensor,
-    target: torch.Tensor,
-    class_weights: torch.Tensor | None = None,
-    label_smoothing: float = 0.0,
-    mix: Mix | None = None,
-) -> MeanLoss:
-    """Cross-entropy averaged over the samples whose target is known.
-
-    As in torch, a mean with class weights divides by the sum of the targets' weights. In a mixed batch each image
-    counts as ``lam`` of its own target and ``1 - lam`` of its partner's; an unknown target is left out.
-
-    Args:
-        logits: float ``(B, C)``.
-        target: int64 ``(B,)``, ``UNKNOWN`` where not known.
-        class_weights: float ``(C,)``.
-        label_smoothing: share of the target that is spread over all classes, in [0, 1).
-        mix: partners and shares of a mixed batch.
-    """
-    if class_weights is not None:
-        class_weights = class_weights.to(logits.dtype)
-    if mix is None:
-        total, weight = _sums(logits, target, torch.ones_like(logits[:, 0]), class_weights, label_smoothing)
-    else:
-        own, partner = mix["lam"].to(logits.dtype), target[mix["partner"]]
-        total, weight = _sums(logits, target, own, class_weights, label_smoothing)
-        other_total, other_weight = _sums(logits, partner, 1 - own, class_weights, label_smoothing)
-        total, weight = total + other_total, weight + other_weight
-    # Without known targets the sum is 0 with a gradient; dividing by 1 keeps both.
-    return MeanLoss(total / torch.where(weight > 0, weight, torch.ones_like(weight)), weight.detach())
-
-
-def _sums(
-    logits: torch.Tensor,
-    target: torch.Tensor,
-    share: torch.Tensor,
-    class_weights: torch.Tensor | None,
-    label_smoothing: float,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Sum of the losses and sum of the weights over the known targets, each sample by its share."""
-    losses = F.cross_entropy(
-        logits, target, class_weights, ignore_index=UNKNOWN, reduction="none", label_smoothing=label_smoothing
-    )
-    weights = (target != UNKNOWN).to(logits.dtype)
-    if class_weights is not None:
-        weights = weights * class_weights[target.clamp(min=0)]
-    return (losses * share).sum(), (weights * share).sum()
-
-
-def class_weights_from_counts(
-    task: str, num_classes: int, class_counts: Mapping[str, Sequence[int]] | None, scheme: ClassWeighting
-) -> torch.Tensor | None:
-    """Class weights for the loss.
-
-    ``inverse`` is n / (classes · count), scikit-learn's "balanced"; ``sqrt_inverse`` its square root;
-    ``effective_number`` is (1 - β) / (1 - β^count) with β = 0.999 (Cui et al., Class-Balanced Loss, CVPR 2019).
-
-    Returns:
-        float32 ``(num_classes,)`` with a mean of 1 over the training samples, 1 also for classes without any;
-        None for ``none``.
-    """
-    if scheme not in get_args(ClassWeighting):
-        raise UserError(f"class_weighting: must be one of {', '.join(get_args(ClassWeighting))}; got {scheme!r}")
-    if scheme == "none":
-        return None
-    if class_counts is None or len(class_counts.get(task, ())) != num_classes:
-        found = "missing" if class_counts is None or task not in class_counts else f"for {len(class_counts[task])}"
-        raise UserError(
-            f"class_weighting: {scheme!r} needs the training counts of the {num_classes} classes of {task!r}, they are "
-            f"{found}; use a DataModule that has class_counts, or class_weighting: none"
-        )
-    counts = torch.tensor(class_counts[task], dtype=torch.float64)
-    present = counts > 0
-    weights = torch.ones_like(counts)
-    if scheme == "effective_number":
-        weights[present] = (1 - EFFECTIVE_NUMBER_BETA) / (1 - EFFECTIVE_NUMBER_BETA ** counts[present])
-    else:
-        weights[present] = counts[present] ** (-1.0 if scheme == "inverse" else -0.5)
-    if present.any():
-        weights[present] *= counts.sum() / (weights * counts).sum()
-    return weights.float()

@@ -10,13 +10,13 @@ import torch.nn.functional as F
 from torch import nn
 
 from lightning_modules.base import LoggedSplit, VisionTask, known_targets, real_outputs, real_rows
-from lightning_modules.classification import masked_cross_entropy
 from lightning_modules.contrastive import ContrastiveObjective, Pairs, encode_in_chunks
 from lightning_modules.encoders.dual import SIDES, Architectures, Side, Towers, build_towers, random_towers
 from lightning_modules.encoders.text import TextCache
 from lightning_modules.encoders.tokenizer import TextTokenizer, checked_state
 from lightning_modules.encoders.weights import WeightsOrigin
 from lightning_modules.finetune import add_lora, freeze, freeze_unused
+from lightning_modules.heads.single_label import masked_cross_entropy
 from lightning_modules.metrics import MeanOverSamples, SplitMetrics
 from lightning_modules.optim import is_frozen
 from lightning_modules.options import (

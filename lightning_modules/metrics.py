@@ -10,7 +10,7 @@ from torch import nn
 from torchmetrics import Metric, SumMetric
 
 from lightning_modules.precision import KeepsFloat32
-from vitrail.types import UNKNOWN
+from vitrail.types import UNKNOWN, Mix
 
 TOP_K = (3, 5)
 
@@ -23,6 +23,28 @@ class MeanLoss(NamedTuple):
 
     value: torch.Tensor  # float32 scalar, 0 with a gradient of 0 if the weight is 0
     weight: torch.Tensor  # float32 scalar; the number of known targets unless classes are weighted
+
+
+def masked_mean(
+    losses_of: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]], target: torch.Tensor, mix: Mix | None
+) -> MeanLoss:
+    """Mean of the losses of known targets; in a mixed batch of ``lam`` of the own and the rest of the partner's.
+
+    Args:
+        losses_of: from targets of all rows to losses and weights of the same shape, both 0 where a target is unknown.
+        target: of each row, ``(B, …)``.
+        mix: partners and shares of a mixed batch.
+    """
+    losses, weights = losses_of(target)
+    if mix is None:
+        total, weight = losses.sum(), weights.sum()
+    else:
+        own = mix["lam"].to(losses.dtype).view(-1, *[1] * (losses.ndim - 1))
+        other_losses, other_weights = losses_of(target[mix["partner"]])
+        total = (losses * own).sum() + (other_losses * (1 - own)).sum()
+        weight = (weights * own).sum() + (other_weights * (1 - own)).sum()
+    # Without known targets the sum is 0 with a gradient; dividing by 1 keeps both.
+    return MeanLoss(total / torch.where(weight > 0, weight, torch.ones_like(weight)), weight.detach())
 
 
 class TaskScores(Metric):
@@ -98,10 +120,21 @@ def _places(logits: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
 
 
 class SplitMetrics(KeepsFloat32):
-    """Losses and scores of all tasks over one epoch of one split."""
+    """Losses and scores of all tasks over one epoch of one split.
+
+    Args:
+        tasks: class names of each task.
+        task_weights: weight of each task's loss in the sum.
+        losses_only: whether scores are left out.
+        scores: of each task, by default ``TaskScores``.
+    """
 
     def __init__(
-        self, tasks: Mapping[str, Sequence[str]], task_weights: Mapping[str, float], losses_only: bool = False
+        self,
+        tasks: Mapping[str, Sequence[str]],
+        task_weights: Mapping[str, float],
+        losses_only: bool = False,
+        scores: Sequence[Metric] | None = None,
     ) -> None:
         super().__init__()
         self.task_weights = {task: task_weights[task] for task in tasks}
@@ -109,7 +142,8 @@ class SplitMetrics(KeepsFloat32):
         # torchmetrics' MeanMetric ignores its weights (1.9), hence sums.
         self.losses = nn.ModuleList(SumMetric(nan_strategy="disable") for _ in tasks)
         self.known = nn.ModuleList(SumMetric(nan_strategy="disable") for _ in tasks)
-        self.scores = nn.ModuleList(TaskScores(len(names)) for names in tasks.values() if not losses_only)
+        scores = [TaskScores(len(names)) for names in tasks.values()] if scores is None else scores
+        self.scores = nn.ModuleList([] if losses_only else scores)
 
     def update_losses(self, losses: Mapping[str, MeanLoss]) -> None:
         """Add the mean losses of a batch."""
@@ -122,7 +156,7 @@ class SplitMetrics(KeepsFloat32):
 
         Args:
             logits: for each task float ``(B, C)``.
-            targets: for each task int64 ``(B,)``, ``UNKNOWN`` where not known.
+            targets: for each task its target, see ``vitrail.types.Batch``.
         """
         for task, scores in zip(self.task_weights, _all(self.scores), strict=True):
             scores.update(logits[task], targets[task])

@@ -13,6 +13,7 @@ from annotated_types import Ge, Gt, Le, Lt
 from pydantic import TypeAdapter, ValidationError
 
 from vitrail.errors import UserError
+from vitrail.types import TaskKind
 
 Count = Annotated[int, Ge(1)]
 NonNegative = Annotated[float, Ge(0)]
@@ -25,6 +26,11 @@ LrScaling = Literal["none", "linear", "sqrt"]
 PoolingRule = Literal["cls", "eos", "mean"]
 Pooling = Literal["auto", "cls", "eos", "mean"]
 ClassWeighting = Literal["none", "inverse", "sqrt_inverse", "effective_number"]
+SingleLabelLoss = Literal["cross_entropy", "logit_adjusted", "balanced_softmax", "bce", "focal"]
+MultiLabelLoss = Literal["bce", "focal", "asymmetric"]
+OrdinalLoss = Literal["corn", "cumulative_link"]
+RegressionLoss = Literal["mse", "huber", "gaussian_nll"]
+Balance = Literal["fixed", "uncertainty"]
 ContrastiveLoss = Literal["info_nce", "label_aware", "sigmoid"]
 Freeze = Literal["none", "text_only", "vision_only", "early_layers", "towers"]
 
@@ -59,6 +65,67 @@ class OptimOptions:
     gamma: Factor = 0.1
     lr_scaling: LrScaling = "none"
     lr_base_batch: Count | None = None
+
+
+@dataclass(frozen=True)
+class LossOptions:
+    """Losses of a classifier's tasks; ``lightning_modules.heads`` has their definitions and papers.
+
+    Attributes:
+        single_label: loss of tasks with one of several classes; ``bce`` is for mixup and CutMix, ``logit_adjusted`` and
+            ``balanced_softmax`` for rare classes, without class_weighting.
+        multi_label: loss of tasks with any of several labels; ``asymmetric`` where most labels rarely apply.
+        ordinal: model of tasks with ordered classes.
+        regression: loss of tasks with a number; ``huber`` for outliers, ``gaussian_nll`` also predicts a standard
+            deviation.
+        by_task: loss of single tasks, which must be one of their kind.
+        balance: how the losses of several tasks are added: ``fixed`` by ``task_weights``, ``uncertainty`` also by the
+            inverse of a noise that is trained for each task (Kendall, Gal and Cipolla, CVPR 2018).
+        gamma: exponent of ``focal``.
+        gamma_positive: exponent of ``asymmetric`` for labels that apply.
+        gamma_negative: exponent of ``asymmetric`` for labels that do not.
+        margin: probability below which ``asymmetric`` ignores labels that do not apply.
+        tau: strength of ``logit_adjusted``.
+        delta: standard deviations of the target up to which ``huber`` is quadratic.
+        bce_threshold: share of a mixed image above which single-label ``bce`` takes a class as a full target, by
+            default none: classes count by their shares.
+    """
+
+    single_label: SingleLabelLoss = "cross_entropy"
+    multi_label: MultiLabelLoss = "bce"
+    ordinal: OrdinalLoss = "corn"
+    regression: RegressionLoss = "mse"
+    by_task: dict[str, str] = field(default_factory=dict)
+    balance: Balance = "fixed"
+    gamma: NonNegative = 2.0
+    gamma_positive: NonNegative = 0.0
+    gamma_negative: NonNegative = 4.0
+    margin: Rate = 0.05
+    tau: Positive = 1.0
+    delta: Positive = 1.0
+    bce_threshold: Rate | None = None
+
+    def loss_of(self, task: str, kind: TaskKind) -> str:
+        """Return the name of a task's loss.
+
+        Raises:
+            UserError: ``by_task`` names one of another kind.
+        """
+        known = get_args(_LOSSES[kind])
+        name = str(self.by_task.get(task, getattr(self, kind)))
+        if name not in known:
+            raise UserError(
+                f"loss_options.by_task: the loss of {task!r} ({kind}) must be one of {', '.join(known)}; got {name!r}"
+            )
+        return name
+
+
+_LOSSES: dict[TaskKind, Any] = {
+    "single_label": SingleLabelLoss,
+    "multi_label": MultiLabelLoss,
+    "ordinal": OrdinalLoss,
+    "regression": RegressionLoss,
+}
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,9 @@ class (``predicted_classes``). The schema's metadata has the class names of all 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,17 @@ from numpy.typing import NDArray
 
 from vitrail.errors import UserError
 from vitrail.files import DamagedFileError, current_keys, read_parquet, write_atomically, write_parquet
-from vitrail.types import UNKNOWN
+from vitrail.types import CLASS_KINDS, UNKNOWN, TaskKind, kind_of
 
 TASKS_KEY = b"vitrail.tasks"
+KINDS_KEY = b"vitrail.task_kinds"
+THRESHOLDS_KEY = b"vitrail.thresholds"
+
+DEFAULT_THRESHOLD = 0.5
+"""Probability from which a label is predicted where none was chosen."""
+
+LABEL_SEPARATOR = ";"
+"""Between several labels in one text."""
 
 TIE_TOLERANCE = 1e-6
 """Logits that differ by no more are equal, as in ``lightning_modules.metrics``."""
@@ -33,35 +42,88 @@ LOGIT_TOLERANCE = 1e-3
 class Predictions:
     """Logits and targets of N samples for each task.
 
+    A task that ``kinds`` does not name is single-label. What reads predictions of some kinds only calls
+    ``refuse_kinds``.
+
     Attributes:
         sample_id: int64 ``(N,)``, row of the sample in its data set.
         names: object ``(N,)`` of strings, the stable name of each sample.
         groups: object ``(N,)`` of strings, the physical object or product in each image.
-        tasks: class names of each task; the main task first.
-        targets: by task int64 ``(N,)``, ``UNKNOWN`` where not known.
-        logits: by task float32 ``(N, C)``.
+        tasks: class names of each task, none for regression; the main task first.
+        targets: by task: single-label and ordinal int64 ``(N,)``, ``UNKNOWN`` where not known; multi-label int8
+            ``(N, C)``, 1 or 0, ``UNKNOWN`` for entries that are not known; regression float32 ``(N,)``, NaN where not
+            known.
+        logits: by task float32: single-label, multi-label (independent) and ordinal (log-probabilities) ``(N, C)``;
+            regression ``(N, 1)``, the value, or ``(N, 2)``, with the logarithm of its variance.
+        kinds: kinds of the tasks that are not single-label.
+        thresholds: of multi-label tasks the probability from which each label is predicted; 0.5 where there is none.
     """
 
     sample_id: NDArray[np.int64]
     names: NDArray[np.object_]
     groups: NDArray[np.object_]
     tasks: Mapping[str, Sequence[str]]
-    targets: Mapping[str, NDArray[np.int64]]
+    targets: Mapping[str, NDArray[Any]]
     logits: Mapping[str, NDArray[np.float32]]
+    kinds: Mapping[str, TaskKind] = field(default_factory=dict)
+    thresholds: Mapping[str, Sequence[float]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.sample_id)
 
+    def kind(self, task: str) -> TaskKind:
+        """Return the kind of a task."""
+        return kind_of(self.kinds, task)
+
+    def known(self, task: str) -> NDArray[np.int64]:
+        """Return the rows whose target is known (of multi-label tasks at least one entry), int64."""
+        return np.flatnonzero(known_rows(self.targets[task]))
+
     def predicted(self, task: str) -> NDArray[np.int64]:
-        """See ``predicted_classes``."""
+        """See ``predicted_classes``; UserError for a task without a single class."""
+        refuse_kinds({task: self.kind(task)}, "the predicted class")
         return predicted_classes(self.logits[task])
 
     def probabilities(self, task: str, temperature: float = 1.0) -> NDArray[np.float64]:
-        """Softmax of the logits divided by a temperature (``python -m evaluation calibrate``), float64 ``(N, C)``."""
+        """Softmax of the logits divided by a temperature (``python -m evaluation calibrate``), float64 ``(N, C)``.
+
+        Raises:
+            UserError: a task without a single class.
+        """
         from scipy.special import softmax
 
+        refuse_kinds({task: self.kind(task)}, "class probabilities")
         probabilities: NDArray[np.float64] = softmax(self.logits[task].astype(np.float64) / temperature, axis=1)
         return probabilities
+
+    def label_probabilities(self, task: str) -> NDArray[np.float64]:
+        """Return the probability of each label of a multi-label task, float64 ``(N, C)``."""
+        from scipy.special import expit
+
+        refuse_kinds({task: self.kind(task)}, "label probabilities", handles=("multi_label",))
+        probabilities: NDArray[np.float64] = expit(self.logits[task].astype(np.float64))
+        return probabilities
+
+    def predicted_labels(self, task: str) -> NDArray[np.bool_]:
+        """Return which labels of a multi-label task reach their thresholds, bool ``(N, C)``."""
+        marked: NDArray[np.bool_] = self.label_probabilities(task) >= self.thresholds_of(task)
+        return marked
+
+    def thresholds_of(self, task: str) -> NDArray[np.float64]:
+        """Return the thresholds of a multi-label task, float64 ``(C,)``."""
+        given = self.thresholds.get(task)
+        return np.full(len(self.tasks[task]), DEFAULT_THRESHOLD) if given is None else np.asarray(given, np.float64)
+
+    def values(self, task: str) -> NDArray[np.float64]:
+        """Return the predicted numbers of a regression task, float64 ``(N,)``."""
+        refuse_kinds({task: self.kind(task)}, "predicted numbers", handles=("regression",))
+        return self.logits[task][:, 0].astype(np.float64)
+
+    def deviations(self, task: str) -> NDArray[np.float64] | None:
+        """Return the predicted standard deviations of a regression task, float64 ``(N,)``; None without any."""
+        refuse_kinds({task: self.kind(task)}, "predicted standard deviations", handles=("regression",))
+        logits = self.logits[task].astype(np.float64)
+        return np.exp(logits[:, 1] / 2) if logits.shape[1] > 1 else None
 
     def take(self, rows: NDArray[np.int64]) -> Predictions:
         """Return the given rows in the given order."""
@@ -72,7 +134,35 @@ class Predictions:
             self.tasks,
             {task: values[rows] for task, values in self.targets.items()},
             {task: values[rows] for task, values in self.logits.items()},
+            self.kinds,
+            self.thresholds,
         )
+
+
+def refuse_kinds(
+    kinds: Mapping[str, TaskKind], what: str, *, handles: tuple[TaskKind, ...] = CLASS_KINDS, fix: str = ""
+) -> None:
+    """Refuse tasks of kinds that a command or a function cannot handle, before it takes them for something else.
+
+    Args:
+        kinds: of the tasks that are to be handled; those that are not named are single-label.
+        what: what cannot be had of such a task, the beginning of the message.
+        handles: kinds that can be handled.
+        fix: what to do instead, by default to name other tasks.
+
+    Raises:
+        UserError: names the first such task and its kind.
+    """
+    for task, kind in kinds.items():
+        if kind not in handles:
+            known = " or ".join(handles)
+            raise UserError(f"{what}: task '{task}' is {kind}, must be {known}; {fix or 'use tasks of these kinds'}")
+
+
+def known_rows(targets: NDArray[Any]) -> NDArray[np.bool_]:
+    """Return which targets, of any kind, are known (of multi-label tasks at least one entry), bool ``(N,)``."""
+    known: NDArray[np.bool_] = ~np.isnan(targets) if targets.dtype.kind == "f" else targets != UNKNOWN
+    return np.any(known, axis=1) if known.ndim > 1 else known
 
 
 @dataclass(frozen=True)
@@ -80,28 +170,54 @@ class TaskPrediction:
     """Prediction for one image in one task.
 
     Attributes:
-        classes: class names.
-        probabilities: float64 ``(C,)``.
+        classes: class names, none for regression.
+        probabilities: float64 ``(C,)``; of multi-label tasks each for itself, otherwise they sum to 1.
         calibrated: whether they are calibrated by a temperature fitted for the task.
+        kind: of the task.
+        thresholds: of multi-label tasks the probability from which each label is predicted.
+        value: of regression tasks the predicted number.
+        deviation: of regression tasks its standard deviation where the model predicts one.
     """
 
     classes: Sequence[str]
     probabilities: NDArray[np.float64]
     calibrated: bool = False
+    kind: TaskKind = "single_label"
+    thresholds: Sequence[float] = ()
+    value: float | None = None
+    deviation: float | None = None
+
+    @property
+    def labels(self) -> list[tuple[str, float]]:
+        """The predicted labels with their probabilities, best first: one class, or of multi-label tasks any number."""
+        if self.kind == "multi_label":
+            reached = dict(zip(self.classes, self.probabilities >= np.asarray(self.thresholds), strict=True))
+            return [(name, probability) for name, probability in self.top_k(None) if reached[name]]
+        return [(self.label, self.confidence)] if self.kind in CLASS_KINDS and self.label else []
 
     @property
     def label(self) -> str:
-        """The most probable class; empty if several classes are equally probable."""
+        """The most probable class, empty if several are equally probable; predicted labels with ``;``; the number."""
+        if self.kind == "regression":
+            spread = "" if self.deviation is None else f" ± {self.deviation:.2g}"
+            return f"{self.value:.6g}{spread}"
+        if self.kind == "multi_label":
+            return LABEL_SEPARATOR.join(name for name, _ in self.labels)
         [chosen] = predicted_classes(np.log(np.maximum(self.probabilities, 1e-300))[None])
         return "" if chosen == UNKNOWN else self.classes[chosen]
 
     @property
     def confidence(self) -> float:
-        """The largest probability."""
+        """The largest probability; of multi-label tasks the lowest of those decided for; NaN for regression."""
+        if self.kind == "regression":
+            return math.nan
+        if self.kind == "multi_label":
+            reached = self.probabilities >= np.asarray(self.thresholds)
+            return float(self.probabilities[reached].min() if reached.any() else 1 - self.probabilities.max())
         return float(self.probabilities.max())
 
     def top_k(self, k: int | None = 5) -> list[tuple[str, float]]:
-        """Return the k most probable classes with their probabilities, best first; None for all."""
+        """Return the k most probable classes with their probabilities, best first; None for all, none of regression."""
         order = np.argsort(-self.probabilities, kind="stable")[:k]
         return [(self.classes[index], float(self.probabilities[index])) for index in order.tolist()]
 
@@ -145,7 +261,7 @@ class ImagePrediction:
         return self.main.top_k(k)
 
     def __repr__(self) -> str:
-        found = ", ".join(f"{task}: {one.label or '(none)'} {one.confidence:.0%}" for task, one in self.tasks.items())
+        found = ", ".join(f"{task}: {_shown(one)}" for task, one in self.tasks.items())
         return f"<{self.name}: {found or self.error}>"
 
     def row(self, top: int = 1) -> dict[str, Any]:
@@ -156,10 +272,20 @@ class ImagePrediction:
 
         Returns:
             ``image``; for each task ``TASK`` and ``TASK_confidence`` of the predicted class (no class where several
-            share the highest confidence), and ``TASK_2``, ``TASK_2_confidence`` … of the next ones; ``error``.
+            share the highest confidence), and ``TASK_2``, ``TASK_2_confidence`` … of the next ones; of multi-label
+            tasks ``TASK`` and ``TASK_confidence`` of all predicted labels, with ``;`` between them; of regression tasks
+            ``TASK`` and, where it is predicted, the standard deviation ``TASK_deviation``; ``error``.
         """
         values: dict[str, Any] = {"image": self.name}
         for task, one in self.tasks.items():
+            if one.kind == "regression":
+                values[task] = one.value
+                values |= {} if one.deviation is None else {f"{task}_deviation": one.deviation}
+                continue
+            if one.kind == "multi_label":
+                values[task] = one.label
+                values[f"{task}_confidence"] = LABEL_SEPARATOR.join(f"{share:.4f}" for _, share in one.labels)
+                continue
             for place, (label, confidence) in enumerate(one.top_k(top)):
                 key = f"{task}_{place + 1}" if place else task
                 values[key] = label if place else one.label or None
@@ -167,11 +293,18 @@ class ImagePrediction:
         return {**values, "error": self.error or None}
 
 
+def _shown(one: TaskPrediction) -> str:
+    confidence = "" if one.kind == "regression" else f" {one.confidence:.0%}"
+    return f"{one.label or '(none)'}{confidence}"
+
+
 def image_predictions(
     names: Sequence[str],
     logits: Mapping[str, NDArray[np.float32]],
     tasks: Mapping[str, Sequence[str]],
     temperatures: Mapping[str, float],
+    kinds: Mapping[str, TaskKind] | None = None,
+    thresholds: Mapping[str, Sequence[float]] | None = None,
 ) -> list[ImagePrediction]:
     """Return predictions for N images.
 
@@ -180,23 +313,39 @@ def image_predictions(
         logits: by task float32 ``(N, C)``.
         tasks: class names of each task.
         temperatures: temperatures of the calibrated tasks.
+        kinds: see ``Predictions``.
+        thresholds: see ``Predictions``.
 
     Raises:
         UserError: logits are not finite.
     """
-    from scipy.special import softmax
-
     for task in tasks:
         if not np.isfinite(logits[task]).all():
             raise UserError(f"{names[0]}: the model's outputs for '{task}' are not finite; choose another run")
-    predictions = []
-    for row, name in enumerate(names):
-        found = {}
-        for task, classes in tasks.items():
-            probabilities = softmax(logits[task][row].astype(np.float64) / temperatures.get(task, 1.0))
-            found[task] = TaskPrediction(classes, probabilities, task in temperatures)
-        predictions.append(ImagePrediction(name, found))
-    return predictions
+    empty = np.array([""] * len(names), dtype=object)
+    whole = Predictions(np.arange(len(names)), empty, empty, tasks, {}, logits, kinds or {}, thresholds or {})
+    of_tasks = {task: _task_predictions(whole, task, temperatures.get(task)) for task in tasks}
+    return [ImagePrediction(name, {task: of_tasks[task][row] for task in tasks}) for row, name in enumerate(names)]
+
+
+def _task_predictions(predictions: Predictions, task: str, temperature: float | None) -> list[TaskPrediction]:
+    classes, kind = predictions.tasks[task], predictions.kind(task)
+    if kind == "regression":
+        values, deviations = predictions.values(task).tolist(), predictions.deviations(task)
+        spreads = [None] * len(values) if deviations is None else deviations.tolist()
+        none = np.zeros(0)
+        return [
+            TaskPrediction((), none, kind=kind, value=value, deviation=spread)
+            for value, spread in zip(values, spreads, strict=True)
+        ]
+    if kind == "multi_label":
+        thresholds = predictions.thresholds_of(task).tolist()
+        return [
+            TaskPrediction(classes, row, kind=kind, thresholds=thresholds)
+            for row in predictions.label_probabilities(task)
+        ]
+    probabilities = predictions.probabilities(task, 1.0 if temperature is None else temperature)
+    return [TaskPrediction(classes, row, temperature is not None, kind) for row in probabilities]
 
 
 def predicted_classes(logits: NDArray[np.floating[Any]]) -> NDArray[np.int64]:
@@ -229,12 +378,24 @@ def write_predictions(path: Path, predictions: Predictions) -> None:
         "group": pa.array(predictions.groups, pa.string()),
     }
     for task in predictions.tasks:
-        columns[f"target_{task}"] = pa.array(predictions.targets[task], pa.int64())
-        columns[f"logits_{task}"] = _lists(predictions.logits[task])
-        columns[f"answered_{task}"] = pa.array(predictions.predicted(task) != UNKNOWN, pa.bool_())
-    tasks = json.dumps({task: list(names) for task, names in predictions.tasks.items()})
+        targets, kind = predictions.targets[task], predictions.kind(task)
+        if kind == "multi_label":
+            columns[f"target_{task}"] = _lists(targets, pa.int8())
+        elif kind == "regression":
+            columns[f"target_{task}"] = pa.array(targets, pa.float32(), from_pandas=True)  # null where not known
+        else:
+            columns[f"target_{task}"] = pa.array(targets, pa.int64())
+        columns[f"logits_{task}"] = _lists(predictions.logits[task], pa.float32())
+        if kind in CLASS_KINDS:
+            columns[f"answered_{task}"] = pa.array(predictions.predicted(task) != UNKNOWN, pa.bool_())
+    metadata = {
+        TASKS_KEY: {task: list(names) for task, names in predictions.tasks.items()},
+        KINDS_KEY: dict(predictions.kinds),
+        THRESHOLDS_KEY: {task: list(values) for task, values in predictions.thresholds.items()},
+    }
+    written = {key: json.dumps(value).encode() for key, value in metadata.items() if value or key == TASKS_KEY}
     with write_atomically(path) as partial:
-        write_parquet(pa.table(columns).replace_schema_metadata({TASKS_KEY: tasks.encode()}), partial)
+        write_parquet(pa.table(columns).replace_schema_metadata(written), partial)
 
 
 def read_predictions(path: Path) -> Predictions:
@@ -252,16 +413,22 @@ def read_predictions(path: Path) -> Predictions:
     except (DamagedFileError, OSError) as error:
         raise UserError(f"{error}; write it again with `python -m experiments test`") from error
     try:
-        tasks: dict[str, list[str]] = json.loads(current_keys(table.schema.metadata)[TASKS_KEY])
-        targets = {task: table.column(f"target_{task}").to_numpy().astype(np.int64) for task in tasks}
-        logits = {task: _matrix(table.column(f"logits_{task}"), len(names)) for task, names in tasks.items()}
+        metadata = current_keys(table.schema.metadata)
+        tasks: dict[str, list[str]] = json.loads(metadata[TASKS_KEY])
+        kinds: dict[str, TaskKind] = json.loads(metadata.get(KINDS_KEY, b"{}"))
+        thresholds: dict[str, list[float]] = json.loads(metadata.get(THRESHOLDS_KEY, b"{}"))
+        targets = {task: _read_targets(table, task, kind_of(kinds, task), len(tasks[task])) for task in tasks}
+        logits = {
+            task: _matrix(table.column(f"logits_{task}"), None if kind_of(kinds, task) == "regression" else len(names))
+            for task, names in tasks.items()
+        }
         sample_id = table.column("sample_id").to_numpy().astype(np.int64)
         names = table.column("name").to_numpy().astype(object)
         groups = table.column("group").to_numpy().astype(object)
     except (KeyError, ValueError, AttributeError, TypeError, pa.ArrowException) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{path}: not a predictions file of Vitrail ({reason}); write it again") from error
-    predictions = Predictions(sample_id, names, groups, tasks, targets, logits)
+    predictions = Predictions(sample_id, names, groups, tasks, targets, logits, kinds, thresholds)
     _check_targets(predictions, path)
     check_finite(predictions, str(path))
     return predictions
@@ -279,7 +446,7 @@ def join_predictions(shards: Iterable[Predictions]) -> tuple[Predictions, int]:
     parts = list(shards)
     if not parts:
         raise UserError("predictions: there are no shards to join; predict at least one batch")
-    if any(dict(part.tasks) != dict(parts[0].tasks) for part in parts):
+    if any((dict(part.tasks), dict(part.kinds)) != (dict(parts[0].tasks), dict(parts[0].kinds)) for part in parts):
         raise UserError("predictions: the shards name different tasks or classes; write them again in one run")
     joined = concatenate(parts)
     joined = joined.take(np.argsort(joined.sample_id, kind="stable"))
@@ -301,6 +468,8 @@ def concatenate(parts: Sequence[Predictions]) -> Predictions:
         tasks,
         {task: np.concatenate([part.targets[task] for part in parts]) for task in tasks},
         {task: np.concatenate([part.logits[task] for part in parts]) for task in tasks},
+        parts[0].kinds,
+        parts[0].thresholds,
     )
 
 
@@ -315,27 +484,40 @@ def check_finite(predictions: Predictions, origin: str) -> None:
             )
 
 
-def _lists(logits: NDArray[np.float32]) -> Any:
-    """Convert float32 ``(N, C)`` to a column of lists, in chunks whose offsets fit 32 bits."""
+def _lists(values: NDArray[Any], kind: Any) -> Any:
+    """Convert numbers ``(N, C)`` to a column of lists, in chunks whose offsets fit 32 bits."""
     import pyarrow as pa
 
-    rows = max(1, 2**30 // max(1, logits.shape[1]))
+    rows = max(1, 2**30 // max(1, values.shape[1]))
     chunks = []
-    for start in range(0, len(logits), rows):
-        part = np.ascontiguousarray(logits[start : start + rows], np.float32)
+    for start in range(0, len(values), rows):
+        part = np.ascontiguousarray(values[start : start + rows])
         offsets = np.arange(len(part) + 1, dtype=np.int32) * np.int32(part.shape[1])
-        chunks.append(pa.ListArray.from_arrays(pa.array(offsets), pa.array(part.reshape(-1))))
-    return pa.chunked_array(chunks, pa.list_(pa.float32()))
+        chunks.append(pa.ListArray.from_arrays(pa.array(offsets), pa.array(part.reshape(-1), kind)))
+    return pa.chunked_array(chunks, pa.list_(kind))
 
 
-def _matrix(column: Any, num_classes: int) -> NDArray[np.float32]:
-    """Convert a column of lists to float32 ``(N, C)``."""
+def _read_targets(table: Any, task: str, kind: TaskKind, num_classes: int) -> NDArray[Any]:
+    """Return the targets of a task in the form of its kind."""
+    column = table.column(f"target_{task}")
+    if kind == "multi_label":
+        return _matrix(column, num_classes).astype(np.int8)
+    targets: NDArray[Any] = column.to_numpy().astype(np.float32 if kind == "regression" else np.int64)
+    return targets
+
+
+def _matrix(column: Any, num_classes: int | None) -> NDArray[np.float32]:
+    """Convert a column of lists to float32 ``(N, C)``; C may be left open, 1 or 2."""
     import pyarrow as pa
 
     values = [chunk.flatten().to_numpy(zero_copy_only=False) for chunk in column.chunks]
     lengths = [chunk.value_lengths().to_numpy(zero_copy_only=False) for chunk in column.chunks]
     if not pa.types.is_large_list(column.type) and not pa.types.is_list(column.type):
         raise ValueError(f"logits are {column.type}, not lists")
+    if num_classes is None:
+        num_classes = int(lengths[0][0]) if lengths and len(lengths[0]) else 1
+        if num_classes not in (1, 2):
+            raise ValueError(f"outputs of a regression task have {num_classes} numbers, not 1 or 2")
     if any((length != num_classes).any() for length in lengths):
         raise ValueError(f"some rows do not have the {num_classes} logits of their class names")
     flat = np.concatenate(values) if values else np.empty(0)
@@ -344,7 +526,12 @@ def _matrix(column: Any, num_classes: int) -> NDArray[np.float32]:
 
 def _check_targets(predictions: Predictions, path: Path) -> None:
     for task, targets in predictions.targets.items():
-        bad = np.flatnonzero((targets < UNKNOWN) | (targets >= len(predictions.tasks[task])))
+        kind = predictions.kind(task)
+        if kind == "regression":
+            continue
+        end = 2 if kind == "multi_label" else len(predictions.tasks[task])
+        outside = (targets < UNKNOWN) | (targets >= end)
+        bad = np.flatnonzero(outside.any(axis=1) if outside.ndim > 1 else outside)
         if bad.size:
             raise UserError(
                 f"{path}: target {targets[bad[0]]} of task '{task}' in row {bad[0]} is outside its "
@@ -356,7 +543,8 @@ def _check_equal(seen: Predictions, again: Predictions) -> None:
     differs = (seen.names != again.names) | (seen.groups != again.groups)
     for task in seen.tasks:
         close = np.isclose(seen.logits[task], again.logits[task], rtol=LOGIT_TOLERANCE, atol=LOGIT_TOLERANCE)
-        differs = differs | (seen.targets[task] != again.targets[task]) | ~close.all(axis=1)
+        other = ~np.isclose(seen.targets[task], again.targets[task], rtol=0, atol=0, equal_nan=True)
+        differs = differs | (other.any(axis=1) if other.ndim > 1 else other) | ~close.all(axis=1)
     if differs.any():
         row = int(np.flatnonzero(differs)[0])
         raise UserError(

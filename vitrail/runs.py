@@ -298,7 +298,8 @@ class Run:
         with torch.inference_mode():
             outputs = self.model.predict_step({key: value.to(self.model.device) for key, value in inputs.items()}, 0)
         logits = {task: values.float().cpu().numpy() for task, values in outputs["logits"].items()}
-        return image_predictions(names, logits, self.model.tasks, self.temperatures)
+        kinds, thresholds = (getattr(self.model, name, {}) for name in ("task_kinds", "thresholds"))
+        return image_predictions(names, logits, self.model.tasks, self.temperatures, kinds, thresholds)
 
     @property
     def name(self) -> str:

@@ -26,6 +26,21 @@ LABEL_TASK = "class"
 
 Split = Literal["train", "val", "test", "predict"]
 
+TaskKind = Literal["single_label", "multi_label", "ordinal", "regression"]
+"""What a task's target is: one of its classes, any of its labels, a class of an ordered scale, or a number.
+
+``tasks`` maps each task to its class names (none for regression); beside it ``task_kinds`` maps tasks to their kinds,
+and a task that it does not name is single-label.
+"""
+
+CLASS_KINDS: tuple[TaskKind, ...] = ("single_label", "ordinal")
+"""Kinds whose target is one class and whose logits have a softmax: what predicts one of them predicts the other."""
+
+
+def kind_of(kinds: Mapping[str, TaskKind] | None, task: str) -> TaskKind:
+    """Return the kind of a task, single-label where it is not named."""
+    return (kinds or {}).get(task, "single_label")
+
 
 Interpolation = Literal["bilinear", "bicubic"]
 Resize = Literal["crop", "squash", "pad"]
@@ -82,8 +97,11 @@ class Batch(TypedDict, total=False):
 
     Attributes:
         image: uint8 ``(B, 3, H, W)``, RGB, 0 to 255. Scaling and normalisation are the model's.
-        label: int64 ``(B,)``, index into ``tasks["class"]``, ``UNKNOWN`` where not known.
-        attributes: for each further task int64 ``(B,)``, ``UNKNOWN`` where not known.
+        label: target of the main task by its kind: single-label and ordinal int64 ``(B,)``, index into
+            ``tasks["class"]``, ``UNKNOWN`` where not known; multi-label int8 ``(B, C)``, 1 where a label applies, 0
+            where not, ``UNKNOWN`` for single entries or whole rows that are not known; regression float32 ``(B,)``,
+            NaN where not known.
+        attributes: for each further task its target, likewise.
         caption: B strings, empty without a caption; sampled in training, the first one in evaluation.
         captions: all captions of each image, one or more; only in evaluation and if the data set has its own captions.
         positive_id: int64 ``(B,)``; rows that share one are positives of each other.
@@ -130,8 +148,10 @@ class Outputs(TypedDict):
 
     Attributes:
         sample_id: int64 ``(N,)``.
-        logits: by task float32 ``(N, C)``.
-        targets: by task int64 ``(N,)``, ``UNKNOWN`` where not known.
+        logits: by task float32: single-label ``(N, C)``; multi-label ``(N, C)``, one independent logit for each label;
+            ordinal ``(N, C)``, log-probabilities of the classes; regression ``(N, 1)``, the value in its own units, or
+            ``(N, 2)``, with the logarithm of its variance.
+        targets: by task, as in ``Batch``.
         image_embedding: float32 ``(N, D)``, of unit length; only of tasks with embeddings.
         text_embedding: float32 ``(M, D)``, of unit length, of all captions; only if the data set has captions.
         text_image: int64 ``(M,)``, ``sample_id`` of each caption's image, in the order of the rows.
@@ -168,6 +188,6 @@ class DescribesImages(Protocol):
 
 
 def batch_targets(batch: Batch) -> dict[str, torch.Tensor]:
-    """Known targets of a batch by task, int64 ``(B,)``, the main task first."""
+    """Targets of a batch by task, the main task first."""
     targets = {LABEL_TASK: batch["label"]} if "label" in batch else {}
     return {**targets, **batch.get("attributes", {})}

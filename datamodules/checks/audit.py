@@ -22,7 +22,7 @@ from datamodules.files.label_csv import left_out_text
 from datamodules.options import CheckOptions, LeakKind
 from datamodules.table import SPLITS, SampleTable, attribute_column, table_error
 from vitrail.console import Table
-from vitrail.types import UNKNOWN
+from vitrail.predictions import known_rows
 
 TITLES: dict[LeakKind, str] = {
     "groups": "groups in several splits",
@@ -226,7 +226,7 @@ def audit(
     for task, names in table.tasks.items():
         counts = {split: table.class_counts(split)[task] for split in SPLITS}
         classes[task] = {name: {split: counts[split][place] for split in SPLITS} for place, name in enumerate(names)}
-        unknown[task] = {split: int((table.targets[task][masks[split]] == UNKNOWN).sum()) for split in SPLITS}
+        unknown[task] = {split: int((~known_rows(table.targets[task][masks[split]])).sum()) for split in SPLITS}
     identical = None
     if verification and verification.readable.sum() > 1:
         identical = find_identical(table, verification.content, verification.readable)
@@ -300,9 +300,8 @@ def find_identical(table: SampleTable, content: NDArray[np.uint8], readable: NDA
 
 def _conflicts(table: SampleTable, rows: NDArray[np.int64]) -> Iterator[Conflict]:
     named: dict[str, list[str]] = {}
-    for task, names in table.tasks.items():
-        codes = table.targets[task][rows].tolist()
-        named[attribute_column(task)] = ["" if code == UNKNOWN else names[code] for code in codes]
+    for task in table.tasks:
+        named[attribute_column(task)] = [text or "" for text in table.target_texts(task, rows)]
     # A sample without a group is one of its own, by its own name.
     named["group"] = [group if (group := table.group(row)) != table.name(row) else "" for row in rows.tolist()]
     named["caption"] = [" | ".join(filter(None, texts)) for texts in table.caption_lists.of(rows.tolist())]

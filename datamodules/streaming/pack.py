@@ -25,6 +25,7 @@ from datamodules.table import SPLITS
 from vitrail.console import tracked
 from vitrail.errors import UserError
 from vitrail.files import write_atomically, write_parquet
+from vitrail.predictions import refuse_kinds
 from vitrail.seeding import seeded_generator
 from vitrail.types import LABEL_TASK, UNKNOWN
 
@@ -57,6 +58,7 @@ def pack(
     """
     if shard_size < 1:
         raise UserError(f"--shard-size: is {shard_size}, must be at least 1")
+    refuse_kinds(datamodule.task_kinds, "pack", fix="pack the data set without these tasks")
     datamodule.prepare_data()
     plan = [part for split in SPLITS for part in _plan(datamodule, split, shard_size)]
     try:

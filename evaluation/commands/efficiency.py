@@ -25,8 +25,11 @@ if TYPE_CHECKING:
 BATCH_SIZES = [1, 8]
 REPEATS = 10
 
-_LINKED = ("class_names", "class_prompts", "tasks", "class_counts", "chunk_size")
+_LINKED = ("class_names", "class_prompts", "tasks", "task_kinds", "class_counts", "target_stats", "chunk_size")
 """Arguments of a task that the data give it."""
+
+_OF_KINDS = ("task_kinds", "target_stats")
+"""Those that have a default and shape the heads all the same."""
 
 _EPILOG = """\
 examples:
@@ -174,7 +177,8 @@ def build_experiment(experiment: Mapping[str, Any], device: str) -> tuple[Vision
         raise UserError(f"model.class_path: {model['class_path']} is no task of lightning_modules")
     datamodule = load_datamodule(experiment, program="python -m evaluation efficiency")
     parameters = inspect.signature(task_class).parameters
-    needed = {name for name in _LINKED if name in parameters and parameters[name].default is inspect.Parameter.empty}
+    taken = [name for name in _LINKED if name in parameters]
+    needed = {name for name in taken if name in _OF_KINDS or parameters[name].default is inspect.Parameter.empty}
     arguments = {**model.get("init_args", {}), "image_size": datamodule.image_size}
     arguments |= {name: getattr(datamodule, name) for name in needed}
     if "pretrained" in parameters:

@@ -63,9 +63,9 @@ from vitrail.runs import (
 from vitrail.trust import plain_name
 from vitrail.types import DEFAULT_SEED
 
-_NOT_COMPARED = {"_instantiator", "class_counts", "class_prompts", "chunk_size", "architectures"}
-"""Counts of the training split only shape the loss, and a checkpoint may well be tested on other data; prompts may be
-changed after training; chunks do not change results; configurations follow from names, which are compared."""
+_NOT_COMPARED = {"_instantiator", "class_counts", "target_stats", "class_prompts", "chunk_size", "architectures"}
+"""Counts of the training split only shape the loss, statistics of targets come with the weights, and a checkpoint may
+well be tested on other data; prompts may be changed after training; chunks do not change results; configurations follow from names, which are compared."""
 
 _NEEDED = {"state_dict", "hyper_parameters", "pytorch-lightning_version"}
 """What Lightning reads of a checkpoint before anything else."""
@@ -176,8 +176,10 @@ def refuse_reversed_selection(callbacks: Sequence[Callback]) -> None:
             raise UserError(f"{key}.mode: {mode} takes the {worst} {monitor} for the best; set {key}.mode: {right}")
 
 
-_HIGHER_IS_BETTER = re.compile(r"accuracy|mean_per_class|top\d+|f1_\w+|R@\d+|mAP|mean_recall")
-_LOWER_IS_BETTER = ("loss", "median_rank")
+_HIGHER_IS_BETTER = re.compile(
+    r"accuracy|mean_per_class|top\d+|f1_\w+|R@\d+|mAP|mean_recall|auroc|exact_match|r2|spearman|quadratic_kappa"
+)
+_LOWER_IS_BETTER = ("loss", "median_rank", "mae", "rmse")
 
 
 def refuse_other_checkpoints(callbacks: Sequence[Callback], best: BestCheckpoint, last: LastCheckpoint) -> None:
@@ -230,7 +232,10 @@ def _short(value: object) -> str:
     return text if len(text) <= 60 else f"{text[:57]}…"
 
 
-_LINKS = ("class_names", "class_prompts", "tasks", "class_counts", "image_size", "chunk_size")
+_LINKS = (
+    *("class_names", "class_prompts", "tasks", "task_kinds", "class_counts", "target_stats"),
+    *("image_size", "chunk_size"),
+)
 
 
 class RunConfig(SaveConfigCallback):

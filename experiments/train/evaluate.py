@@ -21,7 +21,7 @@ from experiments.train.own_data import add_column_arguments, is_own_data, own_da
 from vitrail.config import dump_yaml, read_experiment
 from vitrail.errors import UserError
 from vitrail.files import write_text_atomically
-from vitrail.predictions import Predictions, read_predictions, write_predictions
+from vitrail.predictions import Predictions, known_rows, read_predictions, write_predictions
 from vitrail.runs import Run
 from vitrail.runtime import check_device
 from vitrail.trust import plain_name
@@ -106,8 +106,8 @@ def _test_set(section: Mapping[str, Any], rest: Sequence[str], model: VisionTask
     data = load_datamodule({"data": dict(section)}, rest, "vitrail evaluate")
     data.loader_options = replace(data.loader_options, batch_size=batch_size)
     data.image_options = {**model.input_options}
-    data.as_test_set(getattr(model, "tasks", {}))
-    has_labels = any((targets >= 0).any() for targets in data.table.targets.values())
+    data.as_test_set(getattr(model, "tasks", {}), getattr(model, "task_kinds", {}))
+    has_labels = any(known_rows(targets).any() for targets in data.table.targets.values())
     if not has_labels and not (data.own_captions and hasattr(model, "encode_text")):
         raise UserError(
             f"{data.table.origin}: has no labels of the tasks {', '.join(data.tasks) or '(none)'}, and no captions for "
@@ -147,13 +147,16 @@ def _restrict(file: Path) -> dict[str, list[str]]:
     tasks: dict[str, list[str]] = {}
     targets, logits = {}, {}
     for task, names in whole.tasks.items():
+        if whole.kind(task) != "single_label":
+            tasks[task], targets[task], logits[task] = list(names), whole.targets[task], whole.logits[task]
+            continue
         there = np.unique(whole.targets[task][whole.targets[task] >= 0])
         place = np.full(len(names) + 1, -1, dtype=np.int64)
         place[there] = np.arange(len(there))
         tasks[task] = [names[index] for index in there.tolist()]
         targets[task] = place[whole.targets[task]]  # -1 is the last entry
         logits[task] = whole.logits[task][:, there]
-    if empty := [task for task, names in tasks.items() if not names]:
+    if empty := [task for task in tasks if not len(whole.known(task))]:
         tasks = {task: names for task, names in tasks.items() if task not in empty}
     write_predictions(
         file,
@@ -164,6 +167,8 @@ def _restrict(file: Path) -> dict[str, list[str]]:
             tasks,
             {task: targets[task] for task in tasks},
             {task: logits[task] for task in tasks},
+            {task: kind for task, kind in whole.kinds.items() if task in tasks},
+            whole.thresholds,
         ),
     )
     return tasks

@@ -16,12 +16,11 @@ from torch import nn
 from lightning_modules.classification import (
     ImageClassifier,
     MultiTaskClassifier,
-    TaskLoss,
-    class_weights_from_counts,
-    masked_cross_entropy,
 )
 from lightning_modules.dual_encoder import DualEncoder
 from lightning_modules.generative import GenerativeClassifier
+from lightning_modules.heads import SingleLabelOutput
+from lightning_modules.heads.single_label import class_weights_from_counts, masked_cross_entropy
 from lightning_modules.options import ClassWeighting, OptimOptions
 from tests.support.models import (
     SIZE,
@@ -130,7 +129,7 @@ def test_dropout_is_in_front_of_the_head_and_off_in_evaluation() -> None:
 
 def test_class_weights_come_from_the_counts_of_the_data() -> None:
     counts = {"class": [4, 2, 1, 1], "type": [1, 1]}
-    weights = tiny_classifier(class_counts=counts, class_weighting="inverse").losses[0].class_weights
+    weights = tiny_classifier(class_counts=counts, class_weighting="inverse").outputs[0].class_weights
     assert isinstance(weights, torch.Tensor)
     assert weights.tolist() == [0.5, 1.0, 2.0, 2.0]
     with pytest.raises(UserError, match="class_weighting"):
@@ -154,7 +153,7 @@ def test_arguments_are_saved_as_plain_values() -> None:
     hparams = dict(tiny_classifier(optim_options=OptimOptions(betas=(0.9, 0.98))).hparams)
     assert hparams["class_names"] == TASKS["class"]
     assert hparams["optim_options"] == asdict(OptimOptions(betas=(0.9, 0.98)))
-    assert len(hparams) == 12
+    assert len(hparams) == 15
 
 
 SIZES = {"class": 10, "colour": 15, "material": 9, "condition": 4, "size": 3, "style": 6}
@@ -312,8 +311,8 @@ def test_an_unknown_scheme_and_smoothing_out_of_range_are_user_errors() -> None:
     with pytest.raises(UserError, match="must be one of"):
         class_weights_from_counts("class", 3, None, "rare")  # type: ignore[arg-type]
     with pytest.raises(UserError, match="label_smoothing"):
-        TaskLoss(None, 1.0)
+        SingleLabelOutput("class", 3, label_smoothing=1.0)
 
 
 def test_class_weights_are_not_saved() -> None:
-    assert not TaskLoss(WEIGHTS, 0.0).state_dict()
+    assert not SingleLabelOutput("class", len(WEIGHTS), class_weights=WEIGHTS).state_dict()

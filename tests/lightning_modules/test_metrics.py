@@ -8,7 +8,7 @@ import torch
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score, log_loss, top_k_accuracy_score
 from torchmetrics import Metric
 
-from lightning_modules.classification import masked_cross_entropy
+from lightning_modules.heads.single_label import masked_cross_entropy
 from lightning_modules.metrics import (
     MeanLoss,
     MeanOverSamples,

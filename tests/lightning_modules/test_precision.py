@@ -10,8 +10,8 @@ from lightning.pytorch.callbacks import EMAWeightAveraging
 from torch import nn
 
 from lightning_modules.checkpoint import load_task
-from lightning_modules.classification import TaskLoss
 from lightning_modules.encoders.image import Normalize
+from lightning_modules.heads import SingleLabelOutput
 from lightning_modules.metrics import MeanOverSamples
 from lightning_modules.precision import Float32Linear
 from tests.support.models import (
@@ -126,7 +126,7 @@ def test_logits_and_class_weights_are_not_rounded() -> None:
         logits = head(features)
     assert torch.equal(logits, nn.functional.linear(features, head.weight, head.bias))
     assert (head.weight.dtype, logits.dtype) == (torch.float32, torch.float32)
-    weights = TaskLoss(torch.tensor([0.123456, 1.0]), 0.0).half().class_weights
+    weights = SingleLabelOutput("class", 2, class_weights=torch.tensor([0.123456, 1.0])).half().class_weights
     assert weights is not None
     assert torch.equal(weights, torch.tensor([0.123456, 1.0]))
 

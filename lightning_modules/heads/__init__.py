@@ -1,0 +1,67 @@
+"""What a task's head outputs for each kind of target, and how it is trained and scored: one file a kind."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from lightning_modules.heads.base import TaskOutput
+from lightning_modules.heads.multi_label import MultiLabelOutput
+from lightning_modules.heads.ordinal import OrdinalOutput
+from lightning_modules.heads.regression import RegressionOutput
+from lightning_modules.heads.single_label import SingleLabelOutput, class_weights_from_counts
+from lightning_modules.options import ClassWeighting, LossOptions
+from vitrail.errors import UserError
+from vitrail.types import TaskKind, kind_of
+
+__all__ = [
+    "MultiLabelOutput",
+    "OrdinalOutput",
+    "RegressionOutput",
+    "SingleLabelOutput",
+    "TaskOutput",
+    "task_outputs",
+]
+
+
+def task_outputs(
+    tasks: Mapping[str, Sequence[str]],
+    kinds: Mapping[str, TaskKind] | None,
+    options: LossOptions,
+    *,
+    class_counts: Mapping[str, Sequence[int]] | None = None,
+    weighting: ClassWeighting = "none",
+    label_smoothing: float = 0.0,
+    target_stats: Mapping[str, Sequence[float]] | None = None,
+) -> list[TaskOutput]:
+    """Build the output of each task.
+
+    Args:
+        tasks: class names of each task.
+        kinds: kinds of the tasks that are not single-label.
+        options: losses by kind or task.
+        class_counts: training samples of each class.
+        weighting: weighting of rare classes of single-label and ordinal tasks.
+        label_smoothing: of single-label tasks.
+        target_stats: mean and standard deviation of each regression task's training targets.
+
+    Raises:
+        UserError: an option does not belong to a task, or the data lack what it needs.
+    """
+    if unknown := sorted(set(options.by_task) - set(tasks)):
+        raise UserError(f"loss_options.by_task: no task {unknown[0]!r}; tasks are {', '.join(tasks)}")
+    outputs: list[TaskOutput] = []
+    for task, names in tasks.items():
+        kind, n = kind_of(kinds, task), len(names or ())
+        loss = options.loss_of(task, kind)
+        if kind == "multi_label":
+            outputs.append(MultiLabelOutput(n, loss, options))
+        elif kind == "regression":
+            outputs.append(RegressionOutput(task, (target_stats or {}).get(task), loss, options.delta))
+        else:
+            weights = class_weights_from_counts(task, n, class_counts, weighting)
+            if kind == "ordinal":
+                outputs.append(OrdinalOutput(n, loss, weights))
+            else:
+                prior = None if class_counts is None else class_counts.get(task)
+                outputs.append(SingleLabelOutput(task, n, loss, options, prior, weights, label_smoothing))
+    return outputs
