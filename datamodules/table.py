@@ -238,9 +238,9 @@ class SampleTable:
 
         Args:
             frame: columns ``name``, ``source`` (path or index) and ``split``, one column for each target: texts,
-                missing or empty where unknown; of regression tasks numbers; of multi-label tasks lists of labels, None where
-                unknown, or mappings from label to whether it applies, None for a single one that is not known. And
-                optionally ``group`` (by default each sample is its own), ``caption`` (a text
+                missing or empty where unknown; of regression tasks numbers; of multi-label tasks lists of labels, None
+                where unknown, or mappings from label to whether it applies, None for a single one that is not known.
+                And optionally ``group`` (by default each sample is its own), ``caption`` (a text
                 or a list of texts) and ``row`` (by default from 2, as below the header of a CSV file).
             targets: tasks, the main one, ``class``, first, each with its column (``target_column`` names one that no
                 other has); a list where columns are called like their tasks; empty for data without labels.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -123,36 +123,39 @@ class MultiLabelScores(Metric):
         if self.chooses and len(targets):
             self.thresholds = best_thresholds(probabilities, targets)
         values = {**ranking_scores(probabilities, targets), **threshold_scores(probabilities, targets, self.thresholds)}
-        return {name: value.mean().float().to(self.device) for name, value in values.items() if value.numel()}
+        defined = {name: value[~value.isnan()] for name, value in values.items()}
+        return {name: value.mean().float().to(self.device) for name, value in defined.items() if value.numel()}
 
 
 def ranking_scores(probabilities: torch.Tensor, targets: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Average precision (``mAP``) and area under the ROC curve (``auroc``) of each label that has them, float64.
+    """Average precision (``mAP``) and area under the ROC curve (``auroc``) of each label, float64 ``(C,)``.
+
+    NaN where they are not defined: without a sample that the label applies to, ``auroc`` also without another one.
 
     Args:
         probabilities: float64 ``(N, C)``.
         targets: int64 ``(N, C)``, ``UNKNOWN`` where not known.
     """
-    applies, absent = (targets == 1).any(dim=0), (targets == 0).any(dim=0)
-    arguments: dict[str, Any] = {
-        "num_labels": targets.shape[1],
-        "average": None,
-        "ignore_index": UNKNOWN,
-        "validate_args": False,
-    }
-    if not applies.any():
-        return {}
-    precision = multilabel_average_precision(probabilities, targets, **arguments)
-    values = {"mAP": precision[applies]}
-    if (applies & absent).any():
-        values["auroc"] = multilabel_auroc(probabilities, targets, **arguments)[applies & absent]
+    applies = (targets == 1).any(dim=0)
+    both = applies & (targets == 0).any(dim=0)
+    values = {}
+    for name, score, defined in (("mAP", multilabel_average_precision, applies), ("auroc", multilabel_auroc, both)):
+        values[name] = torch.full((targets.shape[1],), torch.nan, dtype=torch.float64)
+        if defined.any():
+            columns = probabilities[:, defined], targets[:, defined]
+            of_labels = score(
+                *columns, num_labels=int(defined.sum()), average=None, ignore_index=UNKNOWN, validate_args=False
+            )
+            values[name][defined] = of_labels.double()
     return values
 
 
 def threshold_scores(
     probabilities: torch.Tensor, targets: torch.Tensor, thresholds: torch.Tensor
 ) -> dict[str, torch.Tensor]:
-    """F1 over all entries and of each label, and whether all known labels of a sample are right, float64.
+    """F1 over all entries ``(1,)`` and of each label ``(C,)``, and whether samples are right ``(N,)``, float64.
+
+    A sample is right where all its known labels are.
 
     Args:
         probabilities: float64 ``(N, C)``.
@@ -164,7 +167,7 @@ def threshold_scores(
     marked = (predicted & known).sum(dim=0) + (targets == 1).sum(dim=0)
     right = ((predicted == (targets == 1)) | ~known).all(dim=1)
     return {
-        "f1_micro": 2 * hits.sum() / marked.sum().clamp(min=1),
+        "f1_micro": (2 * hits.sum() / marked.sum().clamp(min=1))[None],
         "f1_macro": 2 * hits / marked.clamp(min=1),
         "exact_match": right.double(),
     }
