@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, get_args
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -18,6 +18,15 @@ from datamodules.base import ImageDataModule
 from datamodules.checks.verify import Verification, cache_directory
 from datamodules.files.arrow_columns import plain_texts, require_column, sample_columns, vocabularies
 from datamodules.files.label_csv import as_on_disk, count_files_left_out, read_label_file
+from datamodules.files.target_columns import (
+    Labels,
+    guessed_kind,
+    label_lists,
+    numbers_of,
+    one_hot_labels,
+    stratum,
+    tenths,
+)
 from datamodules.loading.decode import MAX_BYTES
 from datamodules.options import Options
 from datamodules.splits import SplitBy, SplitOptions, resolve_splits, split_of_name
@@ -25,7 +34,7 @@ from datamodules.table import Missing, SampleTable, composed, table_error, targe
 from vitrail.console import tracked
 from vitrail.errors import UserError
 from vitrail.files import write_atomically
-from vitrail.types import LABEL_TASK
+from vitrail.types import LABEL_TASK, TaskKind, kind_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -35,6 +44,7 @@ SUFFIXES = (".csv", ".tsv", ".txt", ".parquet", ".jsonl", ".ndjson")
 """Endings of the files that ``Table`` reads."""
 
 AUTO = "auto"
+_MULTI_LABEL: TaskKind = "multi_label"
 
 USUAL_NAMES: dict[str, tuple[str, ...]] = {
     "image": (
@@ -70,6 +80,15 @@ class TableColumns(Options):
         split: train, val or test, in any usual spelling.
         caption: a text, in Parquet and JSON Lines also a list of texts. Rows of one image are joined, and all their
             captions kept.
+        kinds: what columns of labels hold: ``single_label``, ``multi_label`` (texts with a separator, or lists),
+            ``ordinal`` (classes with an order) or ``regression`` (numbers). A column that only stands here is a further
+            task. Where nothing is given, lists, texts of recurring labels with ``|`` or ``;`` between them, and numbers
+            with fractions are recognised, which is reported; everything else is classes.
+        label_sep: text between the labels of a multi-label cell; by default ``|``, ``;`` or ``,``, whichever most cells
+            have. An empty cell is unknown, a cell with only a separator has no label.
+        one_hot: further multi-label tasks by name, each with the columns of its labels, which have 1, 0 or nothing
+            (not known).
+        classes: all classes of a column in their order, which ordinal columns need unless they hold whole numbers.
     """
 
     argument: ClassVar[str] = "columns"
@@ -80,6 +99,24 @@ class TableColumns(Options):
     group: str = AUTO
     split: str = AUTO
     caption: str = AUTO
+    kinds: dict[str, TaskKind] = field(default_factory=dict)
+    label_sep: str = ""
+    one_hot: dict[str, list[str]] = field(default_factory=dict)
+    classes: dict[str, list[str]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, kind in self.kinds.items():
+            if kind not in get_args(TaskKind):
+                raise UserError(
+                    f"data columns.kinds: the kind of {name!r} must be one of {', '.join(get_args(TaskKind))}; got "
+                    f"{kind!r}"
+                )
+        for option in ("one_hot", "classes"):
+            for name, values in getattr(self, option).items():
+                if not isinstance(values, list) or len(set(map(str, values))) < max(1, len(values)):
+                    raise UserError(f"data columns.{option}: {name!r} must have a list without repetitions")
+        object.__setattr__(self, "classes", {name: list(map(str, values)) for name, values in self.classes.items()})
 
     def found_in(self, names: Sequence[str], where: str) -> TableColumns:
         """Return the columns with each ``auto`` replaced by the table's own name, or by nothing where it has none.
@@ -97,8 +134,14 @@ class TableColumns(Options):
             elif given:
                 require_column(given, names, role, where)
             values[role] = given
-        for name in self.labels:
-            require_column(name, names, "labels", where)
+        for option in ("labels", "kinds", "classes"):
+            for name in getattr(self, option):
+                require_column(name, names, option, where)
+        for task, columns in self.one_hot.items():
+            if task in names or task in USUAL_NAMES:
+                raise UserError(f"data columns.one_hot: {task!r} is a name of the table's own; choose another")
+            for name in columns:
+                require_column(name, names, f"one_hot.{task}", where)
         if not values["image"]:
             raise UserError(
                 f"data columns.image: {where} has the columns {', '.join(names)}; name the one with the images' paths"
@@ -107,9 +150,20 @@ class TableColumns(Options):
 
     @property
     def tasks(self) -> dict[str, str]:
-        """The column of each task, the main task first; empty without labels. Of resolved columns only."""
-        columns = list(dict.fromkeys(name for name in (self.label, *self.labels) if name))
+        """The column of each task, the main task first; empty without labels. Of resolved columns only.
+
+        One-hot tasks, which have several columns, stand for themselves.
+        """
+        names = (self.label, *self.labels, *self.kinds, *self.classes, *self.one_hot)
+        columns = list(dict.fromkeys(name for name in names if name))
         return {LABEL_TASK if number == 0 else name: name for number, name in enumerate(columns)}
+
+    @property
+    def task_kinds(self) -> dict[str, TaskKind]:
+        """Kinds of the tasks that are not single-label. Of resolved columns only."""
+        kinds = {**self.kinds, **dict.fromkeys(self.one_hot, _MULTI_LABEL)}
+        of_tasks = {task: kind_of(kinds, name) for task, name in self.tasks.items()}
+        return {task: kind for task, kind in of_tasks.items() if kind != "single_label"}
 
 
 class Table(ImageDataModule):
@@ -153,30 +207,60 @@ class Table(ImageDataModule):
         """Read the table."""
         path = Path(self.path).expanduser().absolute()
         arrow, features, rows, notes = _read(path, self.sep)
-        columns = self.columns.found_in(arrow.column_names, str(path))
+        columns, guesses = self._resolved(arrow, features, path)
         root = Path(self.root).expanduser().absolute() if self.root else path.parent
         missing = Missing(self.check_options.missing or ())
-        tasks = columns.tasks
+        kinds = columns.task_kinds
+        of_classes = {task: name for task, name in columns.tasks.items() if kinds.get(task, "ordinal") == "ordinal"}
+        given = {task: columns.classes[name] for task, name in columns.tasks.items() if name in columns.classes}
         values = sample_columns(
-            arrow, features, tasks, missing, str(path), caption=columns.caption, group=columns.group
+            arrow,
+            features,
+            of_classes,
+            missing,
+            str(path),
+            caption=columns.caption,
+            group=columns.group,
+            given=given,
+            option="columns.classes",
         )
-        frame = self._frame(arrow, values, rows, columns, path)
+        others, separators = _other_targets(arrow, features, rows, columns, missing, path)
+        frame = self._frame(arrow, {**values, **others}, rows, columns, path)
         self._locate_images(frame, root, path)
         frame["split"] = self._splits(frame, columns)
+        names = {**given, **vocabularies(frame, of_classes, features, missing, given)}
+        _require_order(columns, names, path)
         return SampleTable.from_frame(
             frame,
-            {task: target_column(task) for task in tasks},
-            vocabularies(frame, tasks, features, missing),
+            {task: target_column(task) for task in columns.tasks},
+            names,
             str(path),
             str(root),
             missing=missing.counts,
-            notes=[*notes, *self._choices(columns, arrow.column_names, path)],
+            notes=[*notes, *guesses, *separators, *self._choices(columns, arrow.column_names, path)],
+            kinds=kinds,
         )
 
     def resolved_columns(self) -> TableColumns:
         """Return which column is what, by their names in the table."""
         path = Path(self.path).expanduser().absolute()
-        return self.columns.found_in(_read(path, self.sep)[0].column_names, str(path))
+        arrow, features, _, _ = _read(path, self.sep)
+        return self._resolved(arrow, features, path)[0]
+
+    def _resolved(self, arrow: pa.Table, features: Mapping[str, Any], path: Path) -> tuple[TableColumns, list[str]]:
+        """Which column is what, the kinds that were recognised filled in, and a sentence about each of these."""
+        columns = self.columns.found_in(arrow.column_names, str(path))
+        kinds, notes = dict(columns.kinds), []
+        for name in columns.tasks.values():
+            if name in kinds or name in columns.one_hot or name in columns.classes:
+                continue
+            if guess := guessed_kind(arrow[name].combine_chunks(), features.get(name)):
+                kinds[name] = guess.kind
+                notes.append(
+                    f"{path}: {name!r} {guess.reason}, so it is taken as {guess.kind}; set data columns.kinds: "
+                    f"{{{name}: single_label}} where each value is a class of its own."
+                )
+        return replace(columns, kinds=kinds), notes
 
     def _frame(
         self, arrow: pa.Table, values: Mapping[str, list[Any]], rows: Sequence[int], columns: TableColumns, path: Path
@@ -228,7 +312,11 @@ class Table(ImageDataModule):
             )
 
     def _splits(self, frame: pd.DataFrame, columns: TableColumns) -> Any:
-        labels = frame[target_column(LABEL_TASK)] if columns.tasks else [""] * len(frame)
+        labels: Any = [""] * len(frame)
+        if columns.tasks:
+            values, kind = frame[target_column(LABEL_TASK)].tolist(), kind_of(columns.task_kinds, LABEL_TASK)
+            quantiles = tenths(values) if kind == "regression" else {}
+            labels = [stratum(value, kind, quantiles) for value in values]
         otherwise: SplitBy = "group" if columns.group else "stratified" if columns.tasks else "random"
         return resolve_splits(
             self.split_options,
@@ -248,6 +336,7 @@ class Table(ImageDataModule):
             if getattr(self.columns, role) == AUTO and getattr(columns, role)
         ]
         used = {columns.image, columns.group, columns.split, columns.caption, *columns.tasks.values()}
+        used |= {name for of_task in columns.one_hot.values() for name in of_task}
         unused = [repr(name) for name in names if name not in used]
         notes = [f"{path}: columns by their names: {', '.join(chosen)}."] if chosen else []
         if not (columns.tasks or columns.caption):
@@ -279,6 +368,68 @@ class Table(ImageDataModule):
         return count_files_left_out(
             [source for row, source in enumerate(sources) if row not in self._urls], self.table.origin
         )
+
+
+def _other_targets(
+    arrow: pa.Table,
+    features: Mapping[str, Any],
+    rows: Sequence[int],
+    columns: TableColumns,
+    missing: Missing,
+    path: Path,
+) -> tuple[dict[str, list[Any]], list[str]]:
+    """Return the targets of multi-label and regression tasks by column, and a sentence about each separator.
+
+    Raises:
+        UserError: cells do not hold what they should.
+    """
+    values: dict[str, list[Any]] = {}
+    problems: list[tuple[int, str]] = []
+    notes = []
+    for task, kind in columns.task_kinds.items():
+        name = columns.tasks[task]
+        found: list[Any]
+        wrong: list[tuple[int, str]] = []
+        if name in columns.one_hot:
+            found, wrong = one_hot_labels(arrow, columns.one_hot[name], rows, missing)
+        elif kind == "multi_label":
+            column = arrow[name].combine_chunks()
+            found, separator = label_lists(column, features.get(name), columns.label_sep, missing, task)
+            known = columns.classes.get(name)
+            wrong = _strange_labels(found, known, rows, name) if known else []
+            if separator and not columns.label_sep:
+                notes.append(f"{path}: labels of {name!r} are separated by {separator!r}.")
+        elif kind == "regression":
+            found, wrong = numbers_of(arrow[name].combine_chunks(), rows, missing, name)
+        else:
+            continue
+        values[target_column(task)] = found
+        problems += wrong
+    if problems:
+        raise table_error(str(path), problems, "correct these cells, or the options in data columns")
+    return values, notes
+
+
+def _strange_labels(
+    found: Sequence[Labels | None], known: Sequence[str], rows: Sequence[int], name: str
+) -> list[tuple[int, str]]:
+    return [
+        (row, f"{name} has {label!r}, which columns.classes lacks")
+        for row, labels in zip(rows, found, strict=True)
+        for label in labels or ()
+        if label not in known
+    ]
+
+
+def _require_order(columns: TableColumns, names: Mapping[str, Sequence[str]], path: Path) -> None:
+    """Refuse ordinal tasks whose classes have no known order."""
+    for task, kind in columns.task_kinds.items():
+        if kind == "ordinal" and task not in names:
+            name = columns.tasks[task]
+            raise UserError(
+                f"data columns.classes: {path}: {name!r} is ordinal, and its classes are no whole numbers; give them "
+                f"in their order, as in {{{name}: [poor, fair, good]}}"
+            )
 
 
 def _read(path: Path, sep: str) -> tuple[pa.Table, Mapping[str, Any], list[int], list[str]]:

@@ -36,6 +36,7 @@ def sample_columns(
     caption: str = "",
     group: str = "",
     given: Mapping[str, Sequence[str]] | None = None,
+    option: str = "vocabulary",
 ) -> dict[str, list[Any]]:
     """Return the columns of a sample table: the targets of each task, lists of captions, and groups.
 
@@ -48,22 +49,23 @@ def sample_columns(
         caption: column of a text or several; empty for none.
         group: column of groups; empty for none.
         given: class names by task that the user gave; other values are refused.
+        option: in which they were given, for errors.
 
     Raises:
         UserError: for a column that does not exist or has no classes, and for a value without a class name.
     """
     columns: dict[str, list[Any]] = {}
     for task, column in tasks.items():
-        option = "label" if task == LABEL_TASK else "attributes"
-        require_column(column, features, option, where)
+        role = "label" if task == LABEL_TASK else "attributes"
+        require_column(column, features, role, where)
         vocabulary = (given or {}).get(task, [])
         names = vocabulary or class_names_of(features.get(column))
-        texts = label_texts(table[column], names, f"data columns.{option}: {where}")
+        texts = label_texts(table[column], names, f"data columns.{role}: {where}")
         texts = missing.known(attribute_column(task), texts)
         if vocabulary and (strange := sorted(set(texts) - set(vocabulary) - {""})):
             shown, row = ", ".join(map(repr, strange[:_SHOWN])), texts.index(strange[0])
             raise UserError(
-                f"data vocabulary.{task}: {where} has {shown} (first in row {row}), which it lacks; add or correct it"
+                f"data {option}.{task}: {where} has {shown} (first in row {row}), which it lacks; add or correct it"
             )
         columns[target_column(task)] = texts
     if caption:

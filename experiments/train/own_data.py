@@ -15,7 +15,7 @@ from typing import Any, get_args
 
 from vitrail.config import dump_yaml, merged, read_experiment
 from vitrail.errors import UserError
-from vitrail.types import LABEL_TASK, Resize
+from vitrail.types import LABEL_TASK, Resize, kind_of
 
 EXPERIMENT = "experiment.yaml"
 """File in the run directory."""
@@ -73,6 +73,8 @@ def own_experiment(options: argparse.Namespace) -> dict[str, Any]:
         data["init_args"]["image"] = {"size": _image_size(content["model"]["init_args"]["backbone"])}
         if len(tasks) > 1:
             content["model"]["class_path"] = "lightning_modules.MultiTaskClassifier"
+        if _predicts_numbers(data["init_args"]):
+            content["checkpoint"] |= {"monitor": f"val/{LABEL_TASK}/rmse", "mode": "min"}
     elif options.backbone:
         content["model"]["init_args"]["towers"]["model"] = options.backbone
     if options.fit:
@@ -96,6 +98,14 @@ NOTHING_TO_TRAIN = (
     "fit: name what to train: `vitrail fit --data FOLDER_OR_TABLE` for your own images, or `vitrail fit --config "
     "quickstart` for an experiment that comes with Vitrail; `vitrail fit --help` lists all options"
 )
+
+
+def _predicts_numbers(arguments: Mapping[str, Any]) -> bool:
+    """Whether the main task of a table is regression."""
+    from datamodules.table_file import TableColumns
+
+    columns = arguments.get("columns")
+    return columns is not None and kind_of(TableColumns.of(columns).task_kinds, LABEL_TASK) == "regression"
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -130,6 +140,13 @@ def add_column_arguments(parser: argparse.ArgumentParser, *, with_split: bool = 
             parser.set_defaults(split="")
             continue
         group.add_argument(f"--{role}", metavar="COLUMN", nargs="+" if role == "labels" else None)
+    group.add_argument(
+        "--kinds",
+        nargs="+",
+        default=[],
+        metavar="COLUMN=KIND",
+        help="columns of multi_label, ordinal or regression targets; others are recognised or classes",
+    )
     group.add_argument("--sep", default="", metavar="CHARACTER", help="between the fields of a CSV file")
     group.add_argument("--root", default="", metavar="FOLDER", help="that relative paths of images start from")
 
@@ -165,7 +182,7 @@ def _name(data: str) -> str:
 
 
 def _folder(path: Path, options: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
-    given = [name for name in (*_ROLES, "sep", "root") if getattr(options, name)]
+    given = [name for name in (*_ROLES, "kinds", "sep", "root") if getattr(options, name)]
     if given:
         raise UserError(f"--{given[0]}: is about the columns of a table, and {path} is a folder; leave it out")
     return {"class_path": "datamodules.ImageFolder", "init_args": {"root": str(path)}}, [LABEL_TASK]
@@ -175,6 +192,9 @@ def _table(path: Path, options: argparse.Namespace) -> tuple[dict[str, Any], lis
     from datamodules.table_file import Table, TableColumns
 
     columns = {role: value for role in _ROLES if (value := getattr(options, role)) is not None}
+    if wrong := [given for given in options.kinds if "=" not in given]:
+        raise UserError(f"--kinds {wrong[0]}: must be COLUMN=KIND, such as price=regression")
+    columns["kinds"] = dict(given.rsplit("=", 1) for given in options.kinds)
     arguments: dict[str, Any] = {"path": str(path)}
     arguments |= {name: value for name in ("sep", "root") if (value := getattr(options, name))}
     table = Table(**arguments, columns=TableColumns(**columns))
@@ -185,7 +205,9 @@ def _table(path: Path, options: argparse.Namespace) -> tuple[dict[str, Any], lis
             "several with --labels COLUMN COLUMN, or --caption COLUMN"
         )
     # Names that were found, not `auto`: the experiment means the same when columns are added.
-    arguments["columns"] = {role: value for role, value in asdict(resolved).items() if value != []}
+    arguments["columns"] = {
+        role: value for role, value in asdict(resolved).items() if value or (role in _ROLES and value == "")
+    }
     return {"class_path": "datamodules.Table", "init_args": arguments}, list(resolved.tasks)
 
 

@@ -10,9 +10,10 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from datamodules import Table
-from datamodules.options import CheckOptions
+from datamodules.options import CheckOptions, LoaderOptions
 from datamodules.splits import SplitOptions
 from datamodules.table_file import TableColumns
 from tests.datamodules.streaming.shard_sets import served
@@ -217,3 +218,155 @@ def test_options_are_saved_as_plain_values(tmp_path: Path) -> None:
     data = Table(str(csv_table(tmp_path, odd_rows())), TableColumns(label="nest"))
 
     assert json.loads(json.dumps(dict(data.hparams)["columns"]))["label"] == "nest"
+
+
+KINDS_ROWS = [
+    "image,class,tags,price,grade,cat,dog",
+    "img/0.png,a,red|big,1.5,poor,1,0",
+    "img/1.png,b,red,2.5,good,0,1",
+    "img/2.png,a,|,,fair,,1",
+    "img/3.png,b,,3.25,,yes,no",
+    "img/4.png,a,big|round,4,good,0,0",
+    "img/5.png,b,red|round,2,poor,true,false",
+    "img/6.png,a,red,1.5,fair,0,1",
+    "img/7.png,b,big,0.5,good,1,1",
+]
+KINDS_COLUMNS = TableColumns(
+    kinds={"tags": "multi_label", "price": "regression", "grade": "ordinal"},
+    classes={"grade": ["poor", "fair", "good"], "tags": ["big", "red", "round"]},
+    one_hot={"pets": ["cat", "dog"]},
+)
+
+
+def test_columns_of_every_kind(tmp_path: Path) -> None:
+    data = Table(str(csv_table(tmp_path, KINDS_ROWS)), KINDS_COLUMNS, split=NO_TESTS)
+    table = data.table
+
+    assert data.tasks == {
+        "class": ["a", "b"],
+        "tags": ["big", "red", "round"],
+        "price": [],
+        "grade": ["poor", "fair", "good"],
+        "pets": ["cat", "dog"],
+    }
+    assert data.task_kinds == {
+        "tags": "multi_label",
+        "price": "regression",
+        "grade": "ordinal",
+        "pets": "multi_label",
+    }
+    assert table.targets["tags"][:4].tolist() == [[1, 1, 0], [0, 1, 0], [0, 0, 0], [-1, -1, -1]]
+    assert table.targets["pets"][:4].tolist() == [[1, 0], [0, 1], [-1, 1], [1, 0]]
+    assert table.targets["grade"][:4].tolist() == [0, 2, 1, -1]
+    np.testing.assert_array_equal(table.targets["price"][:4], np.array([1.5, 2.5, np.nan, 3.25], np.float32))
+    train = table.split_indices("train")
+    known = table.targets["price"][train][~np.isnan(table.targets["price"][train])]
+    assert data.target_stats["price"] == pytest.approx([known.mean(), known.std()])
+    assert data.class_counts["tags"] == (table.targets["tags"][train] == 1).sum(axis=0).tolist()
+    assert data.class_counts["price"] == []
+    assert any("labels of 'tags' are separated by '|'" in note for note in table.notes)
+    assert table.target_texts("tags", np.arange(4)) == ["big;red", "red", "", None]
+    assert table.target_texts("price", np.arange(3)) == ["1.5", "2.5", None]
+    collated = data.collate(training=False)
+    samples: Any = [data.dataset("train").without_image(place) for place in range(2)]
+    batch = collated(samples)
+    assert {name: values.dtype for name, values in batch["attributes"].items()} == {
+        "tags": torch.int8,
+        "price": torch.float32,
+        "grade": torch.int64,
+        "pets": torch.int8,
+    }
+
+
+@pytest.mark.parametrize("kind", ["parquet", "jsonl"])
+def test_lists_are_labels_and_an_empty_list_is_none_of_them(tmp_path: Path, kind: str) -> None:
+    write_images(tmp_path, [f"{n}.png" for n in range(8)])
+    frame = pd.DataFrame(
+        {"image": [f"{n}.png" for n in range(8)], "label": [["x", "y"], [], None, ["y"], *[["x"]] * 4]}
+    )
+    path = tmp_path / f"t.{kind}"
+    frame.to_parquet(path) if kind == "parquet" else frame.to_json(path, orient="records", lines=True)
+
+    data = Table(str(path), split=NO_TESTS)
+
+    assert data.task_kinds == {"class": "multi_label"}
+    assert data.table.targets["class"][:4].tolist() == [[1, 1], [0, 0], [-1, -1], [0, 1]]
+    assert any("'label' has lists, so it is taken as multi_label" in note for note in data.table.notes)
+
+
+def test_numbers_with_fractions_and_recurring_labels_are_recognised(tmp_path: Path) -> None:
+    names = [f"img/{n}.png" for n in range(24)]
+    numbers = ["image,label", *(f"{name},{n / 4}" for n, name in enumerate(names))]
+    lists = ["image,label", *(f"{name},{'abcd'[n % 4]};{'efgh'[n // 6]}" for n, name in enumerate(names))]
+    found = {}
+    for name, rows in (("numbers.csv", numbers), ("lists.csv", lists)):
+        data = Table(str(csv_table(tmp_path, rows, name, images=24)), split=NO_TESTS)
+        found[name] = data.task_kinds["class"]
+        assert data.resolved_columns().kinds == {"label": found[name]}
+        assert any("set data columns.kinds: {label: single_label}" in note for note in data.table.notes)
+    assert found == {"numbers.csv": "regression", "lists.csv": "multi_label"}
+    as_classes = Table(str(tmp_path / "lists.csv"), TableColumns(kinds={"label": "single_label"}), split=NO_TESTS)
+    assert (len(as_classes.class_names), as_classes.task_kinds) == (16, {})
+
+
+def test_few_numbers_and_names_with_separators_stay_classes(tmp_path: Path) -> None:
+    half_numbers = ["image,label", *(f"img/{n}.png,{n % 2 + 0.5}" for n in range(8))]
+    names = ["image,label", *(f"img/{n}.png,{'dog; small' if n % 2 else 'cat; big'}" for n in range(8))]
+    assert Table(str(csv_table(tmp_path, half_numbers)), split=NO_TESTS).task_kinds == {}
+    assert Table(str(csv_table(tmp_path, names)), split=NO_TESTS).class_names == ["cat; big", "dog; small"]
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"kinds": {"tags": "several"}}, "the kind of 'tags' must be one of single_label, multi_label"),
+        ({"kinds": {"tag": "multi_label"}}, "data columns.kinds: .* has no column 'tag'"),
+        ({"kinds": {"grade": "ordinal"}}, "'grade' is ordinal, and its classes are no whole numbers"),
+        ({"kinds": {"grade": "ordinal"}, "classes": {"grade": ["poor", "good"]}}, "has 'fair' .first in row 2., which"),
+        ({"kinds": {"class": "regression"}}, r"(?s)8 problems.*labels.csv:2: class 'a' must be a number"),
+        ({"one_hot": {"pets": ["cat", "class"]}}, r"(?s)class 'a' must be 1, 0 or empty"),
+        ({"one_hot": {"price": ["cat"]}}, "'price' is a name of the table's own"),
+        (
+            {"kinds": {"tags": "multi_label"}, "classes": {"tags": ["red", "big"]}},
+            r"(?s)labels.csv:6: tags has 'round', which columns.classes lacks",
+        ),
+    ],
+)
+def test_columns_that_do_not_hold_their_kind_are_user_errors(
+    tmp_path: Path, columns: dict[str, Any], message: str
+) -> None:
+    path = csv_table(tmp_path, KINDS_ROWS)
+    with pytest.raises(UserError, match=message):
+        Table(str(path), TableColumns(**columns), split=NO_TESTS).table  # noqa: B018
+
+
+def test_splits_have_like_shares_of_numbers_and_of_sets_of_labels(tmp_path: Path) -> None:
+    names = [f"img/{n}.png" for n in range(80)]
+    rows = ["image,label,tags", *(f"{name},{n * n / 7},{'ab'[n % 2]}|{'cd'[n // 40]}" for n, name in enumerate(names))]
+    path = csv_table(tmp_path, rows, images=80)
+    split = SplitOptions(val_fraction=0.25, test_fraction=0.25)
+    numbers = Table(str(path), TableColumns(kinds={"label": "regression"}), split=split).table
+    for name in ("val", "test"):
+        tenth = np.arange(80)[numbers.split_indices(name)] // 8
+        assert np.bincount(tenth, minlength=10).tolist() == [2] * 10
+    labels = Table(str(path), TableColumns(label="", kinds={"tags": "multi_label"}), split=split).table
+    assert labels.targets["class"][labels.split_indices("test")].sum(axis=0).tolist() == [10] * 4
+
+
+def test_sampling_by_class_refuses_targets_that_are_none(tmp_path: Path) -> None:
+    loader = LoaderOptions(sampling="balanced", balance_on="tags")
+    data = Table(str(csv_table(tmp_path, KINDS_ROWS)), KINDS_COLUMNS, split=NO_TESTS, loader=loader)
+    with pytest.raises(UserError, match="sampling: balanced: task 'tags' is multi_label, must be single_label or"):
+        data.train_dataloader()
+
+
+def test_another_models_labels_are_taken_by_name(tmp_path: Path) -> None:
+    table = Table(str(csv_table(tmp_path, KINDS_ROWS)), KINDS_COLUMNS, split=NO_TESTS).table
+    moved = table.as_test_set(
+        {"tags": ["round", "blue", "big"], "price": []}, {"tags": "multi_label", "price": "regression"}
+    )
+    assert moved.targets["tags"][:4].tolist() == [[0, -1, 1], [0, -1, 0], [0, -1, 0], [-1, -1, -1]]
+    assert moved.unseen["tags"] == {"red": 4}
+    np.testing.assert_array_equal(moved.targets["price"], table.targets["price"])
+    with pytest.raises(UserError, match="task 'tags' is multi_label, the model has it as single_label"):
+        table.as_test_set({"tags": ["red", "big"]})
