@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import importlib.util
 import sys
 from collections.abc import Sequence
@@ -39,6 +40,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="folder whose images may be shown in addition to those of the galleries and their data; repeatable",
     )
+    parser.add_argument(
+        "--max-pixels",
+        type=int,
+        default=50_000_000,
+        metavar="N",
+        help="larger uploads are refused before they are decoded (default: 50000000)",
+    )
     parser.add_argument("--port", type=int, default=7860, help="default: 7860")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
     parser.add_argument(
@@ -73,6 +81,7 @@ def run(options: argparse.Namespace, rest: Sequence[str] = ()) -> None:
         )
 
     context = load(options.run, options.gallery, demo=options.demo, root=options.runs, data_roots=options.data_root)
+    context = dataclasses.replace(context, limits=dataclasses.replace(context.limits, upload_pixels=options.max_pixels))
     from app.server import serve
 
     shown = f"[{options.host}]" if ":" in options.host else options.host
@@ -87,6 +96,8 @@ def _check(options: argparse.Namespace) -> None:
         raise UserError("the web application needs more packages; install them: pip install -e '.[app]'")
     if not (options.run or options.gallery or options.demo):
         raise UserError("nothing to serve; name what: --run RUN, --gallery G, or --demo for the quickstart's")
+    if options.max_pixels < 1:
+        raise UserError(f"--max-pixels: must be at least 1; got {options.max_pixels}")
     if options.port not in _PORTS:
         raise UserError(f"--port {options.port}: must be 0 to {_PORTS[-1]}")
     from app.security import is_loopback

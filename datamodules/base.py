@@ -83,6 +83,7 @@ class ImageDataModule(LightningDataModule):
         asked = ImageOptions.of(image)
         self.image_options: InputOptions = asked.resolved()
         self._given_image = asked.given
+        self.max_pixels: int = asked.max_pixels
         self.loader_options = LoaderOptions.of(loader)
         self.check_options = CheckOptions.of(checks)
         if self.check_options.missing is None:
@@ -113,7 +114,7 @@ class ImageDataModule(LightningDataModule):
         Raises:
             ImageError: where the image cannot be read.
         """
-        return images.read_image(self.table.source(index), value_range=self.value_range)
+        return images.read_image(self.table.source(index), value_range=self.value_range, max_pixels=self.max_pixels)
 
     def encoded_image(self, index: int) -> bytes:
         """Return the file of an image, or PNG where images are not files."""
@@ -333,6 +334,7 @@ class ImageDataModule(LightningDataModule):
             self.read_image,
             self.decide_range,
             asked_range=self.asked_range,
+            max_pixels=self.max_pixels,
             state=self.images_state(),
             image_files=self.image_files,
         )

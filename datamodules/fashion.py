@@ -129,7 +129,7 @@ class Fashion(ImageDataModule):
             return super().read_image(index)
         place, name = int(self.table.source(index)), self.table.name(index)
         assert self._images is not None, "the table opens the images"
-        return self._images.read(place, f"{self.table.origin}: {name}", self.value_range)
+        return self._images.read(place, f"{self.table.origin}: {name}", self.value_range, self.max_pixels)
 
     @property
     def image_files(self) -> bool:

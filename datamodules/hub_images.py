@@ -87,9 +87,11 @@ class ImageColumn:
                 raise UserError(f"data columns.image: column {column!r} holds no images but {kind}") from error
         self._ends = np.cumsum([len(part) for part in parts])
 
-    def read(self, index: int, name: str, value_range: images.ValueRange = "auto") -> torch.Tensor:
+    def read(
+        self, index: int, name: str, value_range: images.ValueRange = "auto", max_pixels: int = images.MAX_PIXELS
+    ) -> torch.Tensor:
         """Read an image by its index over all data sets, uint8 ``(3, H, W)``; errors call it ``name``."""
-        return images.read_image(self.encoded(index, name), name, value_range)
+        return images.read_image(self.encoded(index, name), name, value_range, max_pixels)
 
     def encoded(self, index: int, name: str) -> bytes | str:
         """Return the content of an image's file, or the file's path."""
@@ -287,7 +289,7 @@ class HubImages(ImageDataModule):
         """See ``ImageDataModule``; out of the data set's files."""
         name = self.table.name(index)
         assert self._images is not None, "the table opens the images"
-        return self._images.read(index, f"{self.path}: {name}", self.value_range)
+        return self._images.read(index, f"{self.path}: {name}", self.value_range, self.max_pixels)
 
     def encoded_image(self, index: int) -> bytes:
         """Return the image's file as it is stored."""

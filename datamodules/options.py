@@ -98,6 +98,8 @@ class ImageOptions(Options):
             for the smallest of 8, 10, 12, 14 and 16 bits (of floating point also 0 to 1) that fits all images of the
             data set, which the run records and every command that uses its model takes from there. Streams are not
             read beforehand: there such images are refused with auto.
+        max_pixels: larger images, width times height, are refused before they are decoded, because a small file can
+            hold one that fills the memory; raise it for scans and satellite images.
     """
 
     argument: ClassVar[str] = "image"
@@ -108,6 +110,7 @@ class ImageOptions(Options):
     interpolation: Interpolation | None = None
     crop_rounding: CropRounding | None = None
     value_range: Literal["dtype", "auto"] | list[float] = "auto"
+    max_pixels: PositiveInt = 89_478_485
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -126,7 +129,8 @@ class ImageOptions(Options):
     def resolved(self) -> InputOptions:
         """Return all values, defaults where they are left open."""
         defaults: Mapping[str, Any] = MODEL_IMAGE_DEFAULTS
-        values = {option.name: getattr(self, option.name) for option in fields(self)}
+        # The limit is of reading; what a model takes does not depend on it.
+        values = {option.name: getattr(self, option.name) for option in fields(self) if option.name != "max_pixels"}
         return cast(
             "InputOptions", {key: defaults.get(key) if value is None else value for key, value in values.items()}
         )

@@ -223,7 +223,7 @@ class Run:
         refuse_foreign_code({"data": read_experiment(config).get("data")}, config)
         return import_module("datamodules.cli").load_datamodule([config], args)
 
-    def predict(self, images: Any, batch_size: int = 32) -> list[ImagePrediction]:
+    def predict(self, images: Any, batch_size: int = 32, max_pixels: int | None = None) -> list[ImagePrediction]:
         """Predict every task of the model for new images, with the preprocessing of the run's evaluation.
 
         A dual encoder predicts zero-shot by the class prompts of its data. Confidences are calibrated by the
@@ -234,6 +234,7 @@ class Run:
                 ``datamodules.files.image_sources``), a PIL image, a uint8 array ``(H, W, 3)`` or ``(N, H, W, 3)``, a
                 uint8 tensor ``(3, H, W)`` or ``(N, 3, H, W)``, or a list of these; RGB.
             batch_size: images per batch.
+            max_pixels: larger images are refused undecoded; by default as ``image.max_pixels`` of the run's data.
 
         Returns:
             One prediction per image, in order; files of a folder by name.
@@ -248,10 +249,23 @@ class Run:
             >>> len(predictions[0].top_k(2)), predictions[0].calibrated
             (2, False)
         """
-        return list(self.iter_predictions(_named_images(images), batch_size))
+        return list(self.iter_predictions(_named_images(images), batch_size, max_pixels=max_pixels))
+
+    @property
+    def max_pixels(self) -> int | None:
+        """``image.max_pixels`` of the run's data; None for the usual limit."""
+        found: Any = self.config
+        for key in ("data", "init_args", "image", "max_pixels"):
+            found = found.get(key) if isinstance(found, dict) else None
+        return found if isinstance(found, int) and found > 0 else None
 
     def iter_predictions(
-        self, named: Iterable[tuple[str, Any]], batch_size: int = 32, *, keep_unreadable: bool = False
+        self,
+        named: Iterable[tuple[str, Any]],
+        batch_size: int = 32,
+        *,
+        keep_unreadable: bool = False,
+        max_pixels: int | None = None,
     ) -> Iterator[ImagePrediction]:
         """Predict images one batch after another, while the next one is being decoded.
 
@@ -259,6 +273,7 @@ class Run:
             named: name and source of each image; sources as of ``predict``, or the content of a file.
             batch_size: images that pass through the network together.
             keep_unreadable: yield a prediction with an ``error`` for an image that cannot be read.
+            max_pixels: of an image, as of ``predict``.
 
         Raises:
             UserError: as ``predict``.
@@ -270,11 +285,12 @@ class Run:
         if not tasks:
             raise UserError(f"{self.path}: its data have no classes to predict; compare images with texts instead")
         transform = import_module("datamodules.loading.transforms").eval_transform({**model.input_options})
+        limits = _limits(max_pixels or self.max_pixels)
         value_range = model.input_options.get("value_range", "auto")
 
         def decoded(name: str, source: Any) -> torch.Tensor | str:
             try:
-                return cast("torch.Tensor", transform(_pixels(name, source, value_range)))
+                return cast("torch.Tensor", transform(_pixels(name, source, value_range, limits)))
             except UserError as error:
                 if not keep_unreadable:
                     raise
@@ -564,7 +580,12 @@ def _one_ahead(values: Iterable[_Value]) -> Iterator[_Value]:
     yield from waiting
 
 
-def _pixels(name: str, source: Any, value_range: Any) -> torch.Tensor:
+def _limits(max_pixels: int | None) -> dict[str, int]:
+    """Argument of ``datamodules.loading.decode.read_image``, where it is not the default."""
+    return {} if max_pixels is None else {"max_pixels": max_pixels}
+
+
+def _pixels(name: str, source: Any, value_range: Any, limits: Mapping[str, int] | None = None) -> torch.Tensor:
     """Return uint8 ``(3, H, W)``, decoded as the images of every data set."""
     import torch
 
@@ -572,9 +593,9 @@ def _pixels(name: str, source: Any, value_range: Any) -> torch.Tensor:
     if isinstance(source, UserError):
         raise source
     if isinstance(source, Path):
-        return cast("torch.Tensor", decode.read_image(source, value_range=value_range))
+        return cast("torch.Tensor", decode.read_image(source, value_range=value_range, **(limits or {})))
     if isinstance(source, bytes):
-        return cast("torch.Tensor", decode.read_image(source, name, value_range))
+        return cast("torch.Tensor", decode.read_image(source, name, value_range, **(limits or {})))
     if hasattr(source, "getexif"):
         try:
             return cast("torch.Tensor", decode.image_pixels(source, value_range))

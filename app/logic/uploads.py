@@ -107,7 +107,7 @@ def read_pixels(path: str | Path, limits: Limits | None = None, value_range: Val
         raise UserError(f"{name}: {reason}; {_HINT}") from None
     except TooLargeError as error:
         most = f"at most {limits.upload_pixels / 1e6:g} million are decoded"
-        raise UserError(f"{name}: has {error}, {most}; scale it down") from None
+        raise UserError(f"{name}: has {error}, {most}; scale it down, or start the app with --max-pixels N") from None
     # Decoders of broken files raise whatever they stumble over; here each of these means the same.
     except Exception as error:
         raise UserError(f"{name}: is damaged or cut short ({_reason(error)}); {_HINT}") from error

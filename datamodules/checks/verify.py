@@ -22,7 +22,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from numpy.typing import NDArray
 
-from datamodules.loading.decode import UndecidedRangeError, ValueRange, Values, bits_of, usual_range
+from datamodules.loading.decode import MAX_PIXELS, UndecidedRangeError, ValueRange, Values, bits_of, usual_range
 from datamodules.table import SampleTable
 from vitrail.console import tracked
 from vitrail.errors import UserError
@@ -77,6 +77,7 @@ def verify(
     decide_range: Callable[[list[float] | None, dict[str, Any]], None],
     *,
     asked_range: ValueRange = "auto",
+    max_pixels: int = MAX_PIXELS,
     state: str = "",
     image_files: bool = True,
 ) -> Verification:
@@ -89,10 +90,12 @@ def verify(
         decide_range: is called with what ``read_image`` is to take for black and white (None: not decided), and facts
             about the images that need it.
         asked_range: option ``image.value_range``.
+        max_pixels: option ``image.max_pixels``; images are read again where it has changed.
         state: what changes with the images, where they are not files below the table's origin.
         image_files: whether each image is a file of its own.
     """
-    key = _state_key(table, f"{state}\n{asked_range}")
+    reading = str(asked_range) if max_pixels == MAX_PIXELS else f"{asked_range} {max_pixels}"
+    key = _state_key(table, f"{state}\n{reading}")
 
     def read_new() -> Arrays:
         def read(rows: NDArray[np.int64], known: Arrays) -> Arrays:
@@ -100,7 +103,7 @@ def verify(
 
         if not image_files:
             return read(np.arange(len(table)), _nothing_known(len(table)))
-        return _read_changed(table, str(asked_range), read)
+        return _read_changed(table, reading, read)
 
     def check(arrays: Arrays) -> None:
         _check_shapes(arrays, len(table), content=(32,), perceptual=(len(HASH_BOXES),), deep=(3,))
@@ -196,13 +199,13 @@ def _stamp(path: str) -> tuple[int, int]:
     return status.st_size, status.st_mtime_ns
 
 
-def _read_changed(table: SampleTable, asked_range: str, read: Callable[[NDArray[np.int64], Arrays], Arrays]) -> Arrays:
+def _read_changed(table: SampleTable, reading: str, read: Callable[[NDArray[np.int64], Arrays], Arrays]) -> Arrays:
     """Read the images whose files are new or have changed: a set that grows is not read all over again."""
     sources = table.sources.to_pylist()
     files = np.array([hashlib.sha256(source.encode()).digest()[:16] for source in sources], dtype="S16")
     stamps = np.array([_stamp(source) for source in sources], dtype=np.int64)
     # A file's size and date of change stand for its content here as they do in the key of all of them.
-    state = f"{_FORMAT} {table.origin} {table.root} {asked_range}"
+    state = f"{_FORMAT} {table.origin} {table.root} {reading}"
     name = f"images-{hashlib.sha256(state.encode()).hexdigest()}"
     arrays = _nothing_known(len(table))
     is_known = np.zeros(len(table), dtype=bool)

@@ -30,8 +30,8 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from vitrail.errors import UserError
 
 MAX_PIXELS = 89_478_485
-"""Larger images are refused before they are decoded: a small file can hold one that fills the memory. Pillow's own
-limit, at which it only warns."""
+"""Larger images are refused before they are decoded, unless ``max_pixels`` allows more: a small file can hold one that
+fills the memory. Pillow's own limit, at which it only warns."""
 
 MAX_BYTES = 2**30
 """Larger files are refused: uncompressed, ``MAX_PIXELS`` with four channels of 16 bits fit."""
@@ -65,6 +65,10 @@ _BACKGROUND = (255, 255, 255)
 _FULL = (0.0, 65535.0)
 _INTERLACED = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
 """Adam7: first column and row, and steps across and down, of each pass of an interlaced PNG."""
+
+_RAISE_LIMIT = (
+    "raise max_pixels (data image.max_pixels of the experiment, --max-pixels of predict), or scale it down or remove it"
+)
 
 _BITS = (8, 10, 12, 14, 16)
 _PIECE = 1 << 20
@@ -113,7 +117,9 @@ class TooLargeError(Exception):
     """An image or a file beyond the limits; the message is its size."""
 
 
-def read_image(source: str | Path | bytes, name: str = "", value_range: ValueRange = "auto") -> torch.Tensor:
+def read_image(
+    source: str | Path | bytes, name: str = "", value_range: ValueRange = "auto", max_pixels: int = MAX_PIXELS
+) -> torch.Tensor:
     """Read an image from a file or from the bytes of one.
 
     Orientation tags are followed, palettes, grayscale and CMYK become RGB, transparent parts white; of an animation it
@@ -125,22 +131,23 @@ def read_image(source: str | Path | bytes, name: str = "", value_range: ValueRan
         value_range: what becomes black and white where a channel has more than 8 bits: ``[lo, hi]``; ``dtype`` for the
             full range of 16 bits; with ``auto`` an image that needs more than 14 bits is taken as one of 16, others
             are refused, because a single image may be dark or use fewer bits.
+        max_pixels: width times height at most.
 
     Returns:
         uint8 ``(3, H, W)``, RGB, not contiguous.
 
     Raises:
-        ImageError: for a missing, damaged or unknown file, for more than ``MAX_PIXELS``, and for images of unknown
+        ImageError: for a missing, damaged or unknown file, for more than ``max_pixels``, and for images of unknown
             range.
     """
     label = name or ("image" if isinstance(source, bytes) else str(source))
     try:
-        return decoded(source, value_range)
+        return decoded(source, value_range, max_pixels)
     except UndecidedRangeError as error:
         raise UndecidedRangeError(f"{label}: {error}", error.values) from error
     except TooLargeError as error:
-        limit = f"limit {MAX_PIXELS} pixels and {MAX_BYTES} bytes"
-        raise ImageError(f"{label}: too large to be decoded ({error}; {limit}); scale it down or remove it") from error
+        limit = f"limit {max_pixels} pixels and {_max_bytes(max_pixels)} bytes"
+        raise ImageError(f"{label}: too large to be decoded ({error}; {limit}); {_RAISE_LIMIT}") from error
     # Decoders raise all kinds of exceptions for broken files.
     except Exception as error:
         raise ImageError(f"{label}: {reason_of(error)}; replace or remove this image") from error
@@ -148,6 +155,9 @@ def read_image(source: str | Path | bytes, name: str = "", value_range: ValueRan
 
 def decoded(source: str | Path | bytes, value_range: ValueRange = "auto", max_pixels: int = MAX_PIXELS) -> torch.Tensor:
     """Decode an image as ``read_image`` does, with whatever exceptions the decoders raise."""
+    if max_pixels > MAX_PIXELS and Image.MAX_IMAGE_PIXELS is not None:
+        # Pillow has one limit for a process, at twice which it refuses to open a file.
+        Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, max_pixels)
     with io.BytesIO(source) if isinstance(source, bytes) else Path(source).open("rb") as file, opened(file) as image:
         _refuse_too_large(image, file, max_pixels)
         with _one_large if image.width * image.height > _LARGE else nullcontext():
@@ -242,8 +252,13 @@ def _refuse_too_large(image: Image.Image, file: IO[bytes], max_pixels: int) -> N
     place = file.seek(0, io.SEEK_CUR)
     size = file.seek(0, io.SEEK_END)
     file.seek(place)
-    if size > MAX_BYTES:
+    if size > _max_bytes(max_pixels):
         raise TooLargeError(f"{size} bytes")
+
+
+def _max_bytes(max_pixels: int) -> int:
+    """The largest file that is read: uncompressed, the pixels with four channels of 16 bits fit."""
+    return max(MAX_BYTES, 8 * max_pixels)
 
 
 def _pixels(image: Image.Image, file: IO[bytes], value_range: ValueRange) -> NDArray[np.uint8]:

@@ -121,7 +121,7 @@ class StreamedImages(ImageDataModule):
 
     def read_image(self, index: int) -> torch.Tensor:
         """See ``ImageDataModule``; opens the shard, so only for single samples."""
-        return self._opened().image(index, self.value_range)
+        return self._opened().image(index, self.value_range, self.max_pixels)
 
     def encoded_image(self, index: int) -> bytes:
         """Return the image's file as it is in the shard."""
@@ -170,6 +170,7 @@ class StreamedImages(ImageDataModule):
             on_bad,
             self._journal(),
             self.value_range,
+            self.max_pixels,
         )
 
     def order(self, rows: NDArray[np.int64], *, training: bool, streams: int = 0) -> StreamOrder:

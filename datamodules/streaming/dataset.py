@@ -22,7 +22,7 @@ import torch
 from torch.utils.data import DistributedSampler
 
 from datamodules.loading.dataset import ImageDataset, Sample, view_of
-from datamodules.loading.decode import UNDECIDED, ImageError, UndecidedRangeError, ValueRange, read_image
+from datamodules.loading.decode import MAX_PIXELS, UNDECIDED, ImageError, UndecidedRangeError, ValueRange, read_image
 from datamodules.loading.samplers import SampleKey
 from datamodules.streaming.shards import Shards
 from vitrail.seeding import seeded_generator, seeded_rng
@@ -241,6 +241,7 @@ class StreamedDataset(ImageDataset):
         on_bad: what becomes of an unreadable image.
         journal: file to which unreadable images are added, one JSON object a line.
         value_range: as of ``images.read_image``.
+        max_pixels: likewise.
     """
 
     def __init__(
@@ -255,9 +256,11 @@ class StreamedDataset(ImageDataset):
         on_bad: OnBad = "error",
         journal: Path | None = None,
         value_range: ValueRange = UNDECIDED,
+        max_pixels: int = MAX_PIXELS,
     ) -> None:
-        super().__init__(indices, partial(shards.image, value_range=value_range), transform, seed, caption_numbers)
-        self._value_range = value_range
+        read = partial(shards.image, value_range=value_range, max_pixels=max_pixels)
+        super().__init__(indices, read, transform, seed, caption_numbers)
+        self._value_range, self._max_pixels = value_range, max_pixels
         self._shards = shards
         self.order = order
         self._size = size
@@ -285,7 +288,7 @@ class StreamedDataset(ImageDataset):
             row = sample["sample_id"]
             content = self._take(key if isinstance(key, SampleKey) else SampleKey(key))
             try:
-                image = read_image(content, self._shards.label(row), self._value_range)
+                image = read_image(content, self._shards.label(row), self._value_range, self._max_pixels)
             except UndecidedRangeError:
                 raise  # all images of this kind have it, so leaving them out would leave out a part of the set
             except ImageError as error:

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from datamodules.files.label_csv import data_home
-from datamodules.loading.decode import UNDECIDED, ValueRange, read_image
+from datamodules.loading.decode import MAX_PIXELS, UNDECIDED, ValueRange, read_image
 from datamodules.splits import split_of_name
 from datamodules.table import SPLITS
 from vitrail.errors import UserError
@@ -371,9 +371,9 @@ class Shards:
         """Read one encoded image; opens its shard."""
         return next(self.read(np.array([row], dtype=np.int64)))
 
-    def image(self, row: int, value_range: ValueRange = UNDECIDED) -> torch.Tensor:
+    def image(self, row: int, value_range: ValueRange = UNDECIDED, max_pixels: int = MAX_PIXELS) -> torch.Tensor:
         """Read one image, uint8 ``(3, H, W)``, RGB; opens its shard."""
-        return read_image(self.encoded(row), self.label(row), value_range)
+        return read_image(self.encoded(row), self.label(row), value_range, max_pixels)
 
 
 def _from_parquet(file: IO[bytes], column: str, places: NDArray[np.int64]) -> Iterator[bytes]:

@@ -127,14 +127,15 @@ def _task(model: VisionTask, options: argparse.Namespace) -> str:
 
 def _images(files: Run, model: VisionTask, task: str, options: argparse.Namespace) -> _Images:
     """Image files, or images of the run's own data: by name, or the worst mistakes."""
-    from datamodules.loading.decode import read_image
+    from datamodules.loading.decode import MAX_PIXELS, read_image
     from datamodules.loading.transforms import eval_transform
 
     # The model defines how images are made; files are treated as the data are.
     transform = eval_transform(model.input_options)
     if options.image:
         value_range = model.input_options.get("value_range", "auto")
-        images = [transform(read_image(path, value_range=value_range)) for path in options.image]
+        limit = files.max_pixels or MAX_PIXELS
+        images = [transform(read_image(path, "", value_range, limit)) for path in options.image]
         return _Images([str(path) for path in options.image], images, [UNKNOWN] * len(images))
     wanted = options.ids or _worst_names(files, task, options)
     if not wanted:

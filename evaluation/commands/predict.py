@@ -59,6 +59,12 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument("--image-column", default="auto", metavar="COLUMN", help="paths or URLs in a table")
     command.add_argument("--batch-size", type=int, default=32, metavar="N", help="(default: 32)")
+    command.add_argument(
+        "--max-pixels",
+        type=int,
+        metavar="N",
+        help="larger images are refused before they are decoded (default: image.max_pixels of the run's data)",
+    )
     command.add_argument("--device", default="auto", help="such as cpu, cuda, cuda:1 or mps (default: auto)")
     command.add_argument("--processes", type=int, default=1, metavar="N", help="that predict at once (default: 1)")
 
@@ -73,6 +79,7 @@ class Job:
         image_column: of tables.
         top: classes of each task.
         batch_size: images that pass through the network together.
+        max_pixels: of an image; None for the run's limit.
         device: chosen one; with several GPUs each process takes another.
         parts: folder of the finished parts.
     """
@@ -82,6 +89,7 @@ class Job:
     image_column: str
     top: int
     batch_size: int
+    max_pixels: int | None
     device: str
     parts: Path
 
@@ -98,9 +106,9 @@ def run(options: argparse.Namespace, rest: Sequence[str]) -> None:
     Raises:
         UserError: for sources without images, an output of an unknown format, or a run that predicts no classes.
     """
-    for name in ("top", "batch_size", "processes"):
-        if getattr(options, name) < 1:
-            raise UserError(f"--{name.replace('_', '-')}: must be at least 1; got {getattr(options, name)}")
+    for name in ("top", "batch_size", "processes", "max_pixels"):
+        if (given := getattr(options, name)) is not None and given < 1:
+            raise UserError(f"--{name.replace('_', '-')}: must be at least 1; got {given}")
     if options.to is not None and options.to.suffix.lower() not in FORMATS:
         raise UserError(f"--to {options.to}: must end with one of {', '.join(FORMATS)}")
     opened = Run(options.run)
@@ -110,6 +118,7 @@ def run(options: argparse.Namespace, rest: Sequence[str]) -> None:
         options.image_column,
         options.top,
         options.batch_size,
+        options.max_pixels,
         check_device(options.device),
         _parts_of(options.to) if options.to is not None else Path(),
     )
@@ -142,7 +151,7 @@ def _predicted(
     source, rows = part
     named = ((source.names[row], image) for row, image in zip(rows.tolist(), source.read(rows), strict=True))
     opened.model.to(job.device)
-    return list(opened.iter_predictions(named, job.batch_size, keep_unreadable=True))
+    return list(opened.iter_predictions(named, job.batch_size, keep_unreadable=True, max_pixels=job.max_pixels))
 
 
 def _show(predictions: Sequence[ImagePrediction], top: int) -> None:
@@ -177,7 +186,7 @@ def _begin(job: Job, opened: Run, found: Sequence[ImageSource]) -> None:
     checkpoint = opened.checkpoints.get("best")
     stamp = [checkpoint.stat().st_size, checkpoint.stat().st_mtime_ns] if checkpoint else []
     temperatures = dict(opened.temperatures)
-    plan = json.dumps([str(job.run.resolve()), stamp, temperatures, job.top, PART, digest.hexdigest()])
+    plan = json.dumps([str(job.run.resolve()), stamp, temperatures, job.top, job.max_pixels, PART, digest.hexdigest()])
     file = job.parts / "plan.json"
     if file.is_file() and file.read_text(encoding="utf-8") == plan:
         sys.stderr.write(f"going on: {len(_done(job.parts))} of {len(_parts(found))} parts are done\n")

@@ -86,6 +86,7 @@ class Model:
     Args:
         folder: that the export wrote.
         threads: of the CPU; 0 for all cores.
+        max_pixels: larger images are refused before they are decoded.
 
     Attributes:
         metadata: classes, preprocessing, temperatures and origin, as the file keeps them.
@@ -94,7 +95,10 @@ class Model:
         PredictError: if there is no model in the folder, or not one of an export.
     """
 
-    def __init__(self, folder: str | Path, threads: int = 0) -> None:
+    def __init__(self, folder: str | Path, threads: int = 0, max_pixels: int = MAX_PIXELS) -> None:
+        self._max_pixels = max_pixels
+        if max_pixels > MAX_PIXELS and Image.MAX_IMAGE_PIXELS is not None:
+            Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, max_pixels)  # Pillow refuses twice as much by itself
         self.folder = Path(folder)
         names = [name for name in ("model.onnx", "image.onnx") if (self.folder / name).is_file()]
         if not names:
@@ -129,7 +133,7 @@ class Model:
         """
         try:
             with Path(path).open("rb") as file, _opened(file) as image:
-                _refuse_too_large(image, file)
+                _refuse_too_large(image, file, self._max_pixels)
                 if image.format == "PNG":
                     _check_png(file)
                 if image.format in ("JPEG", "MPO"):
@@ -288,17 +292,17 @@ def _opened(file: IO[bytes]) -> Image.Image:
     return Image.open(file, formats=("HEIF",))
 
 
-def _refuse_too_large(image: Image.Image, file: IO[bytes]) -> None:
-    if image.width * image.height > MAX_PIXELS:
-        raise ValueError(f"more than {MAX_PIXELS} pixels")
+def _refuse_too_large(image: Image.Image, file: IO[bytes], max_pixels: int) -> None:
+    if image.width * image.height > max_pixels:
+        raise ValueError(f"more than {max_pixels} pixels, the limit; raise it with --max-pixels")
     tags = getattr(image, "tag_v2", {})
     width, height = tags.get(322, 1), tags.get(323, 1)
-    if isinstance(width, int) and isinstance(height, int) and width * height > 4 * MAX_PIXELS:
+    if isinstance(width, int) and isinstance(height, int) and width * height > 4 * max_pixels:
         raise ValueError(f"tiles of {width} × {height} pixels")
     place = file.seek(0, os.SEEK_CUR)
     size = file.seek(0, os.SEEK_END)
     file.seek(place)
-    if size > MAX_BYTES:
+    if size > max(MAX_BYTES, 8 * max_pixels):
         raise ValueError(f"more than {MAX_BYTES} bytes")
 
 
@@ -571,13 +575,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         metavar="FILE",
         help="write a row per image to .csv, .json or .jsonl, unreadable ones as well",
     )
+    parser.add_argument(
+        "--max-pixels",
+        type=int,
+        default=MAX_PIXELS,
+        metavar="N",
+        help=f"larger images are refused before they are decoded (default: {MAX_PIXELS})",
+    )
     options = parser.parse_args(arguments)
     try:
         paths = find_images(options.images)
+        model = Model(options.model, max_pixels=options.max_pixels)
         if options.to is not None:
-            sys.stdout.write(write_rows(Model(options.model), paths, options.to, max(1, options.top)))
+            sys.stdout.write(write_rows(model, paths, options.to, max(1, options.top)))
             return 0
-        found = answers(Model(options.model), paths, options.text, max(1, options.top))
+        found = answers(model, paths, options.text, max(1, options.top))
     except PredictError as error:
         sys.stderr.write(f"error: {error}\n")
         return 2

@@ -10,6 +10,7 @@ import huggingface_hub
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 
 from tests.support.runs import data_of, exported, flowers_run, products_run
@@ -86,6 +87,20 @@ def test_what_is_no_image_is_one_line(products: Run, images: object, message: st
     with pytest.raises(UserError, match=message) as caught:
         products.predict([images])
     assert "\n" not in str(caught.value)
+
+
+def test_the_limit_of_pixels_is_that_of_the_run_s_data_or_given(products: Run, tmp_path: Path) -> None:
+    photo = tmp_path / "a.png"
+    Image.new("RGB", (30, 20), (200, 0, 0)).save(photo)
+    [usual] = products.predict(photo)
+    with pytest.raises(UserError, match=r"a\.png: too large .* --max-pixels of predict"):
+        products.predict(photo, max_pixels=599)
+    strict = Run(shutil.copytree(products.path, tmp_path / "run" / "1"))
+    config = {**products.config, "data": {"class_path": "x", "init_args": {"image": {"max_pixels": 599}}}}
+    (strict.path / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    with pytest.raises(UserError, match="too large"):
+        strict.predict(photo)
+    assert strict.predict(photo, max_pixels=600)[0].label == usual.label
 
 
 def test_bad_files_and_folders_are_named(products: Run, tmp_path: Path) -> None:

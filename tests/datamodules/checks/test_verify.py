@@ -329,3 +329,15 @@ def test_a_checkpoints_range_applies_to_darker_data(root: Path, tmp_path: Path) 
     facts = other.image_facts(np.arange(12)).column("content").to_pylist()
     assert facts == decoded(other, 12)
     assert other.dataset("train")[0]["image"].max() <= 32, "the cache of decoded images, too"
+
+
+def test_a_raised_limit_of_pixels_reads_what_was_refused_before(tmp_path: Path) -> None:
+    write_image_folder(tmp_path / "photos")
+    low = ImageFolder(str(tmp_path / "photos"), image=ImageOptions(max_pixels=32 * 32 - 1))
+
+    bad = low.verification().bad
+
+    assert len(bad) == len(low.table)
+    assert "raise max_pixels (data image.max_pixels" in next(iter(bad.values()))
+    assert not ImageFolder(str(tmp_path / "photos"), image=ImageOptions(max_pixels=32 * 32)).verification().bad
+    assert "max_pixels" not in low.image_options, "galleries and checkpoints are of the same model"

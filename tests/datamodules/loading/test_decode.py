@@ -155,6 +155,21 @@ def test_decompression_bombs_are_refused_undecoded(width: int, warnings: Literal
         read_image(bomb, name="bomb")
 
 
+def test_the_limit_of_pixels_can_be_raised_and_lowered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        Image, "MAX_IMAGE_PIXELS", 200
+    )  # Pillow's own, as if it were that low: it refuses twice as much
+    monkeypatch.setattr("datamodules.loading.decode.MAX_PIXELS", 200)
+    content = encoded(gradient())
+    with pytest.raises(
+        ImageError, match=r"a\.png: too large to be decoded \(.*limit 100 pixels .*\); raise max_pixels"
+    ):
+        read_image(content, "a.png", max_pixels=100)
+    assert read_image(content, max_pixels=HEIGHT * WIDTH).shape == (3, HEIGHT, WIDTH)
+    with pytest.raises(ImageError, match="too large"):
+        read_image(content, max_pixels=HEIGHT * WIDTH - 1)
+
+
 def deep_png(values: NDArray[np.uint16]) -> bytes:
     """A PNG of 16 bits a channel, which Pillow cannot write in color: uint16 ``(H, W, C)``."""
     height, width, channels = values.shape

@@ -134,6 +134,7 @@ def test_several_processes_predict_the_same(run: Path, photos: list[str]) -> Non
         (["absent.jpg"], "absent.jpg: no such file"),
         (["photos", "--to", "out.xlsx"], "--to out.xlsx: must end with one of .parquet"),
         (["photos", "--top", "0"], "--top: must be at least 1; got 0"),
+        (["photos", "--max-pixels", "0"], "--max-pixels: must be at least 1; got 0"),
         (["photos", "--device", "cuda:99"], "--device cuda:99: cannot be used here"),
     ],
 )

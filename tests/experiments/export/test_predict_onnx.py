@@ -167,6 +167,13 @@ def color(value_bits: int, transparency: bytes = b"", kept: int = 40) -> bytes:
     )
 
 
+def test_the_limit_of_pixels_can_be_changed(tmp_path: Path) -> None:
+    Image.new("RGB", (30, 20), (200, 0, 0)).save(tmp_path / "a.png")
+    assert Model(products_onnx(), threads=1, max_pixels=600).read(tmp_path / "a.png").shape == (3, 32, 32)
+    with pytest.raises(PredictError, match=r"a\.png: .*more than 599 pixels, the limit; raise it with --max-pixels"):
+        Model(products_onnx(), threads=1, max_pixels=599).read(tmp_path / "a.png")
+
+
 @pytest.mark.parametrize("value_range", ["auto", "dtype", [0, 65535]], ids=str)
 def test_color_of_16_bits_is_read_as_in_training(tmp_path: Path, model: Model, value_range: Any) -> None:
     taught = Model(products_onnx(), threads=1)
