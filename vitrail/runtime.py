@@ -66,6 +66,7 @@ def start_process(
         env={**inherited, **(environment or {})},
         # Ctrl-C in a terminal must reach only this process, which then ends the others.
         process_group=0,
+        creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),  # the same on Windows
         preexec_fn=_end_with_parent if sys.platform == "linux" else None,  # noqa: PLW1509 -- calls into C only
     )
 

@@ -46,7 +46,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument("--splits", nargs="+", choices=SPLITS, default=list(SPLITS), help="default: all of them")
     command.add_argument("--checkpoint", default="best", metavar="C", help="best, last or a file (default: best)")
-    command.add_argument("--device", help="to compute on, such as cpu or cuda (default: cuda where there is one)")
+    command.add_argument("--device", help="to compute on, such as cpu, cuda or mps (default: a GPU where there is one)")
     command.add_argument(
         "--thumbnails",
         choices=("auto", "always", "never"),
