@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, NamedTuple, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluation.statistics.intervals import Interval, Statistic, estimate, group_bootstrap, share_statistic
+from evaluation.statistics.intervals import Interval, Statistic, estimate, group_interval, share_statistic
 from vitrail.console import Table
 from vitrail.errors import UserError
 from vitrail.files import read_csv, write_csv
@@ -81,10 +81,10 @@ def report_rows(answers: Sequence[RankedAnswers], *, n_resamples: int = 5_000, s
 
     rows = []
     for direction, ranks, precision, images in answers:
-        statistics = {f"R@{k}": share_statistic(ranks <= k) for k in RECALL_AT}
+        statistics: dict[str, Statistic] = {f"R@{k}": share_statistic(ranks <= k) for k in RECALL_AT}
         statistics |= {MEDIAN_RANK: _inverse_median(ranks), "mAP": share_statistic(precision)}
         for metric, statistic in statistics.items():
-            value, interval = estimate(statistic, images, n_resamples, seed=seed)
+            value, interval = estimate(statistic, images, n_resamples, seed=seed, percentiles=metric == MEDIAN_RANK)
             if metric == MEDIAN_RANK:
                 # The bootstrap is made for values from 0 to 1; 1 / median is one, and swaps the ends of the interval.
                 value, interval = 1 / value, Interval(1 / interval.high, 1 / interval.low)
@@ -378,7 +378,7 @@ def rows_of(
     rows = []
     for metric in METRICS:
         of_queries = np.concatenate([part[metric] for part in parts])
-        interval = group_bootstrap(share_statistic(of_queries), heads.astype(str))
+        interval = group_interval(share_statistic(of_queries), heads.astype(str))
         rows.append(
             AttributeRow(name, system.ranker, system.source or "", metric, float(of_queries.mean()), *interval, *counts)
         )

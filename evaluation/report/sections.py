@@ -18,7 +18,7 @@ from evaluation.report.figures import confusion_figure, reliability_figure
 from evaluation.report.images import ReadImage, rows_of, small_image, split_text
 from evaluation.report.page import Card, Section
 from evaluation.statistics.calibration import calibration_of, reliability_bins
-from evaluation.statistics.intervals import clustered_wilson, known
+from evaluation.statistics.intervals import known, share_interval
 from evaluation.tables.per_class import class_report, confusion_matrix
 from evaluation.tables.summary import TaskSummary, flattened, share, summarise, with_interval
 from vitrail.files import read_csv
@@ -211,9 +211,8 @@ def scores_section(
 
     summaries = summarise(predictions, class_counts, run, split)
     paragraphs = [
-        "Intervals are 95 %, by bootstrap over groups (physical objects) where there are any; the one after Wilson, "
-        "with the effective number of samples, is the cross-check. Majority is the accuracy of always answering the "
-        "class that is most frequent in training.",
+        "Intervals are 95 % and hold over other groups (physical objects) where there are any. Majority is the "
+        "accuracy of always predicting the class that is most frequent in training.",
         *(sentence for task in predictions.tasks for sentence in _degenerate(predictions, task)),
     ]
     if below := [summary.task for summary in summaries if summary.n and not summary.above_majority]:
@@ -269,7 +268,7 @@ def class_table(predictions: Predictions, task: str, train: Sequence[int] | None
             "predicted": times.tolist(),
             "precision": np.where(times > 0, report["precision"], np.nan),
             "recall": np.where(support > 0, report["recall"], np.nan),
-            "recall [95 %]": [_bounds(clustered_wilson(right[mask], groups[mask])) for mask in own],
+            "recall [95 %]": [_bounds(share_interval(right[mask].astype(np.float64), groups[mask])) for mask in own],
             "f1": np.where(support > 0, report["f1"], np.nan),
         }
     )
@@ -370,7 +369,6 @@ def _score_row(summary: TaskSummary, num_classes: int) -> dict[str, Any]:
         "classes": num_classes,
         "majority": share(summary.majority),
         "accuracy [95 %]": with_interval(summary.accuracy, summary.accuracy_interval),
-        "Wilson": _bounds(summary.accuracy_wilson),
         "macro F1 [95 %]": with_interval(summary.f1_macro, summary.f1_macro_interval),
         "weighted F1 [95 %]": with_interval(summary.f1_weighted, summary.f1_weighted_interval),
         "top-3 [95 %]": "–" if trivial else with_interval(summary.top3_accuracy, summary.top3_interval),

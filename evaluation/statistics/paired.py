@@ -1,6 +1,7 @@
 """Paired comparison of two models on the same test samples: differences, tests, and corrections for several.
 
-* Difference with its interval: group bootstrap, both models on the same resamples (``pooled.paired_difference``).
+* Difference with its interval by group: Tango's for accuracy, a bootstrap with the same resamples for both models for
+  macro F1 (``pooled.paired_difference``).
 * Exact test by group: under the null hypothesis the models are exchangeable, so every group's difference could as well
   have the other sign (a randomisation test; Good, Permutation, Parametric and Bootstrap Tests of Hypotheses, 2005).
   With single samples as groups it is McNemar's exact test; with few groups it cannot reach small p-values, whatever
@@ -97,8 +98,13 @@ class PairedComparison:
     only_second_right: int | None
     mcnemar_p: float
 
+    @property
+    def single(self) -> bool:
+        """Whether each side is a single run, which shows nothing of what its method gives with other seeds."""
+        return self.only_first_right is not None
+
     def differs(self, p_value: float | None = None) -> bool:
-        """Return whether the data show which has the higher accuracy.
+        """Return whether the data show which has the higher accuracy: which model, of single runs, not which method.
 
         Args:
             p_value: corrected for several comparisons (``holm``); by default this comparison's own.
@@ -124,6 +130,11 @@ class PairedComparison:
         if not self.differs(p_value):
             return f"{first} and {second} do not differ clearly on '{self.task}' ({basis})."
         better, worse = self.names if low > 0 else (second, first)
+        if self.single:
+            return (
+                f"{better} is a better model than {worse} on '{self.task}' ({basis}); whether its method is better, "
+                "runs with other seeds would show."
+            )
         return f"{better} is better than {worse} on '{self.task}' ({basis})."
 
 

@@ -93,7 +93,8 @@ class ComparedRow:
             return "no known targets"
         if not self.comparison.differs(self.p_value):
             return "no clear difference"
-        return "better" if self.comparison.accuracy_difference.value > 0 else "worse"
+        found = "better" if self.comparison.accuracy_difference.value > 0 else "worse"
+        return f"{found} model, one seed" if self.comparison.single else found
 
 
 def sides_of(paths: Sequence[Path], split: str, join: bool) -> list[Side]:

@@ -39,14 +39,15 @@ class TaskSummary:
         majority: accuracy of always predicting the majority class.
         majority_source: split whose class counts chose the majority class.
         majority_label: name of that class, empty where n is 0.
-        accuracy: share of right predictions; its interval is by group bootstrap, as those of the others.
-        accuracy_wilson: the cross-check, ``statistics.clustered_wilson``.
+        accuracy: share of right predictions; the intervals are by group, see ``statistics.intervals``.
         f1_macro: mean F1 over classes.
         f1_weighted: mean F1 weighted by support.
         top3_accuracy: share of samples whose target is among the three largest logits.
         unanswered: samples with a known target for which the model predicts no class; they count as wrong.
         checkpoint: name of the checkpoint that was evaluated where it is another one than ``best``, else empty.
         restricted: number of classes that the model was restricted to (``evaluate --restrict-classes``); 0 for all.
+        small_classes: classes that too few groups show for the interval of macro F1 to hold its level.
+        classes: classes among the targets.
     """
 
     run: str
@@ -59,7 +60,6 @@ class TaskSummary:
     majority_label: str
     accuracy: float
     accuracy_interval: Interval
-    accuracy_wilson: Interval
     f1_macro: float
     f1_macro_interval: Interval
     f1_weighted: float
@@ -69,6 +69,8 @@ class TaskSummary:
     unanswered: int
     checkpoint: str = ""
     restricted: int = 0
+    small_classes: int = 0
+    classes: int = 0
 
     @property
     def above_majority(self) -> bool:
@@ -87,11 +89,21 @@ class TaskSummary:
             notes.append(f"{self.unanswered} without a prediction")
         if self.groups == 1:
             notes.append("one group: its interval is a guess")
+        if self.small_classes:
+            notes.append(small_classes_note(self.small_classes, self.classes))
         if self.checkpoint:
             notes.append(f"of checkpoint {self.checkpoint}, not best")
         if self.restricted:
             notes.append(f"restricted to {self.restricted} of its classes")
         return "; ".join(notes)
+
+
+def small_classes_note(small: int, classes: int) -> str:
+    """Return what to know of the interval of macro F1 where ``small`` of the classes have few groups."""
+    return (
+        f"{small} of {classes} classes have fewer than {statistics.FEW_GROUPS} groups: the interval of macro F1 may be "
+        "too narrow"
+    )
 
 
 def summarise(
@@ -166,6 +178,7 @@ def _summarise_task(
         )
         scores = [statistics.estimate(one, groups, bootstrap[0], seed=bootstrap[1]) for one in functions]
     accuracy, f1_macro, f1_weighted, top3 = scores
+    small, occurring = statistics.small_classes(targets, groups)
     return TaskSummary(
         run=run,
         split=split,
@@ -177,7 +190,6 @@ def _summarise_task(
         majority_label=str(predictions.tasks[task][baseline.label]) if len(rows) else "",
         accuracy=accuracy.value,
         accuracy_interval=accuracy.interval,
-        accuracy_wilson=statistics.clustered_wilson(targets == predicted, groups),
         f1_macro=f1_macro.value,
         f1_macro_interval=f1_macro.interval,
         f1_weighted=f1_weighted.value,
@@ -185,6 +197,8 @@ def _summarise_task(
         top3_accuracy=top3.value,
         top3_interval=top3.interval,
         unanswered=int((predicted == UNKNOWN).sum()),
+        small_classes=small,
+        classes=occurring,
     )
 
 

@@ -25,7 +25,7 @@ from evaluation.retrieval import (
     systems_of,
     write_report,
 )
-from evaluation.statistics.intervals import group_bootstrap
+from evaluation.statistics.intervals import share_interval
 from retrieval.gallery import Gallery
 from retrieval.search.searcher import Query, Searcher
 from tests.support.galleries import SHOWN, small_gallery
@@ -71,7 +71,7 @@ def test_values_and_order() -> None:
 
 
 def test_intervals_equal_brute_force() -> None:
-    """Sample images, take all their queries along, compute again: the same percentiles but for chance."""
+    """Sample images, take all their queries along, compute again: the same intervals but for chance."""
     made, rng = answers(), np.random.default_rng(1)
     queries = [[np.flatnonzero(answer.images == 1000 + index) for index in range(IMAGES)] for answer in made]
     resampled: dict[tuple[str, str], list[float]] = {}
@@ -88,7 +88,12 @@ def test_intervals_equal_brute_force() -> None:
         resampled.setdefault(("both", "mean_recall"), []).append(float(np.mean(recalls)))
     for name, row in by_name(report_rows(made)).items():
         low, high = np.quantile(resampled[name], [0.025, 0.975])
-        near = 1.0 if row.metric == "median_rank" else 0.015
+        if row.metric.startswith("R@") and row.direction != "both":
+            answer = next(one for one in made if one.direction == row.direction)
+            own = answer.first_rank <= int(row.metric.removeprefix("R@"))
+            assert (row.low, row.high) == share_interval(own.astype(np.float64), answer.images)
+            continue
+        near = 1.0 if row.metric == "median_rank" else 0.02
         assert [row.low, row.high] == pytest.approx([low, high], abs=near), name
         assert row.low < row.value < row.high
 
@@ -222,8 +227,7 @@ def test_interval_resamples_queries_by_head(gallery: Gallery, ground: Ground) ->
     assert (row.queries, row.images) == (len(ground.queries), 12)
     assert row.value == pytest.approx(values.mean())
     assert row.low < row.value < row.high
-    expected = group_bootstrap(lambda weights: weights @ values / weights.sum(axis=1), heads)
-    assert row.high - row.low == pytest.approx(expected.high - expected.low, rel=0.1)
+    assert (row.low, row.high) == share_interval(values, heads)
 
 
 def test_only_images_of_a_split(gallery: Gallery) -> None:

@@ -92,7 +92,7 @@ def test_intervals_are_those_of_the_groups() -> None:
         right, groups = half
         ones = np.ones(len(right), dtype=np.int64)
         statistic = statistics.accuracy_statistic(ones, right.astype(np.int64))
-        assert estimate.interval == statistics.group_bootstrap(statistic, groups, 500)
+        assert estimate.interval == statistics.group_interval(statistic, groups, 500)
     low, high = result.harmonic_mean.interval
     assert low < result.harmonic_mean.value < high
 
@@ -105,7 +105,7 @@ def halves(predictions: Predictions) -> list[tuple[NDArray[np.bool_], NDArray[np
 
 
 def test_interval_of_the_harmonic_mean_equals_brute_force() -> None:
-    """The same percentiles as resampling objects one by one gives, but for chance."""
+    """About the percentiles that resampling objects one by one gives."""
     predictions = make((1.5, 0.5))
     parts = [dict.fromkeys(groups, (0, 0)) for _, groups in halves(predictions)]
     for part, (right, groups) in zip(parts, halves(predictions), strict=True):
@@ -126,7 +126,7 @@ def test_all_right_and_all_wrong() -> None:
     perfect = base_to_novel(make((100, 100)))
     assert perfect.harmonic_mean.value == 1
     # As many trials as known objects: the first is unknown, of the second one image is left.
-    assert perfect.harmonic_mean.interval == statistics.wilson(1.0, 59)
+    assert perfect.harmonic_mean.interval == pytest.approx(statistics.wilson(1.0, 59), abs=0.001)
     lost = base_to_novel(make((100, -100)))
     assert (lost.base.value, lost.novel.value, lost.harmonic_mean.value) == (1, 0, 0)
 
@@ -137,7 +137,7 @@ def test_one_object_of_a_half_is_no_error() -> None:
     kept = np.flatnonzero((predictions.targets["class"] < BASE) | (predictions.groups == "object 4"))
     result = base_to_novel(predictions.take(kept), BASE)
     assert result.n_novel == 2
-    assert result.harmonic_mean.interval.low == 0
+    assert result.harmonic_mean.interval.low < 0.02
     assert result.harmonic_mean.interval.high == 1
 
 
@@ -169,8 +169,10 @@ def test_interval_of_the_difference_equals_brute_force() -> None:
         drawn = rng.integers(len(objects), size=len(objects))
         means.append(np.concatenate([gains[objects[index]] for index in drawn]).mean())
     low, high = compare(after, before).novel.interval
-    # Ours is a little wider: there are only 24 objects.
-    assert (low, high) == pytest.approx(tuple(np.quantile(means, [0.025, 0.975])), abs=0.03)
+    # Ours is wider: there are only 24 objects.
+    brute = np.quantile(means, [0.025, 0.975])
+    assert (low, high) == pytest.approx(tuple(brute), abs=0.06)
+    assert high - low > np.ptp(brute)
 
 
 def test_no_difference_has_an_interval_around_zero() -> None:

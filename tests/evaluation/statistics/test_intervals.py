@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 from sklearn import metrics
 
 from evaluation.statistics import intervals as statistics
-from evaluation.statistics.intervals import Interval
 
 
 def labels(n: int = 300, num_classes: int = 6, seed: int = 0) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -58,9 +57,10 @@ def test_samples_without_a_prediction_are_wrong_in_f1() -> None:
 def test_nothing_known_gives_nan() -> None:
     none = np.empty(0, dtype=np.int64)
     assert math.isnan(statistics.accuracy(none, none))
-    interval = statistics.group_bootstrap(lambda weights: weights.sum(axis=1), none)
+    interval = statistics.group_interval(lambda weights: weights.sum(axis=1), none)
     assert math.isnan(interval.low)
-    assert math.isnan(statistics.clustered_wilson(none.astype(bool), none).low)
+    assert math.isnan(statistics.share_interval(none.astype(np.float64), none).low)
+    assert statistics.small_classes(none, none) == (0, 0)
     assert math.isnan(statistics.wilson(0.5, 0).high)
 
 
@@ -92,40 +92,75 @@ def test_macro_f1_interval_is_not_pulled_down_by_classes_that_were_not_sampled()
     targets = np.repeat(np.arange(12), 5)
     predicted = targets.copy()
     predicted[0] = 11
-    interval = statistics.group_bootstrap(statistics.f1_statistic(targets, predicted), targets)
+    interval = statistics.group_interval(statistics.f1_statistic(targets, predicted), targets)
     assert interval.low > 0.9
 
 
-@pytest.mark.parametrize("views", [1, 5])
-def test_group_bootstrap_equals_scipy_on_equal_groups(views: int) -> None:
-    # With groups of equal size, resampling groups is resampling the groups' means.
+def test_variance_of_a_mean_is_that_of_the_means_of_equal_groups() -> None:
     rng = np.random.default_rng(0)
-    groups = 120 // views
-    correct = (rng.random((groups, views)) < rng.beta(2, 1, groups)[:, None]).astype(np.float64)
-    expected = scipy.stats.bootstrap(
-        (correct.mean(axis=1),), np.mean, n_resamples=20_000, method="percentile", rng=np.random.default_rng(0)
-    ).confidence_interval
-    names = np.array([f"object {index}" for index in np.repeat(np.arange(groups), views)], dtype=object)
-    statistic = statistics.share_statistic(correct.ravel())
-    plain = statistics.group_bootstrap(statistic, names, 20_000, few_groups=False)
-    assert plain == pytest.approx((expected.low, expected.high), abs=0.009)  # neighbouring values lie 1/120 apart
+    scores = (rng.random((40, 5)) < rng.beta(2, 1, 40)[:, None]).astype(np.float64)
+    names = np.array([f"object {index}" for index in np.repeat(np.arange(40), 5)], dtype=object)
+    expected = scipy.stats.sem(scores.mean(axis=1)) ** 2
+    assert statistics.variance_of_mean(scores.ravel(), names) == pytest.approx(expected, rel=1e-3)
+
+
+def test_small_groups_show_what_may_happen_in_large_ones() -> None:
+    # Ten of forty small objects are all wrong; two large ones, right by chance, hold half of the images.
+    groups = np.concatenate([np.repeat(np.arange(40), 5), np.repeat([40, 41], 100)])
+    scores = np.where(groups < 10, 0.0, 1.0)
+    independent = scores.mean() * (1 - scores.mean()) / 400
+    assert statistics.variance_of_mean(scores, groups) == pytest.approx(independent * (groups_squared(groups) / 400))
+
+
+def groups_squared(groups: NDArray[np.int64]) -> float:
+    return float((np.bincount(groups).astype(np.float64) ** 2).sum())
 
 
 def test_images_of_one_object_widen_the_interval() -> None:
     correct = np.repeat(np.array([1, 1, 0, 1, 1, 0, 1, 1]), 10)
     statistic = statistics.accuracy_statistic(np.ones(80, dtype=np.int64), correct)
-    by_object = statistics.group_bootstrap(statistic, np.repeat(np.arange(8), 10))
-    by_image = statistics.group_bootstrap(statistic, np.arange(80))
+    by_object = statistics.group_interval(statistic, np.repeat(np.arange(8), 10))
+    by_image = statistics.group_interval(statistic, np.arange(80))
     assert by_object.high - by_object.low > 2 * (by_image.high - by_image.low)
+
+
+def test_standard_error_of_the_bootstrap_equals_scipys() -> None:
+    targets, predicted = labels(240)
+    statistic, groups = statistics.f1_statistic(targets, predicted), np.arange(240) // 4
+
+    def of_groups(chosen: NDArray[np.int64]) -> float:
+        return float(statistic(np.bincount(chosen, minlength=60)[None, groups].astype(np.float64))[0])
+
+    expected = scipy.stats.bootstrap(
+        (np.arange(60),), of_groups, vectorized=False, n_resamples=4_000, rng=np.random.default_rng(0)
+    ).standard_error
+    low, high = statistics.group_interval(statistic, groups, 4_000)
+    half = scipy.stats.t.ppf(0.975, 59) * expected * math.sqrt(60 / 59)
+    assert (high - low) / 2 == pytest.approx(half, rel=0.05)
+    assert (high + low) / 2 == pytest.approx(f1(targets, predicted))
+
+
+def test_percentiles_of_ranks_equal_scipys() -> None:
+    values = np.random.default_rng(1).random(400)
+    expected = scipy.stats.bootstrap(
+        (values,), np.mean, n_resamples=10_000, method="percentile", rng=np.random.default_rng(0)
+    ).confidence_interval
+
+    def mean(weights: NDArray[np.float64]) -> NDArray[np.float64]:
+        found: NDArray[np.float64] = weights @ values / weights.sum(axis=1)
+        return found
+
+    interval = statistics.group_interval(mean, np.arange(400), 10_000, percentiles=True)
+    assert interval == pytest.approx((expected.low, expected.high), abs=0.002)
 
 
 def test_interval_depends_on_the_seed_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     targets, predicted = labels(50)
     statistic, groups = statistics.f1_statistic(targets, predicted), np.arange(50) // 5
-    first = statistics.group_bootstrap(statistic, groups, 500, seed=3)
-    assert first != statistics.group_bootstrap(statistic, groups, 500, seed=4)
+    first = statistics.group_interval(statistic, groups, 500, seed=3)
+    assert first != statistics.group_interval(statistic, groups, 500, seed=4)
     monkeypatch.setattr(statistics, "_CHUNK_ELEMENTS", 50 * 7)
-    assert first == statistics.group_bootstrap(statistic, groups, 500, seed=3)
+    assert first == statistics.group_interval(statistic, groups, 500, seed=3)
 
 
 @pytest.mark.parametrize("right", [0, 1])
@@ -133,18 +168,11 @@ def test_no_spread_falls_back_to_one_trial_a_group(right: int) -> None:
     correct = np.full(55, right)
     statistic = statistics.accuracy_statistic(np.ones(55, dtype=np.int64), correct)
     groups = np.arange(55) // 5
-    assert statistics.group_bootstrap(statistic, groups) == statistics.wilson(float(right), 11)
-    assert statistics.clustered_wilson(correct == 1, groups) == statistics.wilson(float(right), 11)
-    one_group = statistics.group_bootstrap(statistic, np.zeros(55))
+    assert statistics.group_interval(statistic, groups) == statistics.wilson(float(right), 11)
+    big = np.concatenate([groups, np.full(945, 11)])  # one object has nearly all images
+    assert np.ptp(statistics.share_interval(np.full(1_000, float(right)), big)) > 0.6
+    one_group = statistics.group_interval(statistic, np.zeros(55))
     assert one_group.high - one_group.low > 0.7
-
-
-def test_many_groups_need_no_widening() -> None:
-    targets, predicted = labels(2_000)
-    statistic = statistics.accuracy_statistic(targets, predicted)
-    wide = statistics.group_bootstrap(statistic, np.arange(2_000))
-    plain = statistics.group_bootstrap(statistic, np.arange(2_000), few_groups=False)
-    assert wide == pytest.approx(plain, abs=0.001)
 
 
 @pytest.mark.parametrize(("hits", "trials"), [(0, 10), (49, 53), (166, 200), (10, 10)])
@@ -154,79 +182,23 @@ def test_wilson_equals_scipy(hits: int, trials: int) -> None:
     assert interval == pytest.approx((expected.low, expected.high))
 
 
-def test_clustered_wilson_of_single_images_is_wilson_with_student_quantiles() -> None:
+def test_share_of_single_images_is_wilson_with_student_quantiles() -> None:
     correct = np.arange(200) % 6 != 0
-    interval = statistics.clustered_wilson(correct, np.arange(200))
+    interval = statistics.share_interval(correct.astype(np.float64), np.arange(200))
     assert interval == pytest.approx(statistics.wilson(float(correct.mean()), 200), abs=0.002)
 
 
-def clustered_sample(
-    rng: np.random.Generator, num_groups: int, share: float, correlation: float
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Right or wrong for 3 to 7 images of each object; the objects' own shares are beta distributed."""
-    sizes = rng.integers(3, 8, num_groups)
-    spread = (1 - correlation) / correlation
-    own = rng.beta(share * spread, (1 - share) * spread, num_groups)
-    groups = np.repeat(np.arange(num_groups), sizes)
-    return (rng.random(len(groups)) < own[groups]).astype(np.int64), groups
+def test_scores_that_vary_less_than_right_and_wrong_have_a_narrower_interval() -> None:
+    scores = np.random.default_rng(0).uniform(0.45, 0.55, 400)
+    low, high = statistics.share_interval(scores, np.arange(400))
+    half = scipy.stats.t.ppf(0.975, 399) * scipy.stats.sem(scores)
+    assert (high - low) / 2 == pytest.approx(half, rel=0.01)
 
 
-def coverage(num_groups: int, share: float, correlation: float, trials: int = 1_000) -> dict[str, float]:
-    """How often 95 % intervals of different kinds hold the true share."""
-    rng = np.random.default_rng(1)
-    covered = {"bootstrap": 0, "percentile": 0, "wilson": 0, "clustered wilson": 0}
-    for _ in range(trials):
-        correct, groups = clustered_sample(rng, num_groups, share, correlation)
-        statistic = statistics.accuracy_statistic(np.ones_like(correct), correct)
-        # Plain percentiles are one point where no resample differs.
-        is_point = correct.min() == correct.max()
-        plain = statistics.group_bootstrap(statistic, groups, 600, few_groups=False)
-        intervals: dict[str, Interval] = {
-            "bootstrap": statistics.group_bootstrap(statistic, groups, 600),
-            "percentile": Interval(float(correct[0]), float(correct[0])) if is_point else plain,
-            "wilson": statistics.wilson(float(correct.mean()), len(correct)),
-            "clustered wilson": statistics.clustered_wilson(correct == 1, groups),
-        }
-        for name, interval in intervals.items():
-            covered[name] += interval.low <= share <= interval.high
-    return {name: count / trials for name, count in covered.items()}
-
-
-@pytest.mark.parametrize(("share", "correlation"), [(0.35, 0.1), (0.35, 0.5), (0.93, 0.1), (0.93, 0.5)])
-def test_coverage_with_eleven_groups(share: float, correlation: float) -> None:
-    covered = coverage(11, share, correlation)
-    assert 0.91 <= covered["bootstrap"] <= 0.96  # 1,000 splits: two standard errors are .015
-    assert covered["percentile"] <= 0.92
-    assert covered["wilson"] <= 0.92
-    assert covered["clustered wilson"] >= 0.94
-
-
-def test_coverage_stays_short_where_rare_mistakes_are_bunched() -> None:
-    covered = coverage(20, 0.93, 0.5)
-    assert 0.84 <= covered["bootstrap"] <= 0.91
-    assert covered["percentile"] < covered["bootstrap"]
-    assert covered["bootstrap"] < covered["clustered wilson"]
-
-
-def test_coverage_of_macro_f1_with_eleven_groups() -> None:
-    """Ten classes, so that almost every class is one object; wrong predictions for an object go to one other class."""
-
-    def sample(rng: np.random.Generator, num_groups: int) -> list[NDArray[np.int64]]:
-        groups = np.repeat(np.arange(num_groups), rng.integers(3, 8, num_groups))
-        targets = groups % 10
-        own = rng.beta(0.8, 0.2, num_groups)  # accuracy .8, correlation .5
-        mistaken_for = (targets + rng.integers(1, 10, num_groups)[groups]) % 10
-        return [targets, np.where(rng.random(len(groups)) < own[groups], targets, mistaken_for), groups]
-
-    rng = np.random.default_rng(5)
-    targets, predicted, _ = sample(rng, 20_000)
-    truth = f1(targets, predicted)
-    covered = 0
-    for _ in range(500):
-        targets, predicted, groups = sample(rng, 11)
-        interval = statistics.group_bootstrap(statistics.f1_statistic(targets, predicted), groups, 600)
-        covered += interval.low <= truth <= interval.high
-    assert 0.84 <= covered / 500 <= 0.93
+def test_classes_of_few_groups_are_counted() -> None:
+    targets = np.array([0] * 6 + [1] * 6 + [3] * 5)
+    groups = np.array([*range(6), *[7] * 6, *range(8, 13)])
+    assert statistics.small_classes(targets, groups) == (1, 3)
 
 
 def test_top_k_can_be_resampled() -> None:

@@ -130,8 +130,8 @@ def test_clear_differences_are_reported() -> None:
     first, second = two_models(np.random.default_rng(3), 60, (0.9, 0.5))
     found = compare_pair(second, first, "class", ("old", "new"))
     assert found.differs()
-    assert found.verdict().startswith("new is better than old on 'class' (difference -0.")
-    assert found.verdict().endswith("of 60 groups).")
+    assert found.verdict().startswith("new is a better model than old on 'class' (difference -0.")
+    assert found.verdict().endswith("of 60 groups); whether its method is better, runs with other seeds would show.")
     assert "do not differ clearly" in found.verdict(p_value=0.2)  # corrected for others
 
 

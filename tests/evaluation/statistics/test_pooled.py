@@ -9,8 +9,8 @@ import scipy.stats
 from sklearn import metrics
 
 from evaluation.statistics import intervals as statistics
-from evaluation.statistics.intervals import share_statistic, wilson
-from evaluation.statistics.pooled import in_order_of, join_runs, paired_difference, repetitions
+from evaluation.statistics.intervals import share_statistic, variance_of_mean, wilson
+from evaluation.statistics.pooled import in_order_of, join_runs, paired_difference, paired_share_interval, repetitions
 from tests.evaluation.predictions_fixture import make_predictions
 from vitrail.errors import UserError
 from vitrail.predictions import Predictions
@@ -53,7 +53,7 @@ def test_interval_by_group_resamples_all_seeds_alike(runs: list[Predictions]) ->
     joined = join_runs(runs, "class", n_resamples=500)
     rows = statistics.known(runs[0].targets["class"])
     shares = np.mean([run.predicted("class")[rows] == run.targets["class"][rows] for run in runs], axis=0)
-    expected = statistics.group_bootstrap(statistics.share_statistic(shares), runs[0].groups[rows], 500)
+    expected = statistics.group_interval(statistics.share_statistic(shares), runs[0].groups[rows], 500)
     assert joined.accuracy.pooled.interval == pytest.approx(expected)
 
 
@@ -205,6 +205,27 @@ def test_paired_difference_equals_scipys_paired_bootstrap() -> None:
     found = paired_difference(*statistics, np.arange(200), False, 10_000)
     assert found.value == pytest.approx(first.mean() - second.mean())
     assert found.interval == pytest.approx((expected.low, expected.high), abs=0.012)  # in steps of 1/200
+
+
+@pytest.mark.parametrize(("gains", "losses"), [(12, 3), (1, 0), (7, 7), (40, 2)])
+def test_paired_interval_ends_where_the_score_test_rejects(gains: int, losses: int) -> None:
+    """Tango's interval: the score of the difference at its maximum-likelihood estimate under each end."""
+    n = 60
+    differences = np.array([1.0] * gains + [-1.0] * losses + [0.0] * (n - gains - losses))
+    interval = paired_share_interval(differences, np.arange(n))
+    pairs = n * differences.var() / n / variance_of_mean(differences, np.arange(n))
+    for end, sign in zip(interval, (1, -1), strict=True):
+
+        def negative_likelihood(only_second: float, end: float = end) -> float:
+            chances = np.clip([only_second + end, only_second, 1 - 2 * only_second - end], 1e-12, 1)
+            return float(-np.array([gains, losses, n - gains - losses]) @ np.log(chances))
+
+        bounds = (max(0.0, -end), (1 - end) / 2)
+        only_second = scipy.optimize.minimize_scalar(
+            negative_likelihood, bounds=bounds, method="bounded", options={"xatol": 1e-12}
+        ).x
+        score = (differences.mean() - end) / np.sqrt((2 * only_second + end - end**2) / pairs)
+        assert score == pytest.approx(sign * scipy.stats.t.ppf(0.975, n - 1), rel=1e-3)
 
 
 def test_models_that_agree_could_differ_in_a_group_not_seen() -> None:

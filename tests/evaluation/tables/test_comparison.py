@@ -76,7 +76,7 @@ def test_rows_are_paired_comparisons_corrected_together(tmp_path: Path) -> None:
     assert (good.targets["class"] == worse.targets["class"]).all()
     sides = [side(name, one, folder=tmp_path) for name, one in (("good", good), ("bad", bad), ("same", good))]
     rows = compare_sides(sides, ["class"], n_resamples=500)
-    assert [row.verdict for row in rows] == ["reference", "worse", "no clear difference"]
+    assert [row.verdict for row in rows] == ["reference", "worse model, one seed", "no clear difference"]
     right = [one.predicted("class") == one.targets["class"] for one in (good, bad)]
     exact = mcnemar_p(int((right[1] & ~right[0]).sum()), int((right[0] & ~right[1]).sum()))
     assert [row.mcnemar_p for row in rows[1:]] == pytest.approx(holm([exact, 1.0]))
@@ -105,7 +105,7 @@ def test_best_of_the_first_task_as_reference(tmp_path: Path) -> None:
     good, bad = two_models(np.random.default_rng(0), 40, (0.95, 0.4))
     sides = [side("bad", bad, folder=tmp_path), side("good", good, folder=tmp_path)]
     rows = compare_sides(sides, ["class"], "best", n_resamples=200)
-    assert [row.verdict for row in rows] == ["worse", "reference"]
+    assert [row.verdict for row in rows] == ["worse model, one seed", "reference"]
 
 
 def test_seeds_are_one_row(tmp_path: Path) -> None:
@@ -253,7 +253,7 @@ def test_evaluations_follow_the_runs_own_results_and_are_corrected_with_them(run
         ("", "large", "no clear difference"),
         ("alone", "large", "not compared"),
         ("shop", "small", "reference"),
-        ("shop", "large", "better"),
+        ("shop", "large", "better model, one seed"),
     ]
     right = [(one.predicted("class") == one.targets["class"]).mean() for one in (good, bad)]
     assert rows[4].joined.accuracy.pooled.value == pytest.approx(right[0])
@@ -264,7 +264,7 @@ def test_evaluations_follow_the_runs_own_results_and_are_corrected_with_them(run
     assert [rows[1].p_value, rows[4].p_value] == pytest.approx(holm(raw))
     notes = sentences(rows, "first")
     assert notes[0].startswith("Differences are to small, small on shop, on the same samples")
-    assert any(note.startswith("large on shop is better than small on shop on 'class'") for note in notes)
+    assert any(note.startswith("large on shop is a better model than small on shop on 'class'") for note in notes)
     frame = comparison_frame(rows, {one.name: cost_of(one) for one in sides})
     assert frame["data"].tolist() == ["own", "own", "alone", "shop", "shop"]
     assert [list(part)[:3] for name, part in parts(frame).items() if name != "cost"] == [

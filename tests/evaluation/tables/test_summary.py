@@ -68,7 +68,7 @@ def test_numbers_of_each_task() -> None:
     assert by_colour.accuracy == pytest.approx(np.mean(known == 0))
     assert by_colour.majority == pytest.approx(np.mean(known == 1))
     statistic = statistics.accuracy_statistic(known, np.zeros_like(known))
-    assert by_colour.accuracy_interval == statistics.group_bootstrap(statistic, predictions.groups[4:], 500)
+    assert by_colour.accuracy_interval == statistics.group_interval(statistic, predictions.groups[4:], 500)
 
 
 def test_a_result_that_only_guesses_has_a_note() -> None:

@@ -1,0 +1,217 @@
+"""How often the 95 % intervals hold the truth, and how often the tests call equal models different, by simulation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Literal
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from scipy.special import ndtr
+
+from evaluation.statistics.calibration import calibration_error
+from evaluation.statistics.intervals import (
+    f1_statistic,
+    group_interval,
+    share_interval,
+    small_classes,
+)
+from evaluation.statistics.paired import ALPHA, sign_flip_p
+from evaluation.statistics.pooled import paired_share_interval
+
+Sizes = Literal["single", "equal", "unequal"]
+Sample = Callable[[np.random.Generator], tuple[float, float]]
+
+
+def group_sizes(kind: Sizes, num_groups: int) -> NDArray[np.int64]:
+    """One image a group, six, or very unequal: a tenth of the groups hold half of the images."""
+    sizes = np.full(num_groups, {"single": 1, "equal": 6, "unequal": 5}[kind])
+    if kind == "unequal":
+        large = max(1, num_groups // 10)
+        sizes[:large] = round(5 * (num_groups - large) / large)
+    return sizes
+
+
+def groups_of(kind: Sizes, num_groups: int) -> NDArray[np.int64]:
+    return np.repeat(np.arange(num_groups), group_sizes(kind, num_groups))
+
+
+def coverage(interval: Callable[[np.random.Generator], tuple[float, float]], truth: float, trials: int) -> float:
+    rng = np.random.default_rng(0)
+    found = [interval(rng) for _ in range(trials)]
+    return float(np.mean([low - 1e-12 <= truth <= high + 1e-12 for low, high in found]))
+
+
+def right(rng: np.random.Generator, groups: NDArray[np.int64], share: float, correlation: float) -> NDArray[np.float64]:
+    """Right or wrong for each image; the objects' own shares are beta distributed."""
+    if correlation == 0:
+        return (rng.random(len(groups)) < share).astype(np.float64)
+    spread = (1 - correlation) / correlation
+    own = rng.beta(share * spread, (1 - share) * spread, groups.max() + 1)
+    scores: NDArray[np.float64] = (rng.random(len(groups)) < own[groups]).astype(np.float64)
+    return scores
+
+
+def accuracy_coverage(kind: Sizes, num_groups: int, share: float, correlation: float, trials: int) -> float:
+    groups = groups_of(kind, num_groups)
+    return coverage(lambda rng: share_interval(right(rng, groups, share, correlation), groups), share, trials)
+
+
+# The cases in which resampling groups covers .63 to .79.
+@pytest.mark.parametrize(("num_groups", "share"), [(100, 0.93), (100, 0.98), (500, 0.98)])
+def test_accuracy_with_rare_mistakes_in_groups_of_unequal_size(num_groups: int, share: float) -> None:
+    assert accuracy_coverage("unequal", num_groups, share, 0.5, 300) >= 0.88
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("correlation", [0.0, 0.1, 0.5, 0.9])
+@pytest.mark.parametrize("share", [0.35, 0.6, 0.93, 0.98])
+@pytest.mark.parametrize("num_groups", [11, 20, 100, 500])
+@pytest.mark.parametrize("kind", ["single", "equal", "unequal"])
+def test_accuracy(kind: Sizes, num_groups: int, share: float, correlation: float) -> None:
+    assert accuracy_coverage(kind, num_groups, share, correlation, 1_000) >= 0.9
+
+
+def gains(
+    rng: np.random.Generator, groups: NDArray[np.int64], shares: tuple[float, float], correlation: float
+) -> NDArray[np.float64]:
+    """1 where only the first model is right, -1 where only the second is, otherwise 0; alike within groups."""
+    own = rng.random(groups.max() + 1)[groups]
+    place = np.where(rng.random(len(groups)) < math.sqrt(correlation), own, rng.random(len(groups)))
+    return np.where(place < shares[0], 1.0, np.where(place < sum(shares), -1.0, 0.0))
+
+
+def paired(
+    kind: Sizes, num_groups: int, shares: tuple[float, float], correlation: float, trials: int
+) -> tuple[float, float]:
+    """Coverage of the interval of the difference, and how often interval and test call the models different."""
+    rng, groups = np.random.default_rng(0), groups_of(kind, num_groups)
+    covered, differing = 0, 0
+    for _ in range(trials):
+        differences = gains(rng, groups, shares, correlation)
+        low, high = paired_share_interval(differences, groups)
+        p_value = sign_flip_p(np.bincount(groups, weights=differences).astype(np.int64))
+        covered += low <= shares[0] - shares[1] <= high
+        differing += (low > 0 or high < 0) and p_value < ALPHA
+    return covered / trials, differing / trials
+
+
+def test_difference_of_two_models() -> None:
+    covered, differing = paired("unequal", 100, (0.06, 0.02), 0.5, 100)
+    assert covered >= 0.9
+    covered, differing = paired("unequal", 100, (0.1, 0.1), 0.5, 100)
+    assert covered >= 0.9
+    assert differing <= 0.1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("correlation", [0.0, 0.1, 0.5])
+@pytest.mark.parametrize("shares", [(0.1, 0.1), (0.02, 0.02), (0.06, 0.02), (0.2, 0.1)])
+@pytest.mark.parametrize("num_groups", [11, 20, 100, 500])
+@pytest.mark.parametrize("kind", ["single", "equal", "unequal"])
+def test_difference(kind: Sizes, num_groups: int, shares: tuple[float, float], correlation: float) -> None:
+    covered, differing = paired(kind, num_groups, shares, correlation, 400)
+    assert covered >= 0.9
+    if shares[0] == shares[1]:
+        assert differing <= 0.07  # 400 draws: two standard errors are .02
+
+
+def world_of_classes(rng: np.random.Generator, prior: NDArray[np.float64]) -> tuple[NDArray[np.float64], float]:
+    """Probability of each prediction for each class, ``(C, C)``, and the macro F1 of endless samples."""
+    num_classes = len(prior)
+    recall = np.clip(rng.beta(8, 1.5, num_classes), 0.2, 1)
+    mistaken_for = rng.dirichlet(np.full(num_classes, 0.05), num_classes)
+    np.fill_diagonal(mistaken_for, 0)
+    mistaken_for /= mistaken_for.sum(axis=1, keepdims=True)
+    chances = np.diag(recall) + (1 - recall)[:, None] * mistaken_for
+    joint = prior[:, None] * chances
+    return chances, float((2 * np.diag(joint) / (joint.sum(axis=0) + joint.sum(axis=1))).mean())
+
+
+def macro_f1_coverage(num_classes: int, objects: int, views: int, *, tail: bool, trials: int) -> tuple[float, float]:
+    """Coverage, and the mean share of classes that are reported as having few groups."""
+    rng = np.random.default_rng(0)
+    prior = 1 / (np.arange(num_classes) + 1.0) if tail else np.ones(num_classes)
+    prior /= prior.sum()
+    covered, small = 0, 0.0
+    for trial in range(trials):
+        if trial % 10 == 0:
+            chances, truth = world_of_classes(rng, prior)
+            edges = chances.cumsum(axis=1)
+        own = rng.choice(num_classes, objects, p=prior) if tail else np.arange(objects) % num_classes
+        groups = np.repeat(np.arange(objects), views)
+        targets = own[groups]
+        of_object = (rng.random(objects)[:, None] > edges[own]).sum(axis=1)[groups]
+        of_image = (rng.random(len(groups))[:, None] > edges[targets]).sum(axis=1)
+        alike = rng.random(len(groups)) < (0.5 if views > 1 else 0)
+        predicted = np.minimum(np.where(alike, of_object, of_image), num_classes - 1)
+        low, high = group_interval(f1_statistic(targets, predicted), groups, 400)
+        covered += low <= truth <= high
+        few, occurring = small_classes(targets, groups)
+        small += few / occurring
+    return covered / trials, small / trials
+
+
+def test_macro_f1_of_many_small_classes() -> None:
+    # Percentiles of the bootstrap cover .79 to .94 here.
+    covered, small = macro_f1_coverage(102, 510, 2, tail=False, trials=40)
+    assert covered >= 0.87
+    assert small == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("num_classes", "objects", "views"), [(102, 1_020, 1), (102, 510, 2), (102, 510, 1), (10, 200, 1), (10, 2_000, 1)]
+)
+def test_macro_f1(num_classes: int, objects: int, views: int) -> None:
+    covered, small = macro_f1_coverage(num_classes, objects, views, tail=False, trials=300)
+    assert covered >= 0.9
+    assert small == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("objects", "views"), [(1_000, 1), (2_000, 1), (1_000, 5)])
+def test_macro_f1_of_a_long_tail_is_reported_as_too_narrow(objects: int, views: int) -> None:
+    covered, small = macro_f1_coverage(102, objects, views, tail=True, trials=100)
+    assert covered < 0.9
+    assert small > 0.2
+
+
+def calibration_coverage(kind: Sizes, num_groups: int, correlation: float, shift: float, trials: int) -> float:
+    """Coverage of the calibration error of a model whose confidences are ``shift`` too high."""
+    groups = groups_of(kind, num_groups)
+
+    def confidences(rng: np.random.Generator, groups: NDArray[np.int64]) -> NDArray[np.float64]:
+        own = rng.beta(4, 1.2, groups.max() + 1)
+        found: NDArray[np.float64] = np.clip(own[groups] + rng.normal(0, 0.05, len(groups)), 0.2, 0.999)
+        return found
+
+    endless = confidences(np.random.default_rng(1), np.arange(100_000))
+    gap = np.clip(endless - shift, 0, 1) - endless
+    place = np.clip(np.ceil(endless * 15).astype(int) - 1, 0, 14)
+    truth = np.abs(np.bincount(place, weights=gap)).sum() / len(endless)
+
+    def interval(rng: np.random.Generator) -> tuple[float, float]:
+        confidence = confidences(rng, groups)
+        shared, own = rng.normal(size=num_groups)[groups], rng.normal(size=len(groups))
+        chance = ndtr(math.sqrt(correlation) * shared + math.sqrt(1 - correlation) * own)
+        return calibration_error(confidence, chance < confidence - shift, groups, n_resamples=300).interval
+
+    return coverage(interval, float(truth), trials)
+
+
+# Chance that ignores groups leaves out 0 in a fifth to a half of these samples.
+@pytest.mark.parametrize("kind", ["equal", "unequal"])
+def test_perfect_calibration_in_groups(kind: Sizes) -> None:
+    assert calibration_coverage(kind, 100, 0.5, 0.0, 60) >= 0.9
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shift", [0.0, 0.05, 0.15])
+@pytest.mark.parametrize("correlation", [0.1, 0.5, 0.9])
+@pytest.mark.parametrize("num_groups", [20, 100, 500])
+@pytest.mark.parametrize("kind", ["single", "equal", "unequal"])
+def test_calibration(kind: Sizes, num_groups: int, correlation: float, shift: float) -> None:
+    assert calibration_coverage(kind, num_groups, correlation, shift, 200) >= 0.86
