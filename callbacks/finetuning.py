@@ -1,4 +1,4 @@
-"""Transfer learning in two phases: first the heads on a frozen backbone, then everything.
+"""Transfer learning in phases, such as first the heads on a frozen backbone, then everything.
 
 Everything here is a pure function of the epoch, nothing is remembered, so a resumed run is exact in either phase.
 (Lightning's ``BaseFinetuning`` remembers, and freezes again what was unfrozen: Lightning #21901.)
@@ -6,6 +6,7 @@ Everything here is a pure function of the epoch, nothing is remembered, so a res
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -13,27 +14,35 @@ from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from torch.nn.parallel import DistributedDataParallel
 
 from lightning_modules.base import VisionTask
-from lightning_modules.optim import TrainingPhase
+from lightning_modules.optim import Part, TrainingPhase, current_phase
+from lightning_modules.options import FinetuningPhase, checked
 from vitrail.errors import UserError
 from vitrail.runs import Run
 
 
 class BackboneUnfreezing(Callback):
-    """Trains the heads alone first, then the whole network, each phase with a cosine of its own.
+    """Trains in phases: by default the heads alone first, then the whole network, each with a cosine of its own.
 
-    In phase one the backbone is frozen whole, its BatchNorm statistics included. The phases replace the task's own
-    ``lr`` and ``schedule``. The optimizer holds all parameters from the beginning and its groups never change.
+    Where the backbone is frozen its BatchNorm statistics are, too. The phases replace the task's own ``lr`` and
+    ``schedule``. The optimizer holds all parameters from the beginning and its groups never change.
 
     Args:
         unfreeze_epoch: first epoch of phase two, counted from 0.
-        lr: highest learning rate of the heads in phase one.
-        backbone_lr: highest learning rate of the backbone in phase two.
-        head_lr: highest learning rate of the heads in phase two.
-        min_lr: where both cosines end.
+        lr: peak learning rate of the heads in phase one.
+        backbone_lr: peak learning rate of the backbone in phase two.
+        head_lr: peak learning rate of the heads in phase two.
+        min_lr: where the cosines end.
         warmup_epochs: linear warm-up at the beginning of each phase, in epochs, may be a fraction.
-        fixed_batchnorm: in phase two too, normalise by the statistics that came with the pretrained weights. For small
-            batches, and for weights whose BatchNorm was folded or rebuilt, so that the batch's own statistics are far
-            from those that the network was trained with.
+        fixed_batchnorm: where the backbone is trained, too, normalise by the statistics that came with the pretrained
+            weights. For small batches, and for weights whose BatchNorm was folded or rebuilt, so that the batch's own
+            statistics are far from those that the network was trained with.
+        phases: any number of phases, instead of ``unfreeze_epoch`` and the three learning rates.
+
+    Example:
+        >>> two = BackboneUnfreezing(5, lr=3e-3, backbone_lr=1e-4, head_lr=5e-4)
+        >>> same = BackboneUnfreezing(
+        ...     phases=[FinetuningPhase(3e-3, epochs=5), FinetuningPhase(head_lr=5e-4, backbone_lr=1e-4)]
+        ... )
 
     Raises:
         UserError: if a value is out of range.
@@ -41,23 +50,23 @@ class BackboneUnfreezing(Callback):
 
     def __init__(
         self,
-        unfreeze_epoch: int,
+        unfreeze_epoch: int | None = None,
         *,
-        lr: float,
-        backbone_lr: float,
-        head_lr: float,
+        lr: float | None = None,
+        backbone_lr: float | None = None,
+        head_lr: float | None = None,
         min_lr: float = 1e-6,
         warmup_epochs: float = 0.0,
         fixed_batchnorm: bool = False,
+        phases: list[FinetuningPhase] | None = None,
     ) -> None:
-        if unfreeze_epoch < 1:
-            raise UserError(f"BackboneUnfreezing.unfreeze_epoch: must be at least 1, got {unfreeze_epoch}")
-        self.unfreeze_epoch = unfreeze_epoch
+        two = {"unfreeze_epoch": unfreeze_epoch, "lr": lr, "backbone_lr": backbone_lr, "head_lr": head_lr}
+        if phases is None:
+            phases = _two_phases(two)
+        elif given := [name for name, value in two.items() if value is not None]:
+            raise UserError(f"BackboneUnfreezing.{given[0]}: does not go with phases; leave one of them out")
         self.fixed_batchnorm = fixed_batchnorm
-        self._phases = [
-            TrainingPhase(0, {"backbone": 0.0, "head": lr}, "cosine", warmup_epochs, min_lr),
-            TrainingPhase(unfreeze_epoch, {"backbone": backbone_lr, "head": head_lr}, "cosine", warmup_epochs, min_lr),
-        ]
+        self._phases = _training_phases(phases, min_lr, warmup_epochs)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Replace the task's phases, before the optimizer is made.
@@ -73,12 +82,12 @@ class BackboneUnfreezing(Callback):
                 f"trainer.strategy: BackboneUnfreezing knows one device and ddp, not "
                 f"{type(trainer.strategy).__name__}; set strategy: ddp"
             )
-        max_epochs = trainer.max_epochs
-        too_short = max_epochs is not None and 0 <= max_epochs <= self.unfreeze_epoch
+        max_epochs, last = trainer.max_epochs, self._phases[-1].first_epoch
+        too_short = max_epochs is not None and 0 <= max_epochs <= last
         if too_short and not getattr(trainer, "fast_dev_run", False):
             raise UserError(
-                f"BackboneUnfreezing.unfreeze_epoch: phase two would begin at epoch {self.unfreeze_epoch}, but "
-                f"training ends after {max_epochs} epochs; raise trainer.max_epochs or lower unfreeze_epoch"
+                f"BackboneUnfreezing: phase {len(self._phases)} would begin at epoch {last}, but training ends after "
+                f"{max_epochs} epochs; raise trainer.max_epochs or shorten the phases before it (unfreeze_epoch)"
             )
         task.phases = list(self._phases)
         # DDP takes care only of what has gradients while it wraps the model, which comes next: see _freeze.
@@ -106,7 +115,7 @@ class BackboneUnfreezing(Callback):
         self._freeze(trainer, pl_module)
 
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Average the heads' gradients over the processes in phase one, when DDP stands aside."""
+        """Average the heads' gradients over the processes where the backbone is frozen, when DDP stands aside."""
         if trainer.world_size == 1 or not _two_part_task(pl_module).backbone_frozen:
             return
         for parameter in pl_module.parameters():
@@ -114,21 +123,53 @@ class BackboneUnfreezing(Callback):
                 trainer.strategy.reduce(parameter.grad, reduce_op="mean")
 
     def _freeze(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Freeze in phase one, unfreeze in phase two.
+        """Freeze or unfreeze as the phase of the epoch says.
 
         DDP watches the parameters that require gradients at the moment when it wraps the model. A backbone that is
-        frozen by then is never synchronised later: the processes would silently drift apart in phase two. So the
-        model is wrapped unfrozen, and in phase one DDP, which would wait for the backbone's gradients forever, does
-        not synchronise at all: ``on_after_backward`` does it for the heads.
+        frozen by then is never synchronised later: the processes would silently drift apart when it is trained. So the
+        model is wrapped unfrozen, and while it is frozen DDP, which would wait for the backbone's gradients forever,
+        does not synchronise at all: ``on_after_backward`` does it for the heads.
         """
         task = _two_part_task(pl_module)
-        frozen = trainer.current_epoch < self.unfreeze_epoch
+        frozen = self._phases[current_phase(self._phases, trainer.current_epoch)].lr["backbone"] == 0
         if frozen and not task.backbone_frozen:
             task.freeze_backbone()
         if not frozen and task.backbone_frozen:
             task.unfreeze_backbone()
         if isinstance(trainer.strategy.model, DistributedDataParallel):
             trainer.strategy.model.require_backward_grad_sync = not frozen
+
+
+def _two_phases(given: Mapping[str, float | None]) -> list[FinetuningPhase]:
+    if missing := [name for name, value in given.items() if value is None]:
+        raise UserError(f"BackboneUnfreezing.{missing[0]}: is missing; give it, or phases")
+    values = {name: value for name, value in given.items() if value is not None}
+    if values["unfreeze_epoch"] < 1:
+        raise UserError(f"BackboneUnfreezing.unfreeze_epoch: must be at least 1, got {values['unfreeze_epoch']}")
+    return [
+        FinetuningPhase(values["lr"], epochs=int(values["unfreeze_epoch"])),
+        FinetuningPhase(values["head_lr"], values["backbone_lr"]),
+    ]
+
+
+def _training_phases(phases: Sequence[FinetuningPhase], min_lr: float, warmup_epochs: float) -> list[TrainingPhase]:
+    found: list[TrainingPhase] = []
+    first_epoch = 0
+    for number, entry in enumerate(phases):
+        key = f"BackboneUnfreezing.phases[{number}]"
+        phase = checked(FinetuningPhase, entry, key)
+        last = number == len(phases) - 1
+        if last != (phase.epochs is None):
+            fix = "the last phase lasts until training ends; leave it out" if last else "all but the last phase need it"
+            raise UserError(f"{key}.epochs: {fix}")
+        lr: dict[Part, float] = {"backbone": phase.backbone_lr, "head": phase.head_lr}
+        warmup = warmup_epochs if phase.warmup_epochs is None else phase.warmup_epochs
+        end = min_lr if phase.min_lr is None else phase.min_lr
+        found.append(TrainingPhase(first_epoch, lr, phase.schedule, warmup, end))
+        first_epoch += phase.epochs or 0
+    if not found:
+        raise UserError("BackboneUnfreezing.phases: there is none; give at least one")
+    return found
 
 
 def _two_part_task(pl_module: LightningModule) -> VisionTask:

@@ -23,15 +23,17 @@ from lightning_modules.encoders.weights import WeightsOrigin, misfits, report_or
 from lightning_modules.metrics import epoch_sums, restore_epoch_sums
 from lightning_modules.optim import (
     TrainingPhase,
-    adamw,
+    check_optimizer,
     is_frozen,
+    make_optimizer,
+    monitored_value,
     parameter_groups,
     report_scaling,
     seed_step,
     set_learning_rates,
     step_seed,
 )
-from lightning_modules.options import OptimOptions, ScheduleName, checked
+from lightning_modules.options import OptimizerOptions, OptimOptions, ScheduleName, checked
 from lightning_modules.precision import Conversion, check_half_precision, keep_small_steps
 from vitrail.errors import UserError
 from vitrail.types import UNKNOWN, Batch, InputOptions, Outputs, TaskKind, batch_targets, kind_of
@@ -48,9 +50,9 @@ class VisionTask(LightningModule, ABC):
 
     Args:
         lr: peak learning rate of the heads, and of the backbone unless ``optim_options.backbone_lr`` is given.
-        weight_decay: weight decay of AdamW; not applied to biases and norms.
+        weight_decay: weight decay; not applied to biases and norms.
         schedule: learning-rate schedule.
-        optim_options: further settings of the optimizer.
+        optim_options: the optimizer and further settings of it.
 
     Attributes:
         phases: training phases with their learning rates; a callback may replace them before the first step.
@@ -74,6 +76,9 @@ class VisionTask(LightningModule, ABC):
         if options.lr_base_batch is not None and options.lr_scaling == "none":
             raise UserError("optim_options.lr_base_batch: does nothing without lr_scaling; set it to linear or sqrt")
         self.phases = [TrainingPhase.of(lr, schedule, options)]
+        if options.optimizer != OptimizerOptions():
+            check_optimizer(options)
+        self._monitored: list[tuple[int, float]] = []
         self._frozen: list[nn.Parameter] = []
         self._batchnorm_fixed = False
         self._restored = False
@@ -217,15 +222,16 @@ class VisionTask(LightningModule, ABC):
         self.log_epoch("train")
 
     def on_validation_epoch_end(self) -> None:
-        """Log the averages and scores of the epoch."""
+        """Log the averages and scores of the epoch, and note what the schedule ``plateau`` waits for."""
         self.log_epoch("val")
+        self._monitored += monitored_value(self.trainer, self.phases)
 
     def on_test_epoch_end(self) -> None:
         """Log the averages and scores of the epoch."""
         self.log_epoch("test")
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """AdamW over all parameters, also those that are frozen at first."""
+        """The optimizer over all parameters, also those that are frozen at first."""
         groups = parameter_groups(
             self,
             self.backbones,
@@ -236,11 +242,11 @@ class VisionTask(LightningModule, ABC):
             logit_scale_lr=self.logit_scale_lr,
         )
         precision = "32-true" if self._trainer is None else str(self.trainer.precision)
-        return adamw(groups, self.phases[0], self.optim_options, precision)
+        return make_optimizer(groups, self.phases[0], self.optim_options, precision)
 
     def set_learning_rates(self) -> None:
         """Set the learning rate of each parameter group for the next step."""
-        set_learning_rates(self.trainer, self.phases, self.optim_options)
+        set_learning_rates(self.trainer, self.phases, self.optim_options, self._monitored)
 
     def setup(self, stage: str) -> None:
         """Refuse unsupported strategies, and convert BatchNorm for ``sync_batchnorm``."""
@@ -372,6 +378,7 @@ class VisionTask(LightningModule, ABC):
         hyper_parameters.setdefault("_class_path", f"{type(self).__module__}.{type(self).__qualname__}")
         checkpoint["input_options"] = dict(self.input_options)
         checkpoint["pretrained"] = [dict(origin) for origin in self.origins]
+        checkpoint["monitored"] = list(self._monitored)
         # Tools that average weights have no trainer.
         reduce = self.trainer.strategy.reduce if self._trainer is not None else None
         checkpoint["epoch_sums"] = epoch_sums(
@@ -387,6 +394,7 @@ class VisionTask(LightningModule, ABC):
             adopt_range(checkpoint.get("input_options", {}).get("value_range", "auto"))
         self._epoch_sums = checkpoint.get("epoch_sums", {})
         self._origins = list(checkpoint.get("pretrained", []))
+        self._monitored = [(int(step), float(value)) for step, value in checkpoint.get("monitored", [])]
 
     def misfits(self, state_dict: Mapping[str, Any]) -> str:
         """Describe weights that are missing, unexpected or of another shape; empty if all fit."""

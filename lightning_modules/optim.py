@@ -1,4 +1,4 @@
-"""AdamW, its parameter groups, and learning rates as a pure function of the step.
+"""Optimizers, their parameter groups, and learning rates as a pure function of the step.
 
 Unlike torch's schedulers, which have the same formulas, they have no state that could be restored wrongly (as by
 Lightning #20550), and a callback may replace the phases without touching the optimizer.
@@ -6,12 +6,13 @@ Lightning #20550), and a callback may replace the phases without touching the op
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import math
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, Self, cast, get_args
 
 import torch
@@ -20,7 +21,7 @@ from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 
-from lightning_modules.options import OptimOptions, ScheduleName
+from lightning_modules.options import OptimizerOptions, OptimOptions, PlateauOptions, ScheduleName
 from vitrail.errors import UserError
 
 Part = Literal["backbone", "head"]
@@ -38,36 +39,69 @@ def lr_factor(
     total_steps: float,
     *,
     warmup_steps: int = 0,
+    cooldown_steps: int = 0,
     min_factor: float = 0.0,
     drop_steps: int = 1,
     gamma: float = 0.1,
+    power: float = 1.0,
+    drops: int = 0,
 ) -> float:
     """Learning rate at a step as a fraction of the peak.
 
     Args:
-        schedule: ``constant``; ``cosine`` (Loshchilov and Hutter, SGDR, 2017, without restarts); ``step``, a drop by
-            ``gamma`` every ``drop_steps``; ``onecycle`` (Smith and Topin, Super-Convergence, 2018, without momentum).
+        schedule: ``constant``; ``cosine`` (Loshchilov and Hutter, SGDR, 2017, without restarts); ``polynomial``, linear
+            with a power of 1; ``exponential``, by ``gamma`` in ``drop_steps``; ``step``, a drop by ``gamma`` every
+            ``drop_steps``; ``onecycle`` (Smith and Topin, Super-Convergence, 2018, without momentum); ``plateau``, a
+            drop by ``gamma`` wherever a metric stopped improving.
         step: optimizer steps since the phase began.
         total_steps: optimizer steps of the phase, may be infinite.
         warmup_steps: steps of linear warm-up from ``1 / (warmup_steps + 1)``; with ``onecycle`` those of its rise.
-        min_factor: final factor of ``cosine``.
-        drop_steps: steps between two drops of ``step``.
-        gamma: factor of a drop of ``step``.
+        cooldown_steps: last steps of the phase, with ``min_factor``; the schedule ends before them.
+        min_factor: final factor of ``cosine`` and ``polynomial``, smallest one of ``exponential`` and ``plateau``.
+        drop_steps: steps between two drops of ``step``, and in which ``exponential`` falls by ``gamma``.
+        gamma: factor of a drop.
+        power: exponent of ``polynomial``.
+        drops: drops of ``plateau`` until now, see ``plateau_drops``.
 
     Returns:
         A factor in [0, 1].
     """
+    if cooldown_steps:
+        total_steps -= cooldown_steps
+        if step >= total_steps:
+            return min_factor
     step = min(step, int(total_steps)) if math.isfinite(total_steps) else step
     if schedule == "onecycle":
         return _onecycle_factor(step, total_steps, warmup_steps)
     if step < warmup_steps:
         return (step + 1) / (warmup_steps + 1)
+    after = step - warmup_steps
+    progress = after / max(total_steps - warmup_steps, 1)
     if schedule == "cosine":
-        progress = (step - warmup_steps) / max(total_steps - warmup_steps, 1)
-        return min_factor + (1 - min_factor) * (1 + math.cos(math.pi * progress)) / 2
-    if schedule == "step":
-        return float(gamma ** ((step - warmup_steps) // drop_steps))
-    return 1.0
+        factor = min_factor + (1 - min_factor) * (1 + math.cos(math.pi * progress)) / 2
+    elif schedule == "polynomial":
+        factor = min_factor + (1 - min_factor) * max(1 - progress, 0.0) ** power
+    elif schedule == "exponential":
+        factor = max(gamma ** (after / drop_steps), min_factor)
+    elif schedule == "plateau":
+        factor = max(gamma**drops, min_factor)
+    else:
+        factor = gamma ** (after // drop_steps) if schedule == "step" else 1.0
+    return factor
+
+
+def plateau_drops(values: Sequence[float], options: PlateauOptions) -> int:
+    """How often a metric has gone without a new best value for more than ``patience`` validations in a row.
+
+    As torch's ``ReduceLROnPlateau`` with a threshold of 0, but a function of all values until now. NaN is never best.
+    """
+    best, waited, drops = math.inf, 0, 0
+    for value in values:
+        loss = value if options.mode == "min" else -value
+        best, waited = (loss, 0) if loss < best else (best, waited + 1)
+        if waited > options.patience:
+            drops, waited = drops + 1, 0
+    return drops
 
 
 def _onecycle_factor(step: int, total_steps: float, warmup_steps: int) -> float:
@@ -93,9 +127,12 @@ class TrainingPhase:
         lr: peak learning rate of each part; 0 for a frozen part.
         schedule: learning-rate schedule within the phase.
         warmup_epochs: epochs of linear warm-up, may be a fraction.
-        min_lr: final learning rate of ``cosine``.
-        step_size: epochs between the drops of ``step``.
-        gamma: factor of each drop of ``step``.
+        min_lr: final learning rate; see ``OptimOptions``, as for those below.
+        step_size: epochs between two drops.
+        gamma: factor of a drop.
+        cooldown_epochs: last epochs of the phase, with the learning rate ``min_lr``.
+        power: exponent of ``polynomial``.
+        plateau: what ``plateau`` waits for.
 
     Raises:
         UserError: if a value is out of range.
@@ -108,6 +145,9 @@ class TrainingPhase:
     min_lr: float = 0.0
     step_size: int = 10
     gamma: float = 0.1
+    cooldown_epochs: float = 0.0
+    power: float = 1.0
+    plateau: PlateauOptions = field(default_factory=PlateauOptions)
 
     def __post_init__(self) -> None:
         if self.schedule not in get_args(ScheduleName):
@@ -115,12 +155,17 @@ class TrainingPhase:
         if set(self.lr) != set(get_args(Part)):
             raise UserError(f"lr: needs a value for each of {', '.join(get_args(Part))}; got {sorted(self.lr)}")
         values = {"first_epoch": self.first_epoch, "warmup_epochs": self.warmup_epochs, "min_lr": self.min_lr}
+        values |= {"cooldown_epochs": self.cooldown_epochs}
         values |= {f"lr of the {part}": lr for part, lr in self.lr.items()}
         for name, value in values.items():
             if not (math.isfinite(value) and value >= 0):
                 raise UserError(f"{name}: must be a number that is not negative; got {value}")
         if self.step_size < 1 or not 0 < self.gamma <= 1:
             raise UserError(f"step_size, gamma: need at least 1 epoch and (0, 1]; got {self.step_size}, {self.gamma}")
+        if self.cooldown_epochs and not self.min_lr:
+            raise UserError("cooldown_epochs: nothing would be trained in them, because min_lr is 0; set min_lr")
+        if not self.plateau.monitor.startswith("val/"):
+            raise UserError(f"plateau.monitor: must be a metric of the validation, val/…; got {self.plateau.monitor!r}")
 
     @classmethod
     def of(cls, lr: float, schedule: ScheduleName, options: OptimOptions) -> Self:
@@ -133,6 +178,9 @@ class TrainingPhase:
             min_lr=options.min_lr,
             step_size=options.step_size,
             gamma=options.gamma,
+            cooldown_epochs=options.cooldown_epochs,
+            power=options.power,
+            plateau=options.plateau,
         )
 
 
@@ -151,6 +199,7 @@ def learning_rate(
     steps_per_epoch: int,
     total_steps: float,
     own_lr: float | None = None,
+    monitored: Sequence[tuple[int, float]] = (),
 ) -> float:
     """Learning rate of a part of the model, before layer-wise scaling.
 
@@ -161,6 +210,7 @@ def learning_rate(
         steps_per_epoch: optimizer steps per epoch.
         total_steps: optimizer steps of the whole training, may be infinite.
         own_lr: peak learning rate instead of the part's.
+        monitored: steps that were done at each validation, and the value of the metric that ``plateau`` waits for.
     """
     index = current_phase(phases, step // steps_per_epoch)
     phase = phases[index]
@@ -168,8 +218,9 @@ def learning_rate(
     end = total_steps
     if index + 1 < len(phases):
         end = min(phases[index + 1].first_epoch * steps_per_epoch, total_steps)
-    if math.isinf(end) and phase.schedule in {"cosine", "onecycle"}:
-        raise UserError(f"schedule: {phase.schedule!r} needs an end; set trainer.max_epochs or trainer.max_steps")
+    if math.isinf(end) and (phase.schedule in {"cosine", "polynomial", "onecycle"} or phase.cooldown_epochs):
+        what = "cooldown_epochs" if phase.cooldown_epochs else repr(phase.schedule)
+        raise UserError(f"schedule: {what} needs an end; set trainer.max_epochs or trainer.max_steps")
     highest = phase.lr[part] if own_lr is None else own_lr
     if highest == 0:
         return 0.0
@@ -181,16 +232,43 @@ def learning_rate(
         min_factor=min(phase.min_lr / highest, 1.0),
         drop_steps=phase.step_size * steps_per_epoch,
         gamma=phase.gamma,
+        cooldown_steps=round(phase.cooldown_epochs * steps_per_epoch),
+        power=phase.power,
+        # The last validation of the phase before this one is at its first step.
+        drops=plateau_drops([value for done, value in monitored if done > begin], phase.plateau)
+        if phase.schedule == "plateau"
+        else 0,
     )
 
 
-def set_learning_rates(trainer: Trainer, phases: Sequence[TrainingPhase], options: OptimOptions) -> None:
-    """Set the learning rate of each parameter group for the next step."""
+def set_learning_rates(
+    trainer: Trainer,
+    phases: Sequence[TrainingPhase],
+    options: OptimOptions,
+    monitored: Sequence[tuple[int, float]] = (),
+) -> None:
+    """Set the learning rate of each parameter group for the next step; see ``learning_rate``."""
     step, steps_per_epoch, total_steps = _progress(trainer)
     factor = scaling_factor(options, _samples_of_step(trainer))
     for group in trainer.optimizers[0].param_groups:
-        lr = learning_rate(phases, group["part"], step, steps_per_epoch, total_steps, group.get("own_lr"))
+        lr = learning_rate(phases, group["part"], step, steps_per_epoch, total_steps, group.get("own_lr"), monitored)
         group["lr"] = lr * group["lr_scale"] * factor
+
+
+def monitored_value(trainer: Trainer, phases: Sequence[TrainingPhase]) -> list[tuple[int, float]]:
+    """Steps done and value of the metric that ``plateau`` waits for, at a validation; empty with other schedules.
+
+    Raises:
+        UserError: there is no such metric.
+    """
+    phase = phases[current_phase(phases, trainer.current_epoch)]
+    if phase.schedule != "plateau" or trainer.sanity_checking or trainer.state.fn != "fit":
+        return []
+    metrics = trainer.callback_metrics
+    if (value := metrics.get(phase.plateau.monitor)) is None:
+        known = ", ".join(sorted(name for name in metrics if name.startswith("val/")))
+        raise UserError(f"plateau.monitor: there is no {phase.plateau.monitor!r}; must be one of {known}")
+    return [(_progress(trainer)[0], float(value))]
 
 
 def steps_of_training(
@@ -281,19 +359,67 @@ def seed_step(device: torch.device, seed: int) -> None:
         torch.get_device_module(device).manual_seed(seed)
 
 
-def adamw(
+def make_optimizer(
     groups: list[dict[str, Any]], phase: TrainingPhase, options: OptimOptions, precision: str = "32-true"
-) -> torch.optim.AdamW:
-    """AdamW (Loshchilov and Hutter, 2019) over ``parameter_groups`` with the learning rates of a phase.
+) -> torch.optim.Optimizer:
+    """Optimizer over ``parameter_groups`` with the learning rates of a phase.
 
-    It is fused on CPUs. On GPUs torch's default is as fast, and in mixed precision Lightning cannot clip the gradients
-    of fused optimizers.
+    AdamW is torch's. It is fused on CPUs; on GPUs torch's default is as fast, and in mixed precision Lightning cannot
+    clip the gradients of fused optimizers. All others are made by timm's factory.
+
+    Raises:
+        UserError: the optimizer does not exist, or has no such options.
     """
+    chosen = options.optimizer
     for group in groups:
         group["lr"] = group.get("own_lr", phase.lr[group["part"]]) * group["lr_scale"]
+    if chosen.name != "adamw":
+        return _optimizer_of_timm(groups, options)
     on_cpu = all(parameter.device.type == "cpu" for group in groups for parameter in group["params"])
-    fused = on_cpu and "mixed" not in precision
-    return torch.optim.AdamW(groups, betas=options.betas, eps=options.eps, fused=fused)
+    settings: dict[str, Any] = {"fused": on_cpu and "mixed" not in precision, **_arguments(chosen)}
+    try:
+        return torch.optim.AdamW(groups, betas=options.betas, eps=options.eps, **settings)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise _refused(chosen, error) from error
+
+
+def check_optimizer(options: OptimOptions) -> None:
+    """Refuse an optimizer that does not exist, or options that it does not have, before there is a network."""
+    group = {"params": [nn.Parameter(torch.zeros(4, 4))], "weight_decay": 0.0, "part": "head", "lr_scale": 1.0}
+    make_optimizer([group], TrainingPhase(0, {"backbone": 1e-3, "head": 1e-3}), options)
+
+
+def _optimizer_of_timm(groups: list[dict[str, Any]], options: OptimOptions) -> torch.optim.Optimizer:
+    from timm.optim import create_optimizer_v2, get_optimizer_info, list_optimizers
+
+    chosen = options.optimizer
+    for name in ("betas", "eps"):
+        if getattr(options, name) != getattr(OptimOptions(), name):
+            raise UserError(
+                f"optim_options.{name}: is for adamw; set optimizer.options: {{{name}: …}} of {chosen.name}"
+            )
+    base = chosen.name.rpartition("_")[2] if chosen.name.startswith("lookahead_") else chosen.name
+    if base not in list_optimizers():
+        near = difflib.get_close_matches(base, list_optimizers(), n=3) or ["adamw", "sgd", "lamb", "lion", "muon"]
+        raise UserError(f"optim_options.optimizer.name: no {chosen.name!r} in timm; such as {', '.join(near)}")
+    if get_optimizer_info(base).second_order:
+        raise UserError(f"optim_options.optimizer.name: {base} needs second derivatives, which no step here computes")
+    if "muon" in base:
+        # Output layers, and whatever is no matrix (timm sees to that), are trained by its AdamW (Jordan et al., 2024).
+        groups = [{**group, "use_fallback": group["part"] == "head"} for group in groups]
+    try:
+        return create_optimizer_v2(groups, opt=chosen.name, lr=groups[0]["lr"], weight_decay=0.0, **_arguments(chosen))
+    except (TypeError, ValueError, AssertionError, ImportError, RuntimeError) as error:
+        raise _refused(chosen, error) from error
+
+
+def _arguments(chosen: OptimizerOptions) -> dict[str, Any]:
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in chosen.options.items()}
+
+
+def _refused(chosen: OptimizerOptions, error: Exception) -> UserError:
+    reason = " ".join(str(error).split()).replace(f"{type(error).__name__}: ", "")
+    return UserError(f"optim_options.optimizer: {chosen.name} with {chosen.options} is impossible: {reason}")
 
 
 def parameter_groups(

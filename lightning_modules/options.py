@@ -21,7 +21,7 @@ Positive = Annotated[float, Gt(0)]
 Rate = Annotated[float, Ge(0), Lt(1)]
 Factor = Annotated[float, Gt(0), Le(1)]
 
-ScheduleName = Literal["constant", "cosine", "step", "onecycle"]
+ScheduleName = Literal["constant", "cosine", "polynomial", "exponential", "step", "onecycle", "plateau"]
 LrScaling = Literal["none", "linear", "sqrt"]
 PoolingRule = Literal["cls", "eos", "mean"]
 Pooling = Literal["auto", "cls", "eos", "mean"]
@@ -36,33 +36,93 @@ Freeze = Literal["none", "text_only", "vision_only", "early_layers", "towers"]
 
 
 @dataclass(frozen=True)
-class OptimOptions:
-    """Further settings of AdamW and its schedule.
+class OptimizerOptions:
+    """The optimizer; its parameter groups are the same for all.
 
     Attributes:
-        betas: betas of AdamW.
-        eps: epsilon of AdamW.
+        name: ``adamw`` (Loshchilov and Hutter, ICLR 2019), or another one of timm's: ``sgd`` (with Nesterov momentum),
+            ``lamb`` (You et al., ICLR 2020), ``lion`` (Chen et al., NeurIPS 2023), ``muon`` (Jordan et al., 2024),
+            ``adan``, ``nadamw``, ``madgrad`` and so on; ``lookahead_NAME`` for Lookahead (Zhang et al., NeurIPS 2019).
+        options: further arguments of the optimizer, such as ``{momentum: 0.9}``; its own defaults otherwise.
+    """
+
+    name: str = "adamw"
+    options: dict[str, bool | int | float | str | list[float]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class PlateauOptions:
+    """When the schedule ``plateau`` lowers the learning rate.
+
+    Attributes:
+        monitor: a validation metric.
+        mode: whether a lower (``min``) or a higher value (``max``) is better.
+        patience: validations in a row that may pass without a new best value.
+    """
+
+    monitor: str = "val/loss"
+    mode: Literal["min", "max"] = "min"
+    patience: Annotated[int, Ge(0)] = 5
+
+
+@dataclass(frozen=True)
+class FinetuningPhase:
+    """A phase of training.
+
+    Attributes:
+        head_lr: peak learning rate of the heads.
+        backbone_lr: peak learning rate of the backbone; with 0 it is frozen, BatchNorm's statistics included.
+        epochs: length; the last phase, which has none, lasts until training ends.
+        schedule: learning-rate schedule within the phase.
+        min_lr: final learning rate, by default that of the callback.
+        warmup_epochs: epochs of linear warm-up, by default those of the callback.
+    """
+
+    head_lr: NonNegative
+    backbone_lr: NonNegative = 0.0
+    epochs: Count | None = None
+    schedule: ScheduleName = "cosine"
+    min_lr: NonNegative | None = None
+    warmup_epochs: NonNegative | None = None
+
+
+@dataclass(frozen=True)
+class OptimOptions:
+    """The optimizer, and further settings of its schedule.
+
+    Attributes:
+        optimizer: which optimizer, by default AdamW.
+        betas: betas of AdamW; those of other optimizers are in ``optimizer.options``.
+        eps: epsilon of AdamW, likewise.
         backbone_lr: peak learning rate of the backbone, by default that of the heads.
         layer_decay: factor of the learning rate from each layer to the one below it.
         warmup_epochs: epochs of linear warm-up, may be a fraction. With ``onecycle`` the length of its rise, by default
             30 % of the run.
-        min_lr: final learning rate of ``cosine``.
-        step_size: epochs between the drops of ``step``.
-        gamma: factor of each drop of ``step``.
+        cooldown_epochs: last epochs of the run, with the learning rate ``min_lr``; may be a fraction.
+        min_lr: final learning rate of ``cosine`` and ``polynomial``, smallest one of ``exponential`` and ``plateau``,
+            and that of the cooldown.
+        step_size: epochs between the drops of ``step``, and in which ``exponential`` falls by ``gamma``.
+        gamma: factor of each drop of ``step`` and ``plateau``, and of ``exponential`` in ``step_size`` epochs.
+        power: exponent of ``polynomial``; 1 for a linear descent.
+        plateau: what ``plateau`` waits for.
         lr_scaling: scaling of all learning rates with the samples of a step on all processes and in all accumulated
             batches: ``none``; ``linear`` (Goyal et al., 2017, for SGD with ``warmup_epochs``); ``sqrt``, for Adam and
             the like (Krizhevsky, 2014; Malladi et al., 2022, who also scale ``betas`` and ``eps``).
         lr_base_batch: samples of a step that the learning rates are given for, by default 256.
     """
 
+    optimizer: OptimizerOptions = OptimizerOptions()
     betas: tuple[Rate, Rate] = (0.9, 0.999)
     eps: Positive = 1e-8
     backbone_lr: NonNegative | None = None
     layer_decay: Factor = 1.0
     warmup_epochs: NonNegative = 0.0
+    cooldown_epochs: NonNegative = 0.0
     min_lr: NonNegative = 0.0
     step_size: Count = 10
     gamma: Factor = 0.1
+    power: Positive = 1.0
+    plateau: PlateauOptions = PlateauOptions()
     lr_scaling: LrScaling = "none"
     lr_base_batch: Count | None = None
 
@@ -270,6 +330,9 @@ def checked(kind: type[Options], value: Options | Mapping[str, Any] | None, key:
     known = [one.name for one in fields(kind)]  # type: ignore[arg-type]  # all kinds are dataclasses
     if unknown := sorted(set(given) - set(known)):
         raise UserError(f"{key}: unknown key {unknown[0]!r}; must be one of {', '.join(known)}")
+    # pydantic would ignore unknown keys of options within options.
+    groups = {name: hint for name, hint in get_type_hints(kind).items() if is_dataclass(hint)}
+    given |= {name: checked(cast("Any", groups[name]), given[name], f"{key}.{name}") for name in groups.keys() & given}
     try:
         return TypeAdapter(kind).validate_python(given)
     except ValidationError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -250,9 +251,12 @@ def phase_begins(config: Mapping[str, Any]) -> dict[int, str]:
     found = {}
     for callback in callbacks if isinstance(callbacks, list) else []:
         arguments = callback.get("init_args") if isinstance(callback, dict) else None
-        epoch = arguments.get("unfreeze_epoch") if isinstance(arguments, dict) else None
-        if isinstance(epoch, int):
-            found[epoch] = str(callback.get("class_path", "")).rpartition(".")[2]
+        if not isinstance(arguments, dict):
+            continue
+        lengths = [phase.get("epochs") for phase in arguments.get("phases") or [] if isinstance(phase, dict)]
+        lengths = [arguments.get("unfreeze_epoch"), *lengths]
+        for begin in itertools.accumulate(length for length in lengths if isinstance(length, int)):
+            found[begin] = str(callback.get("class_path", "")).rpartition(".")[2]
     return dict(sorted(found.items()))
 
 

@@ -12,6 +12,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from callbacks import BackboneUnfreezing, StartWeights
 from lightning_modules.base import VisionTask
+from lightning_modules.options import FinetuningPhase
 from tests.support.runs import MadePhotos, tiny_task, tiny_trainer
 from vitrail.errors import UserError
 
@@ -228,8 +229,48 @@ def test_smoke_test_needs_no_second_phase(tmp_path: Path) -> None:
 def test_values_out_of_range_are_refused() -> None:
     with pytest.raises(UserError, match="unfreeze_epoch: must be at least 1"):
         unfreezing(0)
-    with pytest.raises(UserError, match="lr of the head"):
+    with pytest.raises(UserError, match=r"head_lr: must be greater than or equal to 0; got -1"):
         unfreezing(1, lr=-1.0)
+    with pytest.raises(UserError, match="head_lr: is missing"):
+        BackboneUnfreezing(1, lr=1e-3, backbone_lr=1e-3)
+    with pytest.raises(UserError, match="lr: does not go with phases"):
+        BackboneUnfreezing(lr=1e-3, phases=[FinetuningPhase(1e-3)])
+    with pytest.raises(UserError, match=r"phases\[0\].epochs: all but the last phase need it"):
+        BackboneUnfreezing(phases=[FinetuningPhase(1e-3), FinetuningPhase(1e-3)])
+    with pytest.raises(UserError, match=r"phases\[0\].epochs: the last phase lasts"):
+        BackboneUnfreezing(phases=[FinetuningPhase(1e-3, epochs=2)])
+    with pytest.raises(UserError, match="there is none"):
+        BackboneUnfreezing(phases=[])
+
+
+def phases() -> BackboneUnfreezing:
+    """Heads, everything, heads once more, by an own schedule."""
+    return BackboneUnfreezing(
+        phases=[
+            FinetuningPhase(LR, epochs=1),
+            FinetuningPhase(HEAD_LR, BACKBONE_LR, epochs=1, min_lr=BACKBONE_LR / 10),
+            FinetuningPhase(1e-3, schedule="polynomial"),
+        ],
+        min_lr=MIN_LR,
+    )
+
+
+def test_any_number_of_phases_freezes_and_trains_and_resumes_exactly_in_each(tmp_path: Path) -> None:
+    def trainer(*callbacks: Callback) -> Trainer:
+        return tiny_trainer(tmp_path, max_epochs=3, callbacks=[phases(), *callbacks])
+
+    recorder, task = Recorder(), tiny_task()
+    whole = trainer(recorder, Saver(tmp_path))
+    whole.fit(task, datamodule=MadePhotos())
+    assert recorder.frozen == [True, False, True]
+    assert recorder.lr["backbone"][6:12] != [0.0] * 6
+    assert recorder.lr["backbone"][:6] == recorder.lr["backbone"][12:] == [0.0] * 6
+    assert recorder.lr["head"][12:] == pytest.approx([1e-3 + (MIN_LR - 1e-3) * step / 6 for step in range(6)])
+    for checkpoint in ("step2", "end1"):
+        resumed, again = tiny_task(), trainer()
+        again.fit(resumed, datamodule=MadePhotos(), ckpt_path=tmp_path / f"{checkpoint}.ckpt")
+        assert_bit_identical(resumed.state_dict(), task.state_dict())
+        assert_bit_identical(again.optimizers[0].state_dict(), whole.optimizers[0].state_dict())
 
 
 class Plain(LightningModule):

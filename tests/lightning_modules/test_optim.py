@@ -3,8 +3,9 @@ from __future__ import annotations
 import itertools
 import math
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
+import lightning.pytorch as pl
 import pytest
 import timm
 import torch
@@ -12,31 +13,37 @@ from torch import nn
 from torch.optim.lr_scheduler import (
     ConstantLR,
     CosineAnnealingLR,
+    ExponentialLR,
     LinearLR,
     LRScheduler,
     OneCycleLR,
+    PolynomialLR,
+    ReduceLROnPlateau,
     SequentialLR,
     StepLR,
 )
 from transformers import DistilBertConfig, DistilBertModel
 
+from callbacks import BackboneUnfreezing
+from lightning_modules.base import VisionTask
+from lightning_modules.classification import MultiTaskClassifier
 from lightning_modules.optim import (
     TrainingPhase,
-    adamw,
     blocks,
     current_phase,
     layer_depths,
     layer_scales,
     learning_rate,
     lr_factor,
+    make_optimizer,
     parameter_groups,
     scaling_factor,
     seed_step,
     step_seed,
     steps_of_training,
 )
-from lightning_modules.options import OptimOptions, ScheduleName
-from tests.support.models import Recorder, TinyData, tiny_classifier, tiny_trainer
+from lightning_modules.options import OptimizerOptions, OptimOptions, PlateauOptions, ScheduleName
+from tests.support.models import Recorder, TinyData, same_weights, tiny_classifier, tiny_trainer
 from tests.support.runs import SPLIT_SIZES, TASKS, MadePhotos
 from vitrail.errors import UserError
 
@@ -121,7 +128,7 @@ def test_a_step_is_seeded_as_by_torch() -> None:
 def test_on_a_cpu_the_optimizer_is_fused_where_gradients_can_be_clipped(precision: str, fused: bool) -> None:
     parameter = torch.nn.Parameter(torch.zeros(2))
     group = {"params": [parameter], "part": "head", "lr_scale": 1.0, "weight_decay": 0.0}
-    optimizer = adamw([group], TrainingPhase.of(0.1, "constant", OptimOptions()), OptimOptions(), precision)
+    optimizer = make_optimizer([group], TrainingPhase.of(0.1, "constant", OptimOptions()), OptimOptions(), precision)
     assert optimizer.defaults["fused"] is fused
 
 
@@ -136,6 +143,46 @@ def lrs_of_torch(scheduler: LRScheduler, optimizer: torch.optim.Optimizer, steps
         optimizer.step()
         scheduler.step()
     return values
+
+
+@pytest.mark.parametrize("warmup", [0, 8])
+@pytest.mark.parametrize(("schedule", "power"), [("polynomial", 2.0), ("exponential", 1.0)])
+def test_further_schedules_are_those_of_torch(schedule: ScheduleName, power: float, warmup: int) -> None:
+    optimizer = sgd()
+    then: LRScheduler = PolynomialLR(optimizer, total_iters=TOTAL - warmup, power=power)
+    if schedule == "exponential":
+        then = ExponentialLR(optimizer, gamma=0.1 ** (1 / 10))
+    expected = lrs_of_torch(after_warmup(optimizer, then, warmup), optimizer)
+    settings: dict[str, Any] = {"warmup_steps": warmup, "drop_steps": 10, "gamma": 0.1, "power": power}
+    assert [LR * lr_factor(schedule, step, TOTAL, **settings) for step in range(TOTAL)] == pytest.approx(expected)
+
+
+def test_the_last_steps_cool_down_at_the_end_of_a_shorter_schedule() -> None:
+    cooled = [lr_factor("cosine", step, TOTAL, cooldown_steps=10, min_factor=0.1) for step in range(TOTAL)]
+    assert cooled[:30] == [lr_factor("cosine", step, 30, min_factor=0.1) for step in range(30)]
+    assert cooled[30:] == [0.1] * 10
+    phase = TrainingPhase.of(1e-2, "constant", OptimOptions(cooldown_epochs=1.5, min_lr=1e-4))
+    assert [learning_rate([phase], "head", step, 10, 40) for step in (0, 24, 25, 39)] == [1e-2, 1e-2, 1e-4, 1e-4]
+    with pytest.raises(UserError, match="cooldown_epochs: nothing would be trained"):
+        TrainingPhase.of(1e-2, "cosine", OptimOptions(cooldown_epochs=1))
+    with pytest.raises(UserError, match="cooldown_epochs needs an end"):
+        learning_rate([phase], "head", 0, 10, math.inf)
+
+
+@pytest.mark.parametrize("mode", ["min", "max"])
+def test_a_plateau_lowers_the_learning_rate_as_torch_does(mode: Literal["min", "max"]) -> None:
+    values = [3.0, 2.0, 2.0, 2.5, math.nan, 1.0, 1.5, 1.6, 1.7, 1.8, 1.9, 0.5, 4.0, 4.0, 4.0, 5.0]
+    optimizer = sgd()
+    scheduler = ReduceLROnPlateau(optimizer, mode=mode, factor=0.5, patience=2, threshold=0.0, min_lr=LR / 8)
+    phase = TrainingPhase.of(
+        LR, "plateau", OptimOptions(gamma=0.5, min_lr=LR / 8, plateau=PlateauOptions(mode=mode, patience=2))
+    )
+    for done in range(len(values)):
+        monitored = [(10 * (number + 1), value) for number, value in enumerate(values[:done])]
+        assert learning_rate([phase], "head", 10 * done, 10, math.inf, None, monitored) == pytest.approx(
+            optimizer.param_groups[0]["lr"]
+        ), done
+        scheduler.step(values[done])
 
 
 def sgd() -> torch.optim.SGD:
@@ -293,7 +340,7 @@ def test_layer_decay_slows_the_lower_layers_of_the_backbone_only() -> None:
     assert scale[id(backbone.norm.weight)] == 1
     assert scale[id(heads.weight)] == 1
     phase = TrainingPhase(first_epoch=0, lr={"backbone": 1e-4, "head": 1e-3})
-    optimizer = adamw(groups, phase, OptimOptions(betas=(0.8, 0.9), eps=1e-6))
+    optimizer = make_optimizer(groups, phase, OptimOptions(betas=(0.8, 0.9), eps=1e-6))
     lr = {id(parameter): group["lr"] for group in optimizer.param_groups for parameter in group["params"]}
     assert lr[id(backbone.blocks[-1].attn.qkv.weight)] == pytest.approx(1e-4 * blocks[-1])
     assert lr[id(heads.weight)] == 1e-3
@@ -311,7 +358,7 @@ def test_frozen_parameters_have_a_group_and_do_not_move_and_fixed_ones_have_none
     assert {id(parameter) for parameter in frozen} <= grouped
     assert id(fixed) not in grouped
     assert not any(parameter.requires_grad for parameter in frozen)
-    optimizer = adamw(groups, TrainingPhase(first_epoch=0, lr={"backbone": 1.0, "head": 1.0}), OptimOptions())
+    optimizer = make_optimizer(groups, TrainingPhase(first_epoch=0, lr={"backbone": 1.0, "head": 1.0}), OptimOptions())
     before = [parameter.clone() for parameter in frozen]
     heads(torch.ones(1, 64)).sum().backward()
     optimizer.step()
@@ -327,7 +374,9 @@ def test_several_backbones_and_a_logit_scale_have_groups_of_their_own() -> None:
     names = {group["name"]: group for group in groups}
     assert {"image_backbone_decay", "text_backbone_no_decay", "head_decay", "logit_scale"} <= names.keys()
     assert names["logit_scale"]["weight_decay"] == 0.0
-    optimizer = adamw(groups, TrainingPhase(first_epoch=0, lr={"backbone": 1e-5, "head": 1e-3}), OptimOptions())
+    optimizer = make_optimizer(
+        groups, TrainingPhase(first_epoch=0, lr={"backbone": 1e-5, "head": 1e-3}), OptimOptions()
+    )
     lr = {group["name"]: group["lr"] for group in optimizer.param_groups}
     assert (lr["image_backbone_decay"], lr["head_decay"], lr["logit_scale"]) == (1e-5, 1e-3, 1e-2)
 
@@ -372,3 +421,105 @@ def test_depths_rise_from_the_embedding_to_what_follows_the_blocks() -> None:
 def test_a_network_without_blocks_is_refused() -> None:
     with pytest.raises(UserError, match="the text tower has no blocks"):
         blocks(nn.Linear(2, 2), "the text tower")
+
+
+NAMES = ["sgd", "lamb", "lion", "muon", "lookahead_adamw"]
+
+
+def made_task(**changes: Any) -> MultiTaskClassifier:
+    return MultiTaskClassifier("test_efficientnet", TASKS, pretrained=False, image_size=32, **changes)
+
+
+def settings(name: str, **options: Any) -> OptimOptions:
+    return OptimOptions(optimizer=OptimizerOptions(name, options), layer_decay=0.5)
+
+
+class Leaves(pl.Callback):
+    """Saves in the middle of an epoch of either phase."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        if trainer.global_step in (2, 8):
+            trainer.save_checkpoint(self.folder / f"{trainer.global_step}.ckpt")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_run_with_any_optimizer_has_both_phases_and_resumes_exactly(name: str, tmp_path: Path) -> None:
+    def run(seed: int, checkpoint: Path | None = None) -> tuple[VisionTask, pl.Trainer]:
+        pl.seed_everything(3)
+        torch.manual_seed(seed)
+        task = made_task(optim_options=settings(name))
+        unfreezing = BackboneUnfreezing(1, lr=1e-2, backbone_lr=1e-3, head_lr=5e-3)
+        trainer = tiny_trainer(tmp_path, max_epochs=2, callbacks=[unfreezing, Leaves(tmp_path)])
+        trainer.fit(task, datamodule=MadePhotos(), ckpt_path=checkpoint)
+        return task, trainer
+
+    whole, trainer = run(3)
+    optimizer = trainer.optimizers[0]
+    kinds = {group["name"] for group in optimizer.param_groups}
+    assert {"head_decay", "head_no_decay"} < kinds
+    assert type(optimizer).__name__.lower() == {"lookahead_adamw": "lookahead"}.get(name, name)
+    assert {group["weight_decay"] for group in optimizer.param_groups} == {0.0, 0.05}
+    if name == "muon":
+        assert {group["use_fallback"] for group in optimizer.param_groups if group["part"] == "head"} == {True}
+    for step in (2, 8):
+        checkpoint = tmp_path / f"{step}.ckpt"
+        saved = torch.load(checkpoint, weights_only=True)
+        pl.seed_everything(3)
+        before = made_task().state_dict()
+        moved = {
+            key.partition(".")[0] for key, value in saved["state_dict"].items() if not torch.equal(value, before[key])
+        }
+        assert ("encoder" in moved) is (step == 8)
+        assert "heads" in moved
+    assert same_weights(run(9, tmp_path / "2.ckpt")[0], whole)
+
+
+def test_the_default_is_the_fused_adamw_of_torch(tmp_path: Path) -> None:
+    task = tiny_classifier()
+    assert type(task.configure_optimizers()) is torch.optim.AdamW
+    saved = {"betas": (0.9, 0.98), "warmup_epochs": 0.5}  # of a checkpoint of an earlier version
+    old = tiny_classifier(optim_options=saved)
+    assert old.optim_options.optimizer == OptimizerOptions()
+    assert task.configure_optimizers().defaults["fused"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"optimizer": {"name": "lambda"}}, r"no 'lambda' in timm; such as lamb"),
+        ({"optimizer": {"name": "sgd", "options": {"beta": 1}}}, "sgd with .* unexpected keyword argument 'beta'"),
+        ({"optimizer": {"options": {"amsgrads": True}}}, "adamw with .* unexpected keyword argument 'amsgrads'"),
+        ({"optimizer": {"name": "lion", "options": {"betas": [2.0, 0.1]}}}, "lion with .*[Ii]nvalid beta"),
+        ({"optimizer": {"name": "adahessian"}}, "second derivatives"),
+        ({"optimizer": {"nam": "sgd"}}, "optim_options.optimizer: unknown key 'nam'; must be one of name, options"),
+        ({"optimizer": {"name": "lamb"}, "betas": (0.9, 0.98)}, "betas: is for adamw; set optimizer.options"),
+        ({"plateau": {"monitor": "test/loss"}}, "must be a metric of the validation"),
+    ],
+)
+def test_unknown_optimizers_and_options_are_refused_in_one_line(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message) as refusal:
+        tiny_classifier(optim_options=options)
+    assert "\n" not in str(refusal.value)
+
+
+def test_the_plateau_of_a_run_is_resumed_exactly(tmp_path: Path) -> None:
+    def run(seed: int, checkpoint: Path | None = None, monitor: str = "val/loss") -> Recorder:
+        pl.seed_everything(seed)
+        options = OptimOptions(gamma=0.5, plateau=PlateauOptions(monitor, "max", patience=0))
+        recorder = Recorder()
+        trainer = tiny_trainer(tmp_path, max_epochs=4, callbacks=[recorder, Leaves(tmp_path)])
+        trainer.fit(
+            made_task(lr=1e-2, schedule="plateau", optim_options=options),
+            datamodule=MadePhotos(),
+            ckpt_path=checkpoint,
+        )
+        return recorder
+
+    whole = run(3).lrs
+    assert whole[-1][0] < whole[0][0] == 1e-2  # the loss falls, which is no new best value here
+    assert run(9, tmp_path / "8.ckpt").lrs == whole[8:]
+    with pytest.raises(UserError, match=r"no 'val/acc'; must be one of val/class/accuracy, .*val/loss"):
+        run(3, monitor="val/acc")
