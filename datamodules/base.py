@@ -25,12 +25,12 @@ from datamodules.loading import decode as images
 from datamodules.loading.cache import SplitReaders, cached_reader
 from datamodules.loading.dataset import Collate, CountedLoader, ImageDataset, make_loader
 from datamodules.loading.samplers import DistinctSampler, EvalSampler, TrainSampler, inverse_frequency_weights
-from datamodules.loading.transforms import eval_transform, targets_colour, train_transform
+from datamodules.loading.transforms import eval_transform, mix_pending, targets_colour, train_transform
 from datamodules.options import AugmentOptions, CheckOptions, ImageOptions, LoaderOptions, plain
 from datamodules.table import SPLITS, SampleTable, table_error
 from vitrail.errors import UserError
 from vitrail.predictions import refuse_kinds
-from vitrail.types import DEFAULT_SEED, LABEL_TASK, InputOptions, TaskKind, kind_of, with_image_defaults
+from vitrail.types import DEFAULT_SEED, LABEL_TASK, Batch, InputOptions, TaskKind, kind_of, with_image_defaults
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -255,6 +255,11 @@ class ImageDataModule(LightningDataModule):
     def mixes(self) -> bool:
         """Whether training images are mixed with each other."""
         return bool(self.augment_options.mixup or self.augment_options.cutmix)
+
+    @property
+    def training_sizes(self) -> list[int]:
+        """Sides of the training images in pixels that differ from that of the evaluation."""
+        return sorted({side for _, side in self._augment.sizes} - {self.image_size})
 
     def transform(self, *, augmented: bool) -> torch.nn.Module:
         """Return the training augmentation, or the evaluation transform: uint8 ``(3, H, W)`` to ``(3, size, size)``."""
@@ -495,9 +500,14 @@ class ImageDataModule(LightningDataModule):
 
     def collate(self, *, training: bool) -> Collate:
         """Return what makes a batch of samples."""
-        augment = self.augment_options
-        mixing = {"mixup": augment.mixup or 0.0, "cutmix": augment.cutmix or 0.0} if training else {}
-        return Collate(self.table, self.seed, texts=self.texts, evaluation=not training, **mixing)
+        augment = self.augment_options if training else None
+        return Collate(self.table, self.seed, texts=self.texts, augment=augment, evaluation=not training)
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Mix the images on the model's device, with ``augment.mix_on_device``."""
+        if "pending" in batch.get("mix", ()):
+            batch["image"] = mix_pending(batch["image"], batch["mix"])
+        return batch
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint keeps of the data: fingerprint and value range. The loaders keep their place."""
@@ -515,8 +525,12 @@ class ImageDataModule(LightningDataModule):
         return {**self.__dict__, "trainer": None}
 
     def _train_sampler(self, dataset: ImageDataset) -> TrainSampler | DistinctSampler:
-        options = self.loader_options
+        options, repeats = self.loader_options, self._augment.repeats
         if options.sampling == "distinct":
+            if repeats > 1:
+                raise UserError(
+                    "data augment.repeats: no batch of loader.sampling: distinct may have repetitions; set 1"
+                )
             ids = torch.from_numpy(self.texts.positive_ids[dataset.indices])
             return DistinctSampler(ids, options.training_batch_size, self.seed, *self._place())
         weights = None
@@ -530,7 +544,7 @@ class ImageDataModule(LightningDataModule):
                 fix="set loader.balance_on to a task of these kinds, or use shuffle",
             )
             weights = inverse_frequency_weights(torch.from_numpy(targets[task][dataset.indices]))
-        return TrainSampler(len(dataset), self.seed, *self._place(), weights)
+        return TrainSampler(len(dataset), self.seed, *self._place(), weights, repeats)
 
     def _reader(self, rows: NDArray[np.int64], *, augmented: bool) -> Callable[[int], torch.Tensor]:
 

@@ -33,6 +33,7 @@ if not TYPE_CHECKING:  # jsonargparse would evaluate a block `if TYPE_CHECKING`
     Share = restricted_number_type(None, float, [(">=", 0), ("<", 1)])
     Degrees = restricted_number_type(None, float, [(">=", 0), ("<=", 180)])
     Turns = restricted_number_type(None, float, [(">=", 0), ("<=", 0.5)])
+    Magnitude = restricted_number_type(None, int, [(">=", 0), ("<=", 30)])
 else:
     Side = int
     Folds = int
@@ -40,6 +41,7 @@ else:
     Share = float
     Degrees = float
     Turns = float
+    Magnitude = int
 
 Sampling = Literal["shuffle", "balanced", "distinct"]
 OnBadImage = Literal["error", "skip"]
@@ -47,6 +49,8 @@ LeakKind = Literal["groups", "exact", "near"]
 CacheMode = Literal["auto", "always", "never"]
 SplitName = Literal["train", "val", "test"]
 Preset = Literal["none", "light", "reference"]
+Policy = Literal["none", "randaugment", "trivialaugment", "autoaugment", "augmix", "three_augment"]
+CropInterpolation = Literal["image", "bilinear", "bicubic", "random"]
 
 
 @dataclass(frozen=True)
@@ -229,6 +233,25 @@ class AugmentOptions(Options):
         erasing_scale: smallest and largest share of the area that is erased, above 0, at most 1.
         mixup: alpha of the Beta distribution of mixup's share, 0 for off.
         cutmix: alpha of the Beta distribution of CutMix's share, 0 for off.
+        crop_interpolation: filter of the random crop: that of ``image``, ``bilinear``, ``bicubic``, or one of these two
+            at ``random``.
+        random_crop: pixels of reflected border around the whole image, scaled to the network's size, out of which a
+            square is cropped instead of ``random_resized_crop`` (DeiT III); 0 for off.
+        policy: ``randaugment`` (Cubuk et al., 2020), ``trivialaugment`` (TrivialAugmentWide; Müller and Hutter, 2021),
+            ``autoaugment`` (that of ImageNet; Cubuk et al., 2019), ``augmix`` (Hendrycks et al., 2020), or
+            ``three_augment``: grayscale, solarization or blur (Touvron et al., DeiT III, 2022).
+        policy_magnitude: strength of ``randaugment``, 0 to 30; three times that of timm's names (``rand-m7``).
+        policy_operations: operations of ``randaugment`` on an image.
+        grayscale: probability of removing colors.
+        blur: probability of a Gaussian blur with a standard deviation of 0.1 to 2 pixels.
+        repeats: views of an image in a batch (repeated augmentation; Hoffer et al., 2020). An epoch keeps its length,
+            so it has that much fewer images.
+        sizes: sides of the training images by epoch, ``[[first epoch, side], …]``, in place of ``image.size`` (Tan and
+            Le, EfficientNetV2, 2021); evaluation keeps ``image.size``.
+        mix_probability: probability that a batch is mixed.
+        mix_switch: where both are on, the probability of CutMix instead of mixup.
+        mix_end_epoch: first epoch without mixing; 0 for none.
+        mix_on_device: whether images are mixed on the model's device instead of in the loader; results are the same.
     """
 
     argument: ClassVar[str] = "augment"
@@ -246,6 +269,19 @@ class AugmentOptions(Options):
     erasing_scale: list[float] | None = None
     mixup: NonNegativeFloat | None = None
     cutmix: NonNegativeFloat | None = None
+    crop_interpolation: CropInterpolation = "image"
+    random_crop: NonNegativeInt = 0
+    policy: Policy = "none"
+    policy_magnitude: Magnitude = 9
+    policy_operations: PositiveInt = 2
+    grayscale: ClosedUnitInterval = 0.0
+    blur: ClosedUnitInterval = 0.0
+    repeats: PositiveInt = 1
+    sizes: list[list[NonNegativeInt]] = field(default_factory=list)
+    mix_probability: ClosedUnitInterval = 1.0
+    mix_switch: ClosedUnitInterval = 0.5
+    mix_end_epoch: NonNegativeInt = 0
+    mix_on_device: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -253,6 +289,13 @@ class AugmentOptions(Options):
             may_be_empty = value is None or (key == "random_resized_crop" and not value)
             if not may_be_empty and not (value and len(value) == 2 and 0 < value[0] <= value[1] <= 1):
                 raise UserError(f"data augment.{key}: must be [smallest, largest], above 0 and at most 1; got {value}")
+        if self.random_crop and self.random_resized_crop:
+            raise UserError("data augment.random_crop: does not go with random_resized_crop; leave one of them out")
+        firsts = [entry[0] for entry in self.sizes if len(entry) == 2 and entry[1] > 1]
+        if len(firsts) < len(self.sizes) or firsts != sorted(set(firsts)):
+            raise UserError(
+                f"data augment.sizes: must be [[first epoch, side], …] in order of epochs; got {self.sizes}"
+            )
 
     def filled(self, *, hue_safe: bool = False) -> AugmentOptions:
         """Return the options with the preset's values where they are left open.
@@ -261,15 +304,18 @@ class AugmentOptions(Options):
             hue_safe: whether a color is the target, so that the preset's hue jitter would falsify it.
         """
         values = PRESETS[self.preset] | ({"hue": 0.0} if hue_safe else {})
+        if self.random_crop:
+            values = {**values, "random_resized_crop": []}
         return replace(self, **{key: value for key, value in values.items() if getattr(self, key) is None})
 
     @property
     def is_random(self) -> bool:
         """Whether an image looks different in every epoch; mixing apart. Only of filled options."""
-        return any(
-            getattr(self, key) for key in PRESETS["reference"] if key not in ("erasing_scale", "mixup", "cutmix")
-        )
+        keys = [key for key in PRESETS["reference"] if key not in ("erasing_scale", "mixup", "cutmix")]
+        return self.policy != "none" or any(getattr(self, key) for key in (*keys, *_RANDOM_WITHOUT_PRESET))
 
+
+_RANDOM_WITHOUT_PRESET = ("random_crop", "grayscale", "blur", "sizes")
 
 _OFF: dict[str, Any] = {
     **{option.name: 0.0 for option in fields(AugmentOptions) if option.default is None},

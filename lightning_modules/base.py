@@ -261,6 +261,7 @@ class VisionTask(LightningModule, ABC):
         self.load_pretrained()
         self.adopt_inputs()
         self.compare_inputs()
+        self._try_sizes()
 
     def on_validation_start(self) -> None:
         """Fetch pretrained weights unless training or a checkpoint has replaced them."""
@@ -318,6 +319,22 @@ class VisionTask(LightningModule, ABC):
         else:
             self.input_options = {**options}
             self.warn_of_other_inputs(self.input_options)
+
+    @torch.no_grad()
+    def _try_sizes(self) -> None:
+        """Refuse training images of a size that the network cannot take."""
+        training = self.training
+        for side in getattr(self._datamodule(), "training_sizes", ()):
+            self.eval()
+            try:
+                self.image_features(torch.zeros(1, 3, side, side, dtype=torch.uint8, device=self.device))
+            except (AssertionError, RuntimeError, ValueError) as error:
+                reason = " ".join(str(error).split())[:120]
+                raise UserError(
+                    f"data augment.sizes: {self.weights_name} cannot take images of {side} px ({reason}); choose other "
+                    "sizes, or a network of any size, as convolutional ones are"
+                ) from error
+        self.train(training)
 
     def freeze_backbone(self) -> None:
         """Freeze the backbone: no gradients, and evaluation mode, so that BatchNorm's statistics stay.
@@ -395,6 +412,10 @@ class VisionTask(LightningModule, ABC):
         self._epoch_sums = checkpoint.get("epoch_sums", {})
         self._origins = list(checkpoint.get("pretrained", []))
         self._monitored = [(int(step), float(value)) for step, value in checkpoint.get("monitored", [])]
+
+    def fitting_state(self, checkpoint: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+        """Weights of a checkpoint that training may go on from, and one line for each part that starts again."""
+        return dict(checkpoint["state_dict"]), []
 
     def misfits(self, state_dict: Mapping[str, Any]) -> str:
         """Describe weights that are missing, unexpected or of another shape; empty if all fit."""

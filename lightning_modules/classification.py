@@ -218,6 +218,32 @@ class ClassificationTask(ScoredTask):
         """Outputs of each task (``vitrail.types.Outputs``) for uint8 RGB images ``(B, 3, H, W)``."""
         return self.classify(self.encoder(image))
 
+    def fitting_state(self, checkpoint: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+        """See ``VisionTask``; a head of another kind or of other classes starts again."""
+        state, own = checkpoint["state_dict"], self.state_dict()
+        theirs, ours = _heads(checkpoint["hyper_parameters"]), _heads(self.hparams)
+        found = {name: value for name, value in state.items() if not name.startswith(_OF_TASKS)}
+        found |= {name: value for name, value in own.items() if name.startswith(_OF_TASKS)}
+        if theirs == ours and "log_variances" in own and "log_variances" in state:
+            found["log_variances"] = state["log_variances"]
+        notes = [f"the head of {task} is left out: it is not trained here" for task in theirs if task not in ours]
+        for task, (prefixes, *meaning) in ours.items():
+            former, *before = theirs.get(task, (prefixes, None))
+            names = {
+                name: old + name.removeprefix(new)
+                for old, new in zip(former, prefixes, strict=True)
+                for name in own
+                if name.startswith(new)
+            }
+            if meaning != before:
+                what = "it is new" if before == [None] else "it has other classes"
+                notes.append(f"the head of {task} starts again: {what}")
+            elif any(old not in state or state[old].shape != own[name].shape for name, old in names.items()):
+                notes.append(f"the head of {task} starts again: it has other layers")
+            else:
+                found |= {name: state[old] for name, old in names.items()}
+        return found, notes
+
     def _shared_step(self, batch: Batch, split: LoggedSplit) -> tuple[torch.Tensor, Outputs]:
         features, targets = self._features(batch), known_targets(batch, self.tasks, self.task_kinds)
         logits = self._logits(features)
@@ -405,6 +431,28 @@ class MultiTaskClassifier(ClassificationTask):
 def _too_few(task: str, least: int) -> UserError:
     number = {1: "no class", 2: "fewer than two classes"}[least]
     return UserError(f"tasks: {task!r} has {number}; leave it out, or fix the data's class names")
+
+
+_OF_TASKS = ("head.", "heads.", "outputs.", "log_variances")
+"""Weights that belong to tasks and not to the network."""
+
+
+def _heads(hyper_parameters: Mapping[str, Any]) -> dict[str, tuple[tuple[str, str], list[str], str]]:
+    """Prefixes of the weights of head and output, class names, and kind of each task that is trained."""
+    kinds = hyper_parameters.get("task_kinds")
+    if "tasks" not in hyper_parameters:
+        names = list(hyper_parameters["class_names"] or ())
+        return {LABEL_TASK: (("head.", "outputs.0."), names, kind_of(kinds, LABEL_TASK))}
+    weights = hyper_parameters.get("task_weights")
+    trained = [task for task in hyper_parameters["tasks"] if weights is None or task in weights]
+    return {
+        task: (
+            (f"heads.{place}.", f"outputs.{place}."),
+            list(hyper_parameters["tasks"][task] or ()),
+            kind_of(kinds, task),
+        )
+        for place, task in enumerate(trained)
+    }
 
 
 def _head(num_features: int, num_classes: int) -> nn.Module:

@@ -408,9 +408,12 @@ def _optimizer_of_timm(groups: list[dict[str, Any]], options: OptimOptions) -> t
         # Output layers, and whatever is no matrix (timm sees to that), are trained by its AdamW (Jordan et al., 2024).
         groups = [{**group, "use_fallback": group["part"] == "head"} for group in groups]
     try:
-        return create_optimizer_v2(groups, opt=chosen.name, lr=groups[0]["lr"], weight_decay=0.0, **_arguments(chosen))
+        found: torch.optim.Optimizer = create_optimizer_v2(
+            groups, opt=chosen.name, lr=groups[0]["lr"], weight_decay=0.0, **_arguments(chosen)
+        )
     except (TypeError, ValueError, AssertionError, ImportError, RuntimeError) as error:
         raise _refused(chosen, error) from error
+    return found
 
 
 def _arguments(chosen: OptimizerOptions) -> dict[str, Any]:

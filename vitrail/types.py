@@ -86,10 +86,13 @@ class Mix(TypedDict):
     Attributes:
         partner: int64 ``(B,)``, row index of the other image.
         lam: float32 ``(B,)`` in [0, 1], share of the row's own image.
+        pending: int16 ``(5,)`` where the images are yet to be mixed on the model's device: 128 times the share of the
+            own image inside a box, and its top, bottom, left and right.
     """
 
     partner: torch.Tensor
     lam: torch.Tensor
+    pending: NotRequired[torch.Tensor]
 
 
 class Batch(TypedDict, total=False):

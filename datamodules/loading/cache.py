@@ -324,7 +324,7 @@ def cached_reader(
         short_side=useful_short_side(image, augment),
         interpolation=made["interpolation"],
         # Random crops come out of images of the original's shape.
-        resize="crop" if augment.filled().random_resized_crop else made["resize"],
+        resize="crop" if augment.filled().random_resized_crop or augment.random_crop else made["resize"],
         folder=cache_directory() / "pixels",
     )
     limit = int(loader.cache_limit_gb * _GB)

@@ -15,8 +15,8 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler, default_co
 
 from datamodules.captions import Texts
 from datamodules.loading.samplers import SampleKey
-from datamodules.loading.transforms import mix_batch
-from datamodules.options import LoaderOptions
+from datamodules.loading.transforms import SizedByEpoch, mix_batch
+from datamodules.options import AugmentOptions, LoaderOptions
 from datamodules.table import SampleTable
 from vitrail.errors import UserError
 from vitrail.seeding import seeded_rng
@@ -107,10 +107,15 @@ class ImageDataset(Dataset[Sample]):
     def __getitem__(self, key: SampleKey | int) -> Sample:
         """Return the sample at a place of the split; a plain number means epoch 0."""
         sample = self.without_image(key)
-        image = self._read_image(sample["sample_id"])
-        with seeded_rng("augment", self._seed, sample["epoch"], sample["sample_id"], view_of(sample) - sample["epoch"]):
-            sample["image"] = self._transform(image)
+        sample["image"] = self.transformed(self._read_image(sample["sample_id"]), sample)
         return sample
+
+    def transformed(self, image: torch.Tensor, sample: Sample) -> torch.Tensor:
+        """Return the image of a sample, uint8 ``(3, H, W)``, as it goes into a batch."""
+        epoch = sample["epoch"]
+        transform = self._transform.at(epoch) if isinstance(self._transform, SizedByEpoch) else self._transform
+        with seeded_rng("augment", self._seed, epoch, sample["sample_id"], view_of(sample) - epoch):
+            return transform(image)
 
     def without_image(self, key: SampleKey | int) -> Sample:
         """Return the sample at a place of the split without reading its image."""
@@ -147,8 +152,7 @@ class Collate:
         table: where targets and groups are looked up.
         seed: of the mixing.
         texts: where captions are looked up; by default those of the table.
-        mixup: alpha of mixup, 0 for off.
-        cutmix: alpha of CutMix, 0 for off.
+        augment: how batches are mixed; not by default.
         evaluation: whether batches have every caption of an image.
     """
 
@@ -158,15 +162,13 @@ class Collate:
         seed: int = 0,
         *,
         texts: Texts | None = None,
-        mixup: float = 0.0,
-        cutmix: float = 0.0,
+        augment: AugmentOptions | None = None,
         evaluation: bool = False,
     ) -> None:
         self._table = table
         self._seed = seed
         self._texts = texts or Texts(table, seed=seed)
-        self._mixup = mixup
-        self._cutmix = cutmix
+        self._augment = (augment or AugmentOptions()).filled()
         self._evaluation = evaluation
 
     def __call__(self, samples: Sequence[Sample]) -> Batch:
@@ -186,13 +188,26 @@ class Collate:
             batch["label"] = targets.pop(LABEL_TASK)
         batch["attributes"] = targets
         self._add_captions(batch, samples, ids)
-        if self._mixup or self._cutmix:
-            key = (self._seed, samples[0]["epoch"], ids[0])
-            batch["image"], mix = mix_batch(batch["image"], key, mixup=self._mixup, cutmix=self._cutmix)
-            if mix is not None:
-                batch["mix"] = mix
+        self._mix(batch, samples[0]["epoch"], ids[0])
         sent: Batch = to_be_sent(batch)
         return sent
+
+    def _mix(self, batch: Batch, epoch: int, first: int) -> None:
+        augment = self._augment
+        mixup, cutmix = augment.mixup or 0.0, augment.cutmix or 0.0
+        if not (mixup or cutmix) or (augment.mix_end_epoch and epoch >= augment.mix_end_epoch):
+            return
+        batch["image"], mix = mix_batch(
+            batch["image"],
+            (self._seed, epoch, first),
+            mixup=mixup,
+            cutmix=cutmix,
+            probability=augment.mix_probability,
+            switch=augment.mix_switch,
+            later=augment.mix_on_device,
+        )
+        if mix is not None:
+            batch["mix"] = mix
 
     def _add_captions(self, batch: Batch, samples: Sequence[Sample], ids: Sequence[int]) -> None:
         if self._evaluation:
@@ -278,8 +293,8 @@ class CountedLoader(DataLoader[Sample]):
         layout = self._layout()
         if state is None or state["epoch"] != layout["epoch"] or state["batches"] >= len(self):
             return 0
-        for key, value in layout.items():
-            if (then := state.get(key)) != value:
+        for key in layout | {key: 0 for key in state if key != "batches"}:
+            if (then := state.get(key)) != (value := layout.get(key)):
                 raise UserError(
                     f"the checkpoint was written in the middle of epoch {state['epoch']} with {key} {then}, now "
                     f"{value}; resume with the same, or from a checkpoint of an epoch's end"

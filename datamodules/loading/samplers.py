@@ -39,9 +39,11 @@ class TrainSampler(DistributedSampler[SampleKey]):
 
     Without weights a permutation of all samples, dealt to the processes in turn; samples from its beginning fill up, so
     that all processes make the same number of steps. With weights, float64 ``(num_samples,)``, as many draws with
-    replacement (as torch's ``WeightedRandomSampler``).
+    replacement (as torch's ``WeightedRandomSampler``). With ``repeats`` each comes that often in a row, in as much
+    fewer images (Hoffer et al., Augment Your Batch, CVPR 2020).
 
     Attributes:
+        order_options: what the order also depends on, for checkpoints.
         start: samples of this process to leave out when it is iterated next, for resuming within an epoch.
     """
 
@@ -54,22 +56,27 @@ class TrainSampler(DistributedSampler[SampleKey]):
         rank: int = 0,
         world_size: int = 1,
         weights: torch.Tensor | None = None,
+        repeats: int = 1,
     ) -> None:
         # `range` stands for the data set, of which only the length is asked.
         super().__init__(range(num_samples), num_replicas=world_size, rank=rank, seed=seed)  # type: ignore[arg-type]
         self._size = num_samples
         self._cumulative = None if weights is None else weights.double().cumsum(0)
+        self._repeats = repeats
+        self.order_options = {"repeats": repeats} if repeats > 1 else {}
 
     def order(self) -> torch.Tensor:
         """Return the places of all processes' samples in this epoch, int64 ``(per process · world_size,)``."""
         generator = seeded_generator("order", self.seed, self.epoch)
         if self._cumulative is None:
             permutation = torch.randperm(self._size, generator=generator)
-            repeats = -(-self.total_size // max(self._size, 1))
-            return permutation.repeat(repeats)[: self.total_size]
+            rounds = -(-self.total_size // max(self._size, 1))
+            return permutation.repeat_interleave(self._repeats).repeat(rounds)[: self.total_size]
         # Not torch.multinomial, which ends at 2**24 samples.
-        points = torch.rand(self.total_size, generator=generator, dtype=torch.float64) * self._cumulative[-1]
-        return torch.searchsorted(self._cumulative, points, right=True).clamp_(max=self._size - 1)
+        draws = -(-self.total_size // self._repeats)
+        points = torch.rand(draws, generator=generator, dtype=torch.float64) * self._cumulative[-1]
+        places = torch.searchsorted(self._cumulative, points, right=True).clamp_(max=self._size - 1)
+        return places.repeat_interleave(self._repeats)[: self.total_size]
 
     def __iter__(self) -> Iterator[SampleKey]:
         start, self.start = self.start, 0

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from typing import Literal
 
 import numpy as np
 import torch
@@ -30,7 +31,7 @@ _BORDER = 128
 
 # What is faster where channels lie one after the other.
 _COLOURS = ("brightness", "contrast", "saturation", "hue")
-_ON_PLANES = ("rotation", "translate", *_COLOURS, "erasing")
+_ON_PLANES = ("rotation", "translate", *_COLOURS, "grayscale", "blur", "erasing")
 
 _LOG_RATIO = math.log(4 / 3)
 _TRIES = 10
@@ -62,14 +63,15 @@ def eval_transform(image: InputOptions) -> nn.Module:
 def train_transform(image: InputOptions, augment: AugmentOptions) -> nn.Module:
     """Return the training augmentation without mixing; all off is the evaluation transform."""
     augment = augment.filled()
-    steps: list[nn.Module] = []
-    if scale := augment.random_resized_crop:
-        steps.append(
-            _RandomResizedCrop(image["size"], with_image_defaults(image)["interpolation"], (scale[0], scale[1]))
-        )
-    else:
-        steps.append(eval_transform(image))
-    if any(getattr(augment, key) for key in _ON_PLANES):
+    if not augment.sizes:
+        return _train_transform(image, augment)
+    sides = {0: image["size"], **{int(first): int(side) for first, side in augment.sizes}}
+    return SizedByEpoch({first: _train_transform({**image, "size": side}, augment) for first, side in sides.items()})
+
+
+def _train_transform(image: InputOptions, augment: AugmentOptions) -> nn.Module:
+    steps: list[nn.Module] = [_crop(image, augment)]
+    if augment.policy != "none" or any(getattr(augment, key) for key in _ON_PLANES):
         steps.append(_Planes())
     if augment.horizontal_flip:
         steps.append(_RandomFlip(augment.horizontal_flip))
@@ -79,12 +81,69 @@ def train_transform(image: InputOptions, augment: AugmentOptions) -> nn.Module:
         # Without `fill` the outside is black as with fill=0, but torchvision warps no mask along with the image.
         angle = augment.rotation or 0.0
         steps.append(T.RandomAffine(angle, shift, interpolation=InterpolationMode.BILINEAR, fill=None))
+    if augment.policy != "none":
+        steps.append(_policy(augment, image["size"]))
     if jitter := {key: value for key in _COLOURS if (value := getattr(augment, key))}:
         steps.append(_ColourJitter(jitter))
+    if augment.grayscale:
+        steps.append(T.RandomGrayscale(augment.grayscale))
+    if augment.blur:
+        steps.append(T.RandomApply([_blur(image["size"])], augment.blur))
     if augment.erasing:
         low, high = augment.erasing_scale or PRESETS["none"]["erasing_scale"]
         steps.append(T.RandomErasing(augment.erasing, scale=(low, high), value=_ERASED))
     return steps[0] if len(steps) == 1 else nn.Sequential(*steps)
+
+
+def _crop(image: InputOptions, augment: AugmentOptions) -> nn.Module:
+    """What makes an image square."""
+    own = with_image_defaults(image)["interpolation"]
+    mode = own if augment.crop_interpolation == "image" else augment.crop_interpolation
+    if scale := augment.random_resized_crop:
+        return _RandomResizedCrop(image["size"], mode, (scale[0], scale[1]))
+    if augment.random_crop:
+        resize = T.Resize(image["size"], InterpolationMode(own), antialias=True)
+        return nn.Sequential(resize, T.RandomCrop(image["size"], augment.random_crop, padding_mode="reflect"))
+    return eval_transform(image)
+
+
+def _policy(augment: AugmentOptions, size: int) -> nn.Module:
+    mode = InterpolationMode.BILINEAR
+    if augment.policy == "randaugment":
+        return T.RandAugment(augment.policy_operations, augment.policy_magnitude, interpolation=mode, fill=_ERASED)
+    if augment.policy == "trivialaugment":
+        return T.TrivialAugmentWide(interpolation=mode, fill=_ERASED)
+    if augment.policy == "autoaugment":
+        return T.AutoAugment(interpolation=mode, fill=_ERASED)
+    if augment.policy == "augmix":
+        return T.AugMix(interpolation=mode, fill=_ERASED)
+    return T.RandomChoice([T.Grayscale(3), T.RandomSolarize(128, p=1.0), _blur(size)])
+
+
+def _blur(size: int) -> nn.Module:
+    # Three standard deviations to either side; reflection needs a larger image than that.
+    return T.GaussianBlur(2 * min(6, size - 1) + 1, sigma=(0.1, 2.0))
+
+
+class SizedByEpoch(nn.Module):
+    """Training transforms whose images grow from epoch to epoch.
+
+    Args:
+        transforms: by the first epoch that each is for, the first one 0.
+    """
+
+    def __init__(self, transforms: Mapping[int, nn.Module]) -> None:
+        super().__init__()
+        self._transforms = dict(transforms)
+
+    def at(self, epoch: int) -> nn.Module:
+        """Return the transform of an epoch."""
+        return self._transforms[max(first for first in self._transforms if first <= epoch)]
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """As in epoch 0."""
+        transformed: torch.Tensor = self.at(0)(image)
+        return transformed
 
 
 def scaled_side(image: InputOptions) -> int:
@@ -114,10 +173,11 @@ def useful_short_side(image: InputOptions, augment: AugmentOptions) -> int:
     Without random crops it is the length that the evaluation scales to; with them the length at which the smallest
     square crop still has as many pixels as the network's input, at most half as much again.
     """
-    short_side = scaled_side(image)
+    largest: InputOptions = {**image, "size": max([image["size"], *(side for _, side in augment.sizes)])}
+    short_side = scaled_side(largest)
     if not (scale := augment.filled().random_resized_crop):
         return short_side
-    return max(short_side, math.ceil(image["size"] * min(_LARGEST_FACTOR, 1 / math.sqrt(scale[0]))))
+    return max(short_side, math.ceil(largest["size"] * min(_LARGEST_FACTOR, 1 / math.sqrt(scale[0]))))
 
 
 def random_crop_box(height: int, width: int, scale: tuple[float, float]) -> tuple[int, int, int, int]:
@@ -273,7 +333,7 @@ class _ColourJitter(nn.Module):
 class _RandomResizedCrop(nn.Module):
     """A random part of the image, resampled to the input size of the network as by torchvision."""
 
-    def __init__(self, size: int, mode: Interpolation, scale: tuple[float, float]) -> None:
+    def __init__(self, size: int, mode: Interpolation | Literal["random"], scale: tuple[float, float]) -> None:
         super().__init__()
         self._size, self._mode, self._scale = size, mode, scale
 
@@ -284,8 +344,10 @@ class _RandomResizedCrop(nn.Module):
             return part
         # Torch is fastest at images whose channels are interleaved, without gaps, and with strides that show it.
         part = part.permute(1, 2, 0).contiguous()[None].permute(0, 3, 1, 2)
-        size = (self._size, self._size)
-        return F.interpolate(part, size=size, mode=self._mode, align_corners=False, antialias=True)[0]
+        size, mode = (self._size, self._size), self._mode
+        if mode == "random":
+            mode = "bilinear" if float(torch.rand(())) < 0.5 else "bicubic"
+        return F.interpolate(part, size=size, mode=mode, align_corners=False, antialias=True)[0]
 
 
 class _RandomFlip(nn.Module):
@@ -307,19 +369,29 @@ class _Planes(nn.Module):
 
 
 def mix_batch(
-    images: torch.Tensor, key: tuple[int, ...], *, mixup: float, cutmix: float
+    images: torch.Tensor,
+    key: tuple[int, ...],
+    *,
+    mixup: float,
+    cutmix: float,
+    probability: float = 1.0,
+    switch: float = 0.5,
+    later: bool = False,
 ) -> tuple[torch.Tensor, Mix | None]:
     """Mix every image of a batch, uint8 ``(B, 3, H, W)``, with another one of it, all with the same share.
 
     mixup: Zhang et al., "mixup: Beyond Empirical Risk Minimization" (ICLR 2018); CutMix: Yun et al., "CutMix:
     Regularization Strategy to Train Strong Classifiers with Localizable Features" (ICCV 2019). Where both are on, each
-    batch gets one of them with equal chance, as in timm.
+    batch gets one of them, as in timm.
 
     Args:
         images: of the batch.
         key: seed of the randomness, such as (seed, epoch, id of the first sample).
         mixup: alpha of the Beta distribution of mixup's share, 0 for off.
         cutmix: alpha of the Beta distribution of CutMix's share, 0 for off.
+        probability: probability that the batch is mixed at all.
+        switch: where both are on, the probability of CutMix.
+        later: whether the images are returned as they are, for ``mix_pending``.
 
     Returns:
         The mixed images and how they were mixed: None where nothing is on or the batch has one image.
@@ -328,38 +400,62 @@ def mix_batch(
     if size < 2 or not (mixup or cutmix):
         return images, None
     with seeded_rng("mix", *key):
-        cuts = bool(cutmix) and (not mixup or bool(torch.rand(()) < 0.5))
+        if probability < 1 and not bool(torch.rand(()) < probability):
+            return images, None
+        cuts = bool(cutmix) and (not mixup or bool(torch.rand(()) < switch))
         alpha = cutmix if cuts else mixup
         share = float(Beta(alpha, alpha).sample())
         partner = torch.randperm(size)
         centre = torch.rand(2)
+    height, width = images.shape[-2:]
+    weight, box = round(share * 128), (0, height, 0, width)
     if cuts:
-        mixed, share = _cut(images, partner, share, centre)
+        weight, box = 0, _box(share, centre, height, width)
+        # What is really left after clipping and rounding the box.
+        share = 1 - (box[1] - box[0]) * (box[3] - box[2]) / (height * width)
     else:
-        mixed, share = _blend(images, partner, share)
-    return mixed, {"partner": partner, "lam": torch.full((size,), share, dtype=torch.float32)}
+        share = weight / 128  # for 16-bit integers, faster than floats
+    mix: Mix = {"partner": partner, "lam": torch.full((size,), share, dtype=torch.float32)}
+    if later:
+        mix["pending"] = torch.tensor([weight, *box], dtype=torch.int16)
+        return images, mix
+    return _cut(images, partner, box) if cuts else _blend(images, partner, weight), mix
 
 
-def _blend(images: torch.Tensor, partner: torch.Tensor, share: float) -> tuple[torch.Tensor, float]:
-    """mixup, and the share that was really used: in steps of 1/128, for 16-bit integers, faster than floats."""
-    weight = round(share * 128)
+def mix_pending(images: torch.Tensor, mix: Mix) -> torch.Tensor:
+    """Mix images on their device, uint8 ``(B, 3, H, W)``, bit by bit as ``mix_batch`` would have, without waiting."""
+    weight, top, bottom, left, right = mix.pop("pending")
+    rows = torch.arange(images.shape[-2], device=images.device)[:, None]
+    columns = torch.arange(images.shape[-1], device=images.device)
+    inside = (rows >= top) & (rows < bottom) & (columns >= left) & (columns < right)
+    base = images[mix["partner"]].to(torch.int16)
+    mixed = images.to(torch.int16).sub_(base).mul_(weight).add_(64).bitwise_right_shift_(7).add_(base)
+    return torch.where(inside, mixed.to(torch.uint8), images)
+
+
+def _blend(images: torch.Tensor, partner: torch.Tensor, weight: int) -> torch.Tensor:
+    """Mixup with a share of ``weight`` / 128."""
     mixed = torch.empty_like(images)
     for row, other in enumerate(partner.tolist()):
         base = images[other].to(torch.int16)
         difference = images[row].to(torch.int16).sub_(base)
         mixed[row] = difference.mul_(weight).add_(64).bitwise_right_shift_(7).add_(base)
-    return mixed, weight / 128
+    return mixed
 
 
-def _cut(images: torch.Tensor, partner: torch.Tensor, share: float, centre: torch.Tensor) -> tuple[torch.Tensor, float]:
-    """CutMix, and the share that is really left after clipping and rounding the box."""
-    height, width = images.shape[-2:]
+def _cut(images: torch.Tensor, partner: torch.Tensor, box: tuple[int, int, int, int]) -> torch.Tensor:
+    top, bottom, left, right = box
+    mixed = images.clone()
+    for row, other in enumerate(partner.tolist()):
+        mixed[row, :, top:bottom, left:right] = images[other, :, top:bottom, left:right]
+    return mixed
+
+
+def _box(share: float, centre: torch.Tensor, height: int, width: int) -> tuple[int, int, int, int]:
+    """Top, bottom, left and right of CutMix's box, clipped to the image."""
     side = (1 - share) ** 0.5
     (top, bottom), (left, right) = (
         (max(round(middle - side * length / 2), 0), min(round(middle + side * length / 2), length))
         for middle, length in ((float(centre[0]) * height, height), (float(centre[1]) * width, width))
     )
-    mixed = images.clone()
-    for row, other in enumerate(partner.tolist()):
-        mixed[row, :, top:bottom, left:right] = images[other, :, top:bottom, left:right]
-    return mixed, 1 - (bottom - top) * (right - left) / (height * width)
+    return top, bottom, left, right

@@ -200,6 +200,8 @@ class StreamedImages(ImageDataModule):
         """Return augmented training batches in the order of the epoch."""
         if not len(self.split_indices("train")):
             raise UserError(f"{self.table.origin}: the train split is empty; name shards that hold samples")
+        if self._augment.repeats > 1:
+            raise UserError("data augment.repeats: a stream delivers each image once an epoch; set 1")
         on_bad: OnBad = "replace" if self._skips else "error"
         dataset = self.streamed(self.split_indices("train"), training=True, augmented=True, on_bad=on_bad)
         sampler = StreamSampler(dataset.order)

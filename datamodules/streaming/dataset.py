@@ -21,11 +21,11 @@ import numpy as np
 import torch
 from torch.utils.data import DistributedSampler
 
-from datamodules.loading.dataset import ImageDataset, Sample, view_of
+from datamodules.loading.dataset import ImageDataset, Sample
 from datamodules.loading.decode import MAX_PIXELS, UNDECIDED, ImageError, UndecidedRangeError, ValueRange, read_image
 from datamodules.loading.samplers import SampleKey
 from datamodules.streaming.shards import Shards
-from vitrail.seeding import seeded_generator, seeded_rng
+from vitrail.seeding import seeded_generator
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -294,8 +294,7 @@ class StreamedDataset(ImageDataset):
             except ImageError as error:
                 self._note(row, error)
                 continue
-            with seeded_rng("augment", self._seed, sample["epoch"], row, view_of(sample) - sample["epoch"]):
-                sample["image"] = self._transform(image)
+            sample["image"] = self.transformed(image, sample)
         return self._without_bad(samples)
 
     def without_image(self, key: SampleKey | int) -> Sample:

@@ -104,6 +104,10 @@ Not recorded.
 Run `{{ meta.run }}`, checkpoint `{{ meta.checkpoint }}`, seed {{ seed }}, revision \
 `{{ (git.revision or "not recorded")[:12] }}`{% if git.changed_files %}, \
 {{ git.changed_files }} files changed{% endif %}.
+{%- if parent %}
+
+Training went on from the weights of `{{ parent }}`.
+{%- endif %}
 {%- if commands %}
 
 ```
@@ -158,6 +162,7 @@ def write_card(
         data=data and {**data, **{key: _part(data, key) for key in ("samples", "groups", "unseen")}},
         seed=record.get("seed", "not recorded"),
         git=_part(record, "git"),
+        parent="/".join(Path(str(record.get("parent", ""))).parts[-4:]),
         commands=[_without_folders(command) for command in commands],
         packages=_part(record, "packages"),
     )

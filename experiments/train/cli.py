@@ -40,11 +40,12 @@ from experiments.train.closing import closing_summary, write_report
 from experiments.train.loggers import Tracker, WandbOptions, build_loggers, finish_wandb, sync_hint
 from experiments.train.opened_run import opened_arguments
 from experiments.train.own_data import EXPERIMENT, own_data, own_data_help
+from experiments.train.parent import KEY, from_parent, parent_checkpoint, take_over
 from experiments.train.run_record import RunRecorder
 from lightning_modules.base import VisionTask
 from lightning_modules.distributed import FullySharded
 from lightning_modules.options import current_arguments
-from vitrail.config import FullNames, one_config
+from vitrail.config import FullNames, one_config, split_configs
 from vitrail.errors import UserError, run_reporting_user_errors, was_interrupted
 from vitrail.files import check_zip, write_text_atomically
 from vitrail.programs import program_name
@@ -288,9 +289,13 @@ class VitrailCLI(LightningCLI):
 
     def __init__(self, args: list[str]) -> None:
         args, self._own = own_data(args)
+        named = split_configs(args)[0] if args else []
+        args = from_parent(args)
         args, self.config_files = one_config(args)
+        self.config_files = named or self.config_files
         self.run_directory = Path()
         self.checkpoint: Path | None = None
+        self.parent: Path | None = None
         self._continues = True
         try:
             self._run_stage(args)
@@ -335,6 +340,12 @@ class VitrailCLI(LightningCLI):
             "--name", type=str | None, default=None, help="Name of the experiment; by default that of its YAML."
         )
         parser.add_argument("--runs", type=str, default="runs", help="Directory of all runs.")
+        parser.add_argument(
+            "--from",
+            type=str | None,
+            default=None,
+            help="In `fit`, go on from the best weights of this run, heads included, with its configuration.",
+        )
         parser.add_argument(
             "--test_best", type=bool, default=False, help="After `fit`, test the best checkpoint in the same process."
         )
@@ -386,6 +397,8 @@ class VitrailCLI(LightningCLI):
         if config.get("ckpt_path"):
             self.checkpoint = resolve_checkpoint(config.ckpt_path, Path(config.runs), config.name)
             config.ckpt_path = str(self.checkpoint)
+        if config.get(KEY) and self.config.subcommand == "fit" and self.checkpoint is None:
+            self.parent = parent_checkpoint(config[KEY])
 
     def before_instantiate_classes(self) -> None:
         """Choose the run directory: a new one, or a run's own where it is resumed or its best checkpoint is tested.
@@ -436,7 +449,7 @@ class VitrailCLI(LightningCLI):
         saver = self._get(self.config_init, "checkpoint")
         saver.continues = self._continues
         saver.dirpath = saver.dirpath or str(self.run_directory.resolve() / Run.CHECKPOINTS)
-        recorder = RunRecorder(self.run_directory, config.name, config.seed_everything, self.checkpoint)
+        recorder = RunRecorder(self.run_directory, config.name, config.seed_everything, self.checkpoint, self.parent)
         # Lightning keeps checkpoint callbacks last; the recorder must see what they did.
         self.callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set at run time
         self.callbacks.extend(
@@ -474,7 +487,13 @@ class VitrailCLI(LightningCLI):
 
     def before_fit(self) -> None:
         """Fetch pretrained weights at once, so that a missing network shows before the data are read."""
-        if self.checkpoint is None:
+        if self.parent is not None:
+            notes = take_over(self.model, self.parent)
+            if self.trainer.is_global_zero:
+                sys.stdout.write(
+                    "".join(f"--from {line}.\n" for line in (f"{self.parent}: weights taken over", *notes))
+                )
+        elif self.checkpoint is None:
             self.model.load_pretrained()
 
     # What images must be like may only be known from the weights' folder.

@@ -26,6 +26,8 @@ def closing_summary(run: Run) -> str:
         f"{model.get('class', 'The model')} ({size:,} parameters) was trained on {trained:,} images of "
         f"{data.get('data', 'the data')} and tested on {tested:,} others."
     ]
+    if parent := run.record.get("parent"):
+        lines.append(f"  It went on from {parent}.")
     try:
         summaries = summarise_run(run.path, "test")
     except UserError:

@@ -35,7 +35,10 @@ _PACKAGES = ("torch", "torchvision", "lightning", "timm", "transformers", "torch
 class RunRecorder(Callback):
     """Write ``run.json`` when a stage begins and again when it ends, however it ends."""
 
-    def __init__(self, directory: Path, name: str, seed: int, checkpoint: Path | None = None) -> None:
+    def __init__(
+        self, directory: Path, name: str, seed: int, checkpoint: Path | None = None, parent: Path | None = None
+    ) -> None:
+        self.parent = parent
         self.directory = directory
         self.name = name
         self.seed = seed
@@ -137,6 +140,7 @@ class RunRecorder(Callback):
     def _facts(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         return {
             "name": self.name,
+            **({"parent": str(self.parent)} if self.parent else {}),
             "seed": self.seed,
             "vitrail": vitrail.__version__,
             "git": git_revision(),

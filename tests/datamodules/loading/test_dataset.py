@@ -81,7 +81,7 @@ def loader(
         batch_size=4,
         sampler=sampler,
         num_workers=workers,
-        collate_fn=Collate(table(), 5, mixup=0.3, cutmix=1.0),
+        collate_fn=Collate(table(), 5, augment=AugmentOptions(mixup=0.3, cutmix=1.0)),
         persistent_workers=workers > 0,
     )
 
@@ -117,7 +117,10 @@ def test_a_batch_holds_every_key_of_the_schema() -> None:
         assert batch[key].dtype == torch.int64
     assert batch["is_padding"].dtype == torch.bool
 
-    assert set(Collate(table(), mixup=0.2)(samples)) == set(Batch.__annotations__) - {"captions", "features"}
+    assert set(Collate(table(), augment=AugmentOptions(mixup=0.2))(samples)) == set(Batch.__annotations__) - {
+        "captions",
+        "features",
+    }
 
 
 def test_augmentation_is_a_function_of_seed_epoch_and_sample() -> None:
@@ -270,3 +273,13 @@ def test_batches_come_as_they_were(workers: int) -> None:
     assert batch["caption"] == ["0", "1", "2", "3"]
     batch["sample_id"][0] = 7
     assert batch["sample_id"].tolist() == [7, 1, 2, 3]
+
+
+def test_mixing_ends_at_an_epoch_and_may_be_left_to_the_device() -> None:
+    augment = AugmentOptions(mixup=0.5, mix_end_epoch=2, mix_on_device=True)
+    samples = [dataset()[SampleKey(place, epoch)] for epoch in (1, 2) for place in range(4)]
+    collate = Collate(table(), 5, augment=augment)
+    mixed, plain = collate(samples[:4]), collate(samples[4:])
+    assert set(mixed["mix"]) == {"partner", "lam", "pending"}
+    assert torch.equal(mixed["image"], stack_images([sample["image"] for sample in samples[:4]]))
+    assert "mix" not in plain

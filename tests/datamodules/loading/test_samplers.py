@@ -219,3 +219,17 @@ def test_distinct_batches_go_on_where_they_were_left() -> None:
 def test_too_few_ids_for_a_batch_are_a_user_error() -> None:
     with pytest.raises(UserError, match=r"3 different .* batch of 4"):
         DistinctSampler(torch.tensor([0, 1, 2, 0]), 2, world_size=2)
+
+
+@pytest.mark.parametrize("weights", [None, torch.ones(20)])
+def test_repeated_views_follow_each_other_and_are_augmented_differently(weights: torch.Tensor | None) -> None:
+    keys = list(TrainSampler(20, 3, weights=weights, repeats=3))
+    assert len(keys) == 20
+    for first in range(0, 18, 3):
+        group = keys[first : first + 3]
+        assert len({key.place for key in group}) == 1
+        assert len({key.draw for key in group}) == 3
+    if weights is None:
+        assert len({key.place for key in keys}) == 7
+    shares = [list(TrainSampler(20, 3, rank, 2, weights, repeats=3)) for rank in range(2)]
+    assert [key for pair in zip(*shares, strict=True) for key in pair] == keys

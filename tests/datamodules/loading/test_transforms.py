@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -12,15 +13,19 @@ from torchvision.transforms import v2 as T
 from torchvision.transforms.v2 import functional as F
 
 from datamodules.loading.transforms import (
+    SizedByEpoch,
     adjust_colours,
     eval_transform,
     mix_batch,
+    mix_pending,
     random_crop_box,
     scale_down,
     targets_colour,
     train_transform,
+    useful_short_side,
 )
 from datamodules.options import AugmentOptions, Preset
+from vitrail.errors import UserError
 from vitrail.seeding import seeded_rng
 from vitrail.types import InputOptions, Interpolation
 
@@ -339,3 +344,92 @@ def test_a_single_image_and_alpha_zero_are_not_mixed() -> None:
     assert mix_batch(images, (0,), mixup=1.0, cutmix=1.0) == (images, None)
     images = batch(4)
     assert mix_batch(images, (0,), mixup=0.0, cutmix=0.0) == (images, None)
+
+
+BILINEAR, MEAN = InterpolationMode.BILINEAR, [124.0, 116.0, 104.0]
+IMAGE: InputOptions = {"size": 32, "crop_fraction": 1.0, "interpolation": "bicubic"}
+
+
+@pytest.mark.parametrize(
+    ("options", "oracle"),
+    [
+        ({"policy": "randaugment", "policy_magnitude": 21}, T.RandAugment(2, 21, interpolation=BILINEAR, fill=MEAN)),
+        ({"policy": "trivialaugment"}, T.TrivialAugmentWide(interpolation=BILINEAR, fill=MEAN)),
+        ({"policy": "autoaugment"}, T.AutoAugment(interpolation=BILINEAR, fill=MEAN)),
+        ({"policy": "augmix"}, T.AugMix(interpolation=BILINEAR, fill=MEAN)),
+        ({"grayscale": 0.5}, T.RandomGrayscale(0.5)),
+        ({"blur": 0.5}, T.RandomApply([T.GaussianBlur(13, (0.1, 2.0))], 0.5)),
+        (
+            {"policy": "three_augment"},
+            T.RandomChoice([T.Grayscale(3), T.RandomSolarize(128, p=1.0), T.GaussianBlur(13, (0.1, 2.0))]),
+        ),
+    ],
+)
+def test_policies_are_those_of_torchvision_on_the_cropped_image(options: dict[str, Any], oracle: Any) -> None:
+    augment = AugmentOptions(**options)
+    assert augment.filled().is_random
+    transform = train_transform(IMAGE, augment)
+    cropped = eval_transform(IMAGE)(noise())
+    made = [run(transform, noise(), seed) for seed in range(8)]
+    assert all(torch.equal(one, run(oracle, cropped, seed)) for seed, one in enumerate(made))
+    assert all(one.dtype == torch.uint8 and one.shape == (3, 32, 32) for one in made)
+    assert any(not torch.equal(one, made[0]) for one in made)
+
+
+def test_a_random_crop_comes_out_of_the_whole_scaled_image_with_reflected_borders() -> None:
+    transform = train_transform(IMAGE, AugmentOptions(preset="light", random_crop=4, horizontal_flip=0.0))
+    oracle = T.Compose(
+        [T.Resize(32, InterpolationMode.BICUBIC, antialias=True), T.RandomCrop(32, 4, padding_mode="reflect")]
+    )
+    for seed in range(4):
+        assert torch.equal(run(transform, noise(), seed), run(oracle, noise(), seed))
+    with pytest.raises(UserError, match="random_crop: does not go with random_resized_crop"):
+        AugmentOptions(random_crop=4, random_resized_crop=[0.5, 1.0])
+
+
+def test_the_filter_of_a_random_crop_may_be_random() -> None:
+    def crops(filter_: Any) -> list[torch.Tensor]:
+        transform = train_transform(
+            IMAGE, AugmentOptions(preset="light", horizontal_flip=0.0, crop_interpolation=filter_)
+        )
+        return [run(transform, noise(), seed) for seed in range(12)]
+
+    linear, cubic, mixed = crops("bilinear"), crops("bicubic"), crops("random")
+    assert all(torch.equal(one, two) for one, two in zip(cubic, crops("image"), strict=True))
+    chosen = {(torch.equal(m, a), torch.equal(m, b)) for m, a, b in zip(mixed, linear, cubic, strict=True)}
+    assert chosen == {(True, False), (False, True)}
+
+
+def test_images_grow_with_the_epoch() -> None:
+    transform = train_transform(IMAGE, AugmentOptions(sizes=[[1, 8], [3, 16]]))
+    assert isinstance(transform, SizedByEpoch)
+    sides = [tuple(transform.at(epoch)(noise()).shape[1:]) for epoch in range(5)]
+    assert sides == [(32, 32), (8, 8), (8, 8), (16, 16), (16, 16)]
+    assert useful_short_side(IMAGE, AugmentOptions(sizes=[[0, 48]])) == 48
+    for wrong in ([[0]], [[3, 8], [1, 16]], [[0, 1]]):
+        with pytest.raises(UserError, match=r"sizes: must be \[\[first epoch, side\], …\]"):
+            AugmentOptions(sizes=wrong)
+
+
+@pytest.mark.parametrize("alphas", [{"mixup": 0.8, "cutmix": 0.0}, {"mixup": 0.0, "cutmix": 1.0}])
+def test_mixing_on_the_device_is_bit_identical(alphas: dict[str, float]) -> None:
+    images = torch.stack([noise(16, 24, seed) for seed in range(5)])
+    for key in range(6):
+        mixed, mix = mix_batch(images, (key,), **alphas)
+        same, plan = mix_batch(images, (key,), **alphas, later=True)
+        assert mix is not None
+        assert plan is not None
+        assert torch.equal(same, images)
+        assert torch.equal(mix_pending(images, plan), mixed)
+        assert plan.keys() == mix.keys()
+        assert torch.equal(plan["partner"], mix["partner"])
+        assert torch.equal(plan["lam"], mix["lam"])
+
+
+def test_a_batch_is_mixed_with_a_probability_and_either_way_with_another() -> None:
+    images = torch.stack([noise(8, 8, seed) for seed in range(4)])
+    mixes = [mix_batch(images, (key,), mixup=1.0, cutmix=0.0, probability=0.3)[1] for key in range(300)]
+    assert 0.2 < sum(mix is not None for mix in mixes) / 300 < 0.4
+    for switch in (0.0, 1.0):
+        plans = [mix_batch(images, (key,), mixup=1.0, cutmix=1.0, switch=switch, later=True)[1] for key in range(20)]
+        assert all(plan is not None and (int(plan["pending"][0]) == 0) is bool(switch) for plan in plans)
