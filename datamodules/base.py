@@ -30,7 +30,7 @@ from datamodules.options import AugmentOptions, CheckOptions, ImageOptions, Load
 from datamodules.table import SPLITS, SampleTable, table_error
 from vitrail.errors import UserError
 from vitrail.predictions import refuse_kinds
-from vitrail.types import DEFAULT_SEED, LABEL_TASK, Batch, InputOptions, TaskKind, kind_of, with_image_defaults
+from vitrail.types import DEFAULT_SEED, LABEL_TASK, InputOptions, TaskKind, kind_of, with_image_defaults
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -503,9 +503,9 @@ class ImageDataModule(LightningDataModule):
         augment = self.augment_options if training else None
         return Collate(self.table, self.seed, texts=self.texts, augment=augment, evaluation=not training)
 
-    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """Mix the images on the model's device, with ``augment.mix_on_device``."""
-        if "pending" in batch.get("mix", ()):
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Mix the images of a batch on the model's device, with ``augment.mix_on_device``."""
+        if isinstance(batch, dict) and "pending" in batch.get("mix", ()):
             batch["image"] = mix_pending(batch["image"], batch["mix"])
         return batch
 

@@ -21,6 +21,10 @@ STAGES = ("validate", "test")
 EXPERIMENTS = {
     "Experiments": ("experiments", "Give one to `--config`."),
     "Overlays": ("experiments/overlays", "Further `--config` files that change an experiment."),
+    "Recipes": (
+        "experiments/recipes",
+        "Published ways to train, over an experiment of your own: [which one](../guides/recipes.md).",
+    ),
     "Sweeps": ("experiments/sweeps", "Search spaces for [`vitrail sweep`](cli.md#sweep)."),
     "Ablations": ("experiments/ablations", "Grids of variants for [`vitrail ablate`](cli.md#ablate)."),
 }

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -107,7 +107,7 @@ def _crop(image: InputOptions, augment: AugmentOptions) -> nn.Module:
     return eval_transform(image)
 
 
-def _policy(augment: AugmentOptions, size: int) -> nn.Module:
+def _policy(augment: AugmentOptions, size: int) -> Any:  # torchvision has no types
     mode = InterpolationMode.BILINEAR
     if augment.policy == "randaugment":
         return T.RandAugment(augment.policy_operations, augment.policy_magnitude, interpolation=mode, fill=_ERASED)
@@ -120,7 +120,7 @@ def _policy(augment: AugmentOptions, size: int) -> nn.Module:
     return T.RandomChoice([T.Grayscale(3), T.RandomSolarize(128, p=1.0), _blur(size)])
 
 
-def _blur(size: int) -> nn.Module:
+def _blur(size: int) -> Any:
     # Three standard deviations to either side; reflection needs a larger image than that.
     return T.GaussianBlur(2 * min(6, size - 1) + 1, sigma=(0.1, 2.0))
 

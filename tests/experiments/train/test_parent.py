@@ -21,7 +21,7 @@ def parent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
 
 
 def fit(parent: Run, *args: str) -> int:
-    return main("vitrail", ["fit", "--from", str(parent.path), "--runs", "runs", "--trainer.max_epochs=1", *args])
+    return main("vitrail", ["fit", "--from", str(parent.path), "--runs", "runs", *args, "--trainer.max_epochs=1"])
 
 
 def state(run: Run, name: str = "best") -> dict[str, torch.Tensor]:
@@ -37,15 +37,10 @@ def same(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor], prefix: str
 
 
 def test_a_new_run_goes_on_with_another_recipe_and_is_resumed_without_the_parent(
-    parent: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    parent: Run, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    overlay = tmp_path / "balanced.yaml"
-    overlay.write_text(
-        "data: {init_args: {loader: {sampling: balanced}}}\n"
-        "model: {init_args: {lr: 0.0, class_weighting: inverse, label_smoothing: 0.05}}\n"
-        "trainer: {callbacks: [], log_every_n_steps: 1}\n"
-    )
-    assert fit(parent, "--config", str(overlay), "--test_best=true") == 0
+    held = ["--model.init_args.lr=0", "--model.init_args.optim_options.backbone_lr=0"]
+    assert fit(parent, "--config", "overlays/balanced", *held, "--test_best=true") == 0
     child = Run.latest("balanced")
     assert same(state(parent), state(child))  # with a learning rate of 0 they are the parent's
     assert child.record["parent"] == str(parent.checkpoint())
@@ -53,6 +48,7 @@ def test_a_new_run_goes_on_with_another_recipe_and_is_resumed_without_the_parent
     assert child.config["from"] == str(parent.path)
     model = child.config["model"]["init_args"]
     assert model["backbone"] == parent.config["model"]["init_args"]["backbone"]
+    assert child.config["data"]["init_args"]["loader"]["sampling"] == "balanced"
     assert (model["class_weighting"], model["label_smoothing"]) == ("inverse", 0.05)
     printed = capsys.readouterr().out
     assert f"--from {parent.checkpoint()}: weights taken over." in printed
