@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_info
 
 from callbacks.best_checkpoint import BestCheckpoint
 from callbacks.outputs import OutputCollector
@@ -28,7 +29,7 @@ from vitrail.errors import UserError
 from vitrail.files import write_csv
 from vitrail.runs import Run
 from vitrail.trust import file_name
-from vitrail.types import UNKNOWN, Split
+from vitrail.types import CLASS_KINDS, UNKNOWN, Split, kind_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -44,12 +45,14 @@ class CountedSplit:
             without a prediction; unknown targets are not counted.
         epoch: epoch after which they were counted, counted from 0.
         score: the metric by which the best checkpoint is chosen, at that epoch; None where there is none.
+        labels: for each multi-label task the scores of its labels by name, float64 ``(C,)``.
     """
 
     split: str
     counts: Mapping[str, torch.Tensor]
     epoch: int
     score: float | None
+    labels: Mapping[str, Mapping[str, torch.Tensor]] = field(default_factory=dict)
 
 
 class ConfusionCounter(OutputCollector):
@@ -58,7 +61,7 @@ class ConfusionCounter(OutputCollector):
     While fitting, the counts of the best epoch are kept, best by the metric and mode of the trainer's first
     ``ModelCheckpoint`` that has one, so that what is reported belongs to the checkpoint that is kept; without such a
     metric, those of the last epoch. They are reported at the end, and are part of the checkpoint, so that a resumed run
-    reports the same.
+    reports the same. Only targets of one class are counted; of labels, the task's own scores are kept.
     """
 
     def __init__(self) -> None:
@@ -81,7 +84,10 @@ class ConfusionCounter(OutputCollector):
     def collect(self, trainer: Trainer, pl_module: LightningModule, split: Split, outputs: object, batch: Any) -> None:
         """Count a batch."""
         found = self._outputs(outputs, pl_module)
+        kinds = getattr(pl_module, "task_kinds", {})
         for task, logits in found["logits"].items():
+            if kind_of(kinds, task) not in CLASS_KINDS:
+                continue
             num_classes, targets = logits.shape[1], found["targets"][task]
             if task not in self._counts:
                 shape = num_classes, num_classes + 1
@@ -97,7 +103,8 @@ class ConfusionCounter(OutputCollector):
         totals = {task: trainer.strategy.reduce(counts, reduce_op="sum") for task, counts in self._counts.items()}
         self._counts = {}
         counts = {task: total.cpu() for task, total in totals.items()}
-        counted = CountedSplit(split, counts, trainer.current_epoch, _score(trainer))
+        labels = dict(getattr(pl_module, "label_scores", {}))
+        counted = CountedSplit(split, counts, trainer.current_epoch, _score(trainer), labels)
         fits = trainer.state.fn == TrainerFn.FITTING
         if fits and (self._kept is None or _is_better(trainer, counted.score, self._kept.score)):
             self._kept = counted
@@ -173,7 +180,8 @@ class ConfusionMatrixLogger(ConfusionCounter):
     a prediction, where there are any; normalised divides by the number of the target's samples, so that the diagonal is
     the recall. The matrix of a fit is that of its best validation
     epoch. In experiment trackers the images are logged as ``confusion/<split>/<task>`` and ``…_normalised``, and the
-    counts in W&B as an interactive chart with its table, ``…_chart``.
+    counts in W&B as an interactive chart with its table, ``…_chart``. Multi-label and regression tasks, which have no
+    such matrix, are named in one line.
 
     Args:
         every_n_epochs: while fitting, also after every N epochs with validation; 0 for the best epoch only, at the end.
@@ -184,6 +192,13 @@ class ConfusionMatrixLogger(ConfusionCounter):
         if every_n_epochs < 0:
             raise UserError(f"ConfusionMatrixLogger.every_n_epochs: must not be negative, got {every_n_epochs}")
         self.every_n_epochs = every_n_epochs
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """See ``ConfusionCounter``; name the tasks without a matrix."""
+        super().setup(trainer, pl_module, stage)
+        kinds = getattr(pl_module, "task_kinds", {})
+        if without := [f"{task} ({kind})" for task, kind in kinds.items() if kind not in CLASS_KINDS]:
+            rank_zero_info(f"confusion_matrix: there is none of {', '.join(without)}.")
 
     def reports_epoch(self, epoch: int) -> bool:
         """Whether it is the turn of this epoch."""
@@ -239,14 +254,17 @@ class ClassReport(ConfusionCounter):
 
     The report of a fit is that of its best validation epoch. Columns: ``class``, ``precision``, ``recall``, ``f1`` (0
     to 1, higher is better) and ``support``; the last rows are ``accuracy``, ``macro avg`` and ``weighted avg``. A test
-    also prints one line a task, with the class that is recognised worst.
+    also prints one line a task, with the class that is recognised worst. Of multi-label tasks a row is a label, with
+    ``average_precision``, ``auroc`` and its ``threshold`` besides; of regression tasks there is no report.
     """
 
     def report(self, trainer: Trainer, counted: CountedSplit, confusions: Mapping[str, pd.DataFrame]) -> None:
         """Write the files, and print the table after a test."""
         reports = {task: class_report(confusion) for task, confusion in confusions.items()}
+        names = self._samples(trainer).tasks
+        of_labels = {task: _label_report(names[task], scores) for task, scores in counted.labels.items()}
         folder = Path(trainer.default_root_dir) / Run.REPORTS
-        for task, frame in reports.items():
+        for task, frame in {**reports, **of_labels}.items():
             write_csv(folder / f"{counted.split}_{file_name(task)}.csv", frame, index=True)
             rows = frame.reset_index()
             log_table(
@@ -257,6 +275,17 @@ class ClassReport(ConfusionCounter):
             )
         if counted.split == "test" and reports:
             summary_table(reports).show()
+
+
+def _label_report(names: Sequence[str], scores: Mapping[str, torch.Tensor]) -> pd.DataFrame:
+    """One row per label; the last one has the means."""
+    import pandas as pd
+
+    columns = ("average_precision", "auroc", "precision", "recall", "f1", "threshold", "support")
+    frame = pd.DataFrame({name: scores[name].numpy() for name in columns}, index=pd.Index(list(names), name="class"))
+    frame.loc["macro avg"] = frame.mean()
+    frame.loc["macro avg", "support"] = frame["support"].iloc[:-1].sum()
+    return frame.astype({"support": int})
 
 
 def summary_table(reports: Mapping[str, pd.DataFrame]) -> Table:

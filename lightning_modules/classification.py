@@ -44,6 +44,8 @@ class ScoredTask(VisionTask):
         task_weights: weight of each task's loss in the sum.
         thresholds: of each multi-label task the probabilities from which its labels are predicted. Each validation of a
             fit chooses those of the highest F1, and checkpoints keep them.
+        label_scores: of each multi-label task the scores of its labels in the latest evaluation, see
+            ``heads.multi_label.MultiLabelScores.per_label``.
     """
 
     def configure_metrics(
@@ -73,6 +75,7 @@ class ScoredTask(VisionTask):
             for task, output in zip(tasks, given, strict=True)
             if isinstance(output, MultiLabelOutput)
         }
+        self.label_scores: dict[str, dict[str, torch.Tensor]] = {}
         self.task_weights = {**dict.fromkeys(tasks, 1.0), **(task_weights or {})}
         self.train_metrics = SplitMetrics(tasks, self.task_weights, losses_only=True)
         self.val_metrics, self.test_metrics = (
@@ -122,6 +125,7 @@ class ScoredTask(VisionTask):
                 scores.chooses = split == "val" and fits
         values = dict(metrics.compute())
         self.thresholds |= {task: scores.thresholds.tolist() for task, scores in multi_label.items()}
+        self.label_scores = {task: dict(scores.per_label) for task, scores in multi_label.items()}
         metrics.reset()
         return values
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -18,9 +19,10 @@ from lightning_modules.base import LoggedSplit, VisionTask, known_targets, real_
 from lightning_modules.checkpoint import read_checkpoint, task_from, untrained_task
 from lightning_modules.classification import ScoredTask
 from lightning_modules.encoders.weights import WeightsOrigin, described_misfits
+from lightning_modules.heads import SingleLabelOutput, TaskOutput
 from vitrail.errors import UserError
 from vitrail.runs import Run
-from vitrail.types import Batch, InputOptions, Outputs, with_image_defaults
+from vitrail.types import Batch, InputOptions, Outputs, TaskKind, kind_of, with_image_defaults
 
 
 class Member(NamedTuple):
@@ -66,10 +68,16 @@ def built_members(runs: Sequence[str], hyper_parameters: Sequence[Mapping[str, A
 def common_tasks(members: Sequence[Member]) -> dict[str, list[str]]:
     """Class names of the tasks that all members have."""
     first, *others = members
+    kinds: list[dict[str, TaskKind]] = [getattr(member.task, "task_kinds", {}) for member in members]
     tasks: list[dict[str, list[str]]] = [getattr(member.task, "tasks", {}) for member in members]
     common = {task: list(names) for task, names in tasks[0].items() if all(task in of_other for of_other in tasks)}
     for task, names in common.items():
-        for other, of_other in zip(others, tasks[1:], strict=True):
+        for other, of_other, of_kind in zip(others, tasks[1:], kinds[1:], strict=True):
+            if kind_of(of_kind, task) != kind_of(kinds[0], task):
+                raise UserError(
+                    f"members: {task!r} is {kind_of(kinds[0], task)} in {first.name} and {kind_of(of_kind, task)} in "
+                    f"{other.name}; only runs with the same kinds of tasks can be averaged"
+                )
             if list(of_other[task]) != names:
                 raise UserError(
                     f"members: {other.name} has other classes of {task!r} than {first.name}, or another order of them; "
@@ -160,8 +168,10 @@ _NOT_KEPT = {"state_dict", "hyper_parameters", "epoch_sums"}
 class Ensemble(ScoredTask):
     """Averages the probabilities of several runs' best checkpoints, and of views of the image.
 
-    Its logits are the logarithms of that mean. Members may be any tasks that classify images; only the tasks that all
-    of them have are predicted. One run with several views is test-time augmentation. Nothing is trained or selected.
+    Its logits are the logarithms of that mean; of multi-label tasks the logits of the labels' mean probabilities, at
+    the mean of the members' thresholds. Of regression tasks it predicts the mean, with the variance of the mixture
+    where members predict one. Members may be any tasks that classify images; only the tasks that all of them have are
+    predicted. One run with several views is test-time augmentation. Nothing is trained or selected.
     A checkpoint contains all members, so it does not need their run directories.
 
     Args:
@@ -192,7 +202,8 @@ class Ensemble(ScoredTask):
             raise UserError("members: one run as it is needs no ensemble; name another run, or further tta_views")
         found = read_members(members) if architectures is None else built_members(members, architectures)
         self._has_weights = architectures is None
-        self.configure_metrics(common_tasks(found))
+        common = common_tasks(found)
+        self.configure_metrics(common, outputs=_outputs_of(found, common))
         for task, names in self.tasks.items():
             if tasks and task in tasks and list(tasks[task]) != names:
                 raise UserError(
@@ -202,6 +213,7 @@ class Ensemble(ScoredTask):
         # A checkpoint is compared with the members' classes, not with further tasks of the data.
         self.hparams["tasks"] = self.tasks
         self._runs = found
+        self._average_thresholds()
         self.members = nn.ModuleList(member.task for member in found).requires_grad_(False).eval()
         self._adopt_inputs()
 
@@ -277,7 +289,8 @@ class Ensemble(ScoredTask):
     def predict_step(self, batch: Batch, batch_idx: int) -> Outputs:
         """Outputs of a batch, whose targets may be unknown."""
         logits, embedding = self._predict(batch["image"])
-        return real_outputs(batch, logits, known_targets(batch, self.tasks), embedding)
+        targets = known_targets(batch, self.tasks, self.task_kinds)
+        return real_outputs(batch, logits, targets, embedding)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what the members' own checkpoints contain, such as tokenizers, and their arguments."""
@@ -301,6 +314,7 @@ class Ensemble(ScoredTask):
         for member, kept in zip(self._runs, checkpoint.get("members", []), strict=True):
             member.task.on_load_checkpoint({**kept, "hyper_parameters": member.hyper_parameters})
         self._has_weights = True
+        self._average_thresholds()
         self._adopt_inputs()
 
     @property
@@ -346,23 +360,51 @@ class Ensemble(ScoredTask):
                 outputs = cast("Outputs", member.task.predict_step(batch, 0))
                 vectors.append(outputs["image_embedding"])
                 for task, found in logs.items():
-                    found.append(F.log_softmax(outputs["logits"][task].float(), dim=-1))
+                    found.append(outputs["logits"][task].float())
             embeddings.append(F.normalize(torch.stack(vectors).mean(dim=0), dim=-1))
-        logits = {
-            task: torch.logsumexp(torch.stack(found), dim=0) - math.log(len(found)) for task, found in logs.items()
-        }
+        logits = {task: _mean_of(torch.stack(found), kind_of(self.task_kinds, task)) for task, found in logs.items()}
         return logits, torch.cat(embeddings, dim=-1)
 
     def _shared_step(self, batch: Batch, split: LoggedSplit) -> tuple[torch.Tensor, Outputs]:
-        targets = known_targets(batch, self.tasks)
+        targets = known_targets(batch, self.tasks, self.task_kinds)
         logits, embedding = self._predict(batch["image"])
         loss = self.evaluation_loss(split, logits, targets)
         return loss, real_outputs(batch, logits, targets, embedding if split == "test" else None)
+
+    def _average_thresholds(self) -> None:
+        for task in self.thresholds:
+            of_members = [cast("ScoredTask", member.task).thresholds[task] for member in self._runs]
+            self.thresholds[task] = torch.tensor(of_members, dtype=torch.float64).mean(dim=0).tolist()
 
     def _adopt_inputs(self) -> None:
         if self._has_weights:
             refuse_other_images(self._runs)
         self.input_options = {**self._runs[0].task.input_options}
+
+
+def _outputs_of(members: Sequence[Member], tasks: Mapping[str, Sequence[str]]) -> list[TaskOutput]:
+    """The outputs of the first member's tasks of every kind; other models classify by single labels."""
+    first = members[0].task
+    own = dict(zip(first.tasks, first.outputs, strict=True)) if isinstance(first, ScoredTask) else {}
+    return [
+        cast("TaskOutput", copy.deepcopy(own[task])) if task in own else SingleLabelOutput(task, len(names))
+        for task, names in tasks.items()
+    ]
+
+
+def _mean_of(outputs: torch.Tensor, kind: TaskKind) -> torch.Tensor:
+    """Average the outputs of M members in a task, float ``(M, B, C)``, as its kind wants it, to ``(B, C)``."""
+    if kind == "regression":
+        means, mean = outputs[..., :1], outputs[..., :1].mean(dim=0)
+        if outputs.shape[-1] == 1:
+            return mean
+        variance = outputs[..., 1:].exp().mean(dim=0) + means.var(dim=0, correction=0)
+        return torch.cat([mean, variance.log()], dim=-1)
+    if kind == "multi_label":
+        applies, absent = (torch.logsumexp(F.logsigmoid(sign * outputs), dim=0) for sign in (1, -1))
+        return applies - absent
+    logs = F.log_softmax(outputs, dim=-1)
+    return torch.logsumexp(logs, dim=0) - math.log(len(logs))
 
 
 def _by_member(state: Mapping[str, Any], count: int) -> list[dict[str, Any]]:

@@ -30,12 +30,30 @@ from datamodules.wares.render import (
 )
 from vitrail.console import tracked
 from vitrail.errors import UserError
+from vitrail.types import TaskKind
 
 MEMORY_LIMIT = 512 * 1024 * 1024
 """Bytes of images that are kept; a larger data set is drawn again in each epoch."""
 
 _SPLITS_OF_STAGE = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("test",)}
 _VOCABULARIES = {"class": KINDS, "colour": tuple(sorted(COLOURS)), "material": MATERIALS, "condition": CONDITIONS}
+_PRICES = {
+    "backpack": 60.0,
+    "bottle": 15.0,
+    "cap": 20.0,
+    "handbag": 90.0,
+    "lamp": 45.0,
+    "mug": 10.0,
+    "sneaker": 70.0,
+    "soap dispenser": 12.0,
+    "vase": 30.0,
+    "watch": 120.0,
+}
+_OF_MATERIAL = {"fabric": 1.0, "glass": 1.1, "leather": 1.6, "metal": 1.3, "plastic": 0.7}
+_OF_CONDITION = {"new": 1.0, "used": 0.7, "worn": 0.45}
+_TAGS = ("fragile", "household", "soft", "wearable")
+_HOUSEHOLD, _WEARABLE = ("bottle", "lamp", "mug", "soap dispenser", "vase"), ("cap", "sneaker", "watch")
+_KINDS_OF_TASKS: dict[str, TaskKind] = {"condition": "ordinal", "tags": "multi_label", "price": "regression"}
 _GOLDEN = (math.sqrt(5) - 1) / 2
 
 # What a random stream is for: each use has its own, so that a change of one does not shift the others.
@@ -83,6 +101,22 @@ def ware_caption(spec: WareSpec, seed: int, index: int) -> str:
     )
 
 
+def ware_tags(spec: WareSpec) -> list[str]:
+    """Return the tags of an object: fragile, household, soft, wearable, or none of them."""
+    applies = (
+        spec.material == "glass",
+        spec.kind in _HOUSEHOLD,
+        spec.material in ("fabric", "leather"),
+        spec.kind in _WEARABLE,
+    )
+    return [tag for tag, one in zip(_TAGS, applies, strict=True) if one]
+
+
+def ware_price(spec: WareSpec) -> float:
+    """Return the price of an object, 3.15 to 192, which kind, material and condition make."""
+    return round(_PRICES[spec.kind] * _OF_MATERIAL[spec.material] * _OF_CONDITION[spec.condition], 2)
+
+
 class Wares(ImageDataModule):
     """Generated product images with class, colour, material, condition and caption.
 
@@ -93,6 +127,8 @@ class Wares(ImageDataModule):
         val_fraction: share of the objects for validation.
         test_fraction: share of the objects for the test.
         draw_seed: of objects and views, 0 or more; separate from ``seed``, so that runs with several seeds share data.
+        every_kind: whether there are tasks of every kind: the condition is ordinal, and there are tags (multi-label)
+            and a price (regression).
         shared: options of every data set, see ``ImageDataModule``.
     """
 
@@ -106,12 +142,13 @@ class Wares(ImageDataModule):
         val_fraction: float = 0.2,
         test_fraction: float = 0.2,
         draw_seed: int = 0,
+        every_kind: bool = False,
         **shared: Any,
     ) -> None:
         super().__init__(**shared)
         self.n_samples, self.views, self.resolution = n_samples, views, resolution
         self.val_fraction, self.test_fraction = val_fraction, test_fraction
-        self.draw_seed = draw_seed
+        self.draw_seed, self.every_kind = draw_seed, every_kind
         self._check_arguments()
         kept = n_samples if n_samples * 3 * resolution * resolution <= MEMORY_LIMIT else 0
         # Reserved, not filled: memory is taken as images are drawn.
@@ -139,6 +176,8 @@ class Wares(ImageDataModule):
                         "colour": spec.colour,
                         "material": spec.material,
                         "condition": spec.condition,
+                        "tags": ware_tags(spec),
+                        "price": ware_price(spec),
                     }
                 )
         frame = pd.DataFrame(rows)
@@ -148,7 +187,10 @@ class Wares(ImageDataModule):
                     f"data n_samples: {self.n_samples} images of {math.ceil(self.n_samples / self.views)} objects "
                     f"leave the {split} split empty; raise n_samples or {split}_fraction, or lower views"
                 )
-        return SampleTable.from_frame(frame, list(_VOCABULARIES), _VOCABULARIES, origin="Wares")
+        targets, names, kinds = list(_VOCABULARIES), _VOCABULARIES, None
+        if self.every_kind:
+            targets, names, kinds = [*targets, "tags", "price"], {**names, "tags": _TAGS}, _KINDS_OF_TASKS
+        return SampleTable.from_frame(frame, targets, names, origin="Wares", kinds=kinds)
 
     def read_image(self, index: int) -> torch.Tensor:
         """See ``ImageDataModule``; drawn, or from memory."""

@@ -90,6 +90,8 @@ class MultiLabelScores(Metric):
     Attributes:
         thresholds: probability from which each label is predicted, float64 ``(C,)``.
         chooses: whether ``compute`` chooses the thresholds of the highest F1 of each label before it uses them.
+        per_label: scores of each label after ``compute``: ``average_precision``, ``auroc``, ``precision``, ``recall``,
+            ``f1``, ``support`` and ``threshold``, float64 ``(C,)``, NaN where they are not defined.
     """
 
     full_state_update = False
@@ -102,6 +104,7 @@ class MultiLabelScores(Metric):
         self.add_state("targets", default=[], dist_reduce_fx="cat")
         self.thresholds = torch.full((num_labels,), DEFAULT_THRESHOLD, dtype=torch.float64)
         self.chooses = False
+        self.per_label: dict[str, torch.Tensor] = {}
 
     def update(self, logits: torch.Tensor, targets: torch.Tensor) -> None:
         """Keep the outputs of a batch.
@@ -122,13 +125,24 @@ class MultiLabelScores(Metric):
         probabilities = dim_zero_cat(self.logits).cpu()[seen].double().sigmoid()
         if self.chooses and len(targets):
             self.thresholds = best_thresholds(probabilities, targets)
-        values = {**ranking_scores(probabilities, targets), **threshold_scores(probabilities, targets, self.thresholds)}
+        ranking, decided = ranking_scores(probabilities, targets), label_scores(probabilities, targets, self.thresholds)
+        self.per_label = {**ranking, **decided, "threshold": self.thresholds}
+        predicted = probabilities >= self.thresholds
+        hits, marked = (predicted & (targets == 1)).sum(), (predicted & (targets != UNKNOWN)).sum()
+        right = ((predicted == (targets == 1)) | (targets == UNKNOWN)).all(dim=1).double()
+        values = {
+            "mAP": ranking["average_precision"],
+            "auroc": ranking["auroc"],
+            "f1_micro": (2 * hits / (marked + (targets == 1).sum()).clamp(min=1))[None],
+            "f1_macro": decided["f1"],
+            "exact_match": right,
+        }
         defined = {name: value[~value.isnan()] for name, value in values.items()}
         return {name: value.mean().float().to(self.device) for name, value in defined.items() if value.numel()}
 
 
 def ranking_scores(probabilities: torch.Tensor, targets: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Average precision (``mAP``) and area under the ROC curve (``auroc``) of each label, float64 ``(C,)``.
+    """``average_precision`` and area under the ROC curve (``auroc``) of each label, float64 ``(C,)``.
 
     NaN where they are not defined: without a sample that the label applies to, ``auroc`` also without another one.
 
@@ -139,7 +153,8 @@ def ranking_scores(probabilities: torch.Tensor, targets: torch.Tensor) -> dict[s
     applies = (targets == 1).any(dim=0)
     both = applies & (targets == 0).any(dim=0)
     values = {}
-    for name, score, defined in (("mAP", multilabel_average_precision, applies), ("auroc", multilabel_auroc, both)):
+    functions = {"average_precision": (multilabel_average_precision, applies), "auroc": (multilabel_auroc, both)}
+    for name, (score, defined) in functions.items():
         values[name] = torch.full((targets.shape[1],), torch.nan, dtype=torch.float64)
         if defined.any():
             columns = probabilities[:, defined], targets[:, defined]
@@ -150,26 +165,27 @@ def ranking_scores(probabilities: torch.Tensor, targets: torch.Tensor) -> dict[s
     return values
 
 
-def threshold_scores(
+def label_scores(
     probabilities: torch.Tensor, targets: torch.Tensor, thresholds: torch.Tensor
 ) -> dict[str, torch.Tensor]:
-    """F1 over all entries ``(1,)`` and of each label ``(C,)``, and whether samples are right ``(N,)``, float64.
-
-    A sample is right where all its known labels are.
+    """``precision``, ``recall`` and ``f1`` of each label at its threshold, 0 where undefined, and its ``support``.
 
     Args:
         probabilities: float64 ``(N, C)``.
         targets: int64 ``(N, C)``, ``UNKNOWN`` where not known.
         thresholds: float64 ``(C,)``.
+
+    Returns:
+        Each float64 ``(C,)``.
     """
-    known, predicted = targets != UNKNOWN, probabilities >= thresholds
+    predicted = (probabilities >= thresholds) & (targets != UNKNOWN)
     hits = (predicted & (targets == 1)).sum(dim=0).double()
-    marked = (predicted & known).sum(dim=0) + (targets == 1).sum(dim=0)
-    right = ((predicted == (targets == 1)) | ~known).all(dim=1)
+    marked, support = predicted.sum(dim=0), (targets == 1).sum(dim=0)
     return {
-        "f1_micro": (2 * hits.sum() / marked.sum().clamp(min=1))[None],
-        "f1_macro": 2 * hits / marked.clamp(min=1),
-        "exact_match": right.double(),
+        "precision": hits / marked.clamp(min=1),
+        "recall": hits / support.clamp(min=1),
+        "f1": 2 * hits / (marked + support).clamp(min=1),
+        "support": support.double(),
     }
 
 
