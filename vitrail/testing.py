@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitrail.trust import PLUGINS, is_trusted, plugins
-from vitrail.types import UNKNOWN, batch_targets
+from vitrail.types import CLASS_KINDS, UNKNOWN, batch_targets, kind_of
 
 if TYPE_CHECKING:
     import torch
@@ -163,8 +163,13 @@ def _check_table(data: Any) -> None:
     names = data.sample_names()
     _require(len(set(names)) == len(names), "load_table(): names of samples must be unique")
     _require(len(table.split_indices("train")), "load_table(): the train split is empty")
-    for task, classes in data.tasks.items():
+    for task, classes in _of_classes(data).items():
         _require(len(set(classes)) == len(classes) > 0, f"tasks: the classes of {task} must be different, and some")
+
+
+def _of_classes(data: Any) -> dict[str, Sequence[str]]:
+    """The classes of each task whose targets are class indices."""
+    return {task: names for task, names in data.tasks.items() if kind_of(data.task_kinds, task) in CLASS_KINDS}
 
 
 def _check_images(data: Any) -> None:
@@ -209,8 +214,9 @@ def _check_batch(batch: Mapping[str, Any], data: Any, split: str) -> None:
         f"{split}: image must be uint8 {(count, 3, size, size)}; got {image.dtype} {tuple(image.shape)}",
     )
     targets = batch_targets(batch)  # type: ignore[arg-type]  # a batch of a class that is being checked
-    for task, classes in data.tasks.items():
+    for task in data.tasks:
         _require(task in targets, f"{split}: batches have no target of {task}")
+    for task, classes in _of_classes(data).items():
         known = targets[task]
         right = known.dtype == torch.int64 and bool(((known >= UNKNOWN) & (known < len(classes))).all())
         _require(right, f"{split}: targets of {task} must be int64 from {UNKNOWN} to {len(classes) - 1}")
@@ -251,7 +257,7 @@ def _check_prediction(task: Any, batch: Any) -> None:
     for name, classes in getattr(task, "tasks", {}).items():
         logits = outputs["logits"].get(name)
         shape = None if logits is None else (logits.dtype, tuple(logits.shape))
-        wanted = torch.float32, (count, len(classes))
+        wanted = torch.float32, (count, max(1, len(classes)))
         _require(shape == wanted, f"predict_step: logits of {name} must be {wanted[0]} {wanted[1]}; got {shape}")
         _require(bool(torch.isfinite(logits).all()), f"predict_step: logits of {name} are not finite")
 

@@ -24,6 +24,7 @@ from torch import nn
 from datamodules.base import ImageDataModule
 from datamodules.table import SampleTable
 from lightning_modules.classification import ClassificationTask
+from lightning_modules.options import LossOptions
 from vitrail.types import LABEL_TASK
 
 
@@ -65,13 +66,12 @@ class OneLayer(ClassificationTask):
         super().__init__(lr=0.01, weight_decay=0.0, schedule="constant")
         self.save_hyperparameters()
         self.configure_encoder("test_resnet", image_size, pretrained=False)
-        self.configure_metrics({LABEL_TASK: class_names})
-        self.configure_losses(class_counts)
+        self.configure_tasks({LABEL_TASK: class_names}, None, LossOptions(), class_counts=class_counts)
         features = self.encoder.num_features
         self.layers = nn.Sequential(nn.Linear(features, width), nn.ReLU(), nn.Linear(width, len(class_names)))
 
     def classify(self, features: torch.Tensor) -> dict[str, torch.Tensor]:
-        return {LABEL_TASK: self.layers(features)}
+        return {LABEL_TASK: self.outputs[0](self.layers(features))}
 '''
 EXPERIMENT = """
 data: {class_path: chain_plugin.Stripes, init_args: {image: {size: 32}, loader: {batch_size: 8}}}
