@@ -159,7 +159,7 @@ class FrozenFeatures(Callback):
         if not isinstance(pl_module, VisionTask) or not pl_module.frozen_sides or self.mode == "never":
             self._forget(trainer, pl_module)
         elif not self._active:
-            if reason := self._reason_against(trainer):
+            if reason := pl_module.needs_images or self._reason_against(trainer):
                 self._refuse(reason)
                 return
             try:

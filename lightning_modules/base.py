@@ -142,6 +142,11 @@ class VisionTask(LightningModule, ABC):
         return False
 
     @property
+    def needs_images(self) -> str:
+        """Why training needs images even where features of a frozen backbone would do; empty if it does not."""
+        return ""
+
+    @property
     def frozen_sides(self) -> list[str]:
         """The modalities, image and text, whose backbones are frozen."""
         return ["image"] if is_frozen(self.backbone) else []

@@ -11,13 +11,17 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 
 from lightning_modules.base import LoggedSplit, VisionTask, known_targets, real_outputs
+from lightning_modules.distillation import Distillation, load_teacher
 from lightning_modules.encoders.image import ImageEncoder
 from lightning_modules.encoders.weights import WeightsOrigin
+from lightning_modules.finetune import add_adapter, reset_magnitudes
 from lightning_modules.heads import MultiLabelOutput, SingleLabelOutput, TaskOutput, task_outputs
 from lightning_modules.heads.multi_label import DEFAULT_THRESHOLD, MultiLabelScores
 from lightning_modules.metrics import MeanLoss, SplitMetrics
 from lightning_modules.options import (
+    AdapterOptions,
     ClassWeighting,
+    DistillOptions,
     LossOptions,
     NonNegative,
     OptimOptions,
@@ -29,6 +33,7 @@ from lightning_modules.precision import Float32Linear, Float32Sequential
 from vitrail.errors import UserError
 from vitrail.types import CLASS_KINDS, LABEL_TASK, Batch, InputOptions, Outputs, TaskKind, kind_of
 
+_DISTILLATION = "distillation."
 FEATURE_DROP_RATE = 0.1
 HEAD_DROP_RATE = 0.2
 
@@ -169,12 +174,41 @@ class ClassificationTask(ScoredTask):
 
     Attributes:
         log_variances: of the tasks' noise, float ``(T,)``, with ``balance: uncertainty``.
+        distillation: the loss with respect to a teacher, in training only.
     """
 
-    def configure_encoder(self, backbone: str, image_size: int, pretrained: bool | str) -> None:
-        """Build the image encoder."""
-        self.encoder = ImageEncoder(backbone, image_size, pretrained)
+    def configure_encoder(
+        self,
+        backbone: str,
+        image_size: int,
+        pretrained: bool | str,
+        options: dict[str, Any] | None = None,
+        *,
+        gradient_checkpointing: bool = False,
+        adapter: AdapterOptions | None = None,
+        distill: DistillOptions | None = None,
+    ) -> None:
+        """Build the image encoder; the teacher is loaded when training begins."""
+        self._distill = None if distill is None else checked(DistillOptions, distill, "distill")
+        self.distillation: Distillation | None = None
+        self.encoder = ImageEncoder(backbone, image_size, pretrained, options)
         self.input_options: InputOptions = {**self.encoder.input_options}
+        self._recomputes = gradient_checkpointing
+        if gradient_checkpointing:
+            self.encoder.checkpoint_activations()
+            self.encoder.keep_activations()
+        if adapter is not None:
+            add_adapter(self.encoder, checked(AdapterOptions, adapter, "adapter"))
+            # The statistics belong to weights that are frozen.
+            self.fix_batchnorm()
+
+    def on_fit_start(self) -> None:
+        """See ``VisionTask``; only training recomputes activations, so graphs and predictions are as without."""
+        super().on_fit_start()
+        if self._recomputes:
+            self.encoder.checkpoint_activations()
+        if self.distillation is not None:
+            self._origins = self.distillation.recorded(self._origins)
 
     def configure_tasks(
         self,
@@ -213,6 +247,20 @@ class ClassificationTask(ScoredTask):
             for (task, mean), noise in zip(losses.items(), self.log_variances, strict=True)
         ]
         return torch.stack(shares).sum()
+
+    def setup(self, stage: str) -> None:
+        """See ``VisionTask``; loads the teacher."""
+        super().setup(stage)
+        if stage == "fit" and self._distill is not None and self.distillation is None:
+            teacher = load_teacher(self._distill)
+            self.distillation = Distillation(
+                teacher, self._distill, self.tasks, self.task_kinds, self.encoder.num_features
+            )
+
+    @property
+    def needs_images(self) -> str:
+        """See ``VisionTask``."""
+        return "the teacher (distill) takes images" if self.distillation is not None else ""
 
     @abstractmethod
     def classify(self, features: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -253,12 +301,41 @@ class ClassificationTask(ScoredTask):
         logits = self._logits(features)
         if split == "train":
             mix = batch.get("mix")
-            loss = self.training_loss(
-                {task: output.loss(logits[task], targets[task], mix) for task, output in self._outputs.items()}
-            )
+            losses = {task: output.loss(logits[task], targets[task], mix) for task, output in self._outputs.items()}
+            loss = self._with_teacher(batch, features, logits, self.training_loss(losses))
         else:
             loss = self.evaluation_loss(split, logits, targets)
         return loss, real_outputs(batch, logits, targets, features if split == "test" else None)
+
+    def _with_teacher(
+        self, batch: Batch, features: torch.Tensor, logits: Mapping[str, torch.Tensor], loss: torch.Tensor
+    ) -> torch.Tensor:
+        if self.distillation is None or self._distill is None:
+            return loss
+        taught: torch.Tensor = self.distillation(batch, features, logits, self.task_weights)
+        self._teacher_loss = taught.detach()
+        return (1 - self._distill.weight) * loss + self._distill.weight * taught
+
+    def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
+        """See ``VisionTask``."""
+        loss = super().training_step(batch, batch_idx)
+        if self.distillation is not None and self.is_logged(batch_idx):
+            self.log("train/teacher_loss_step", self._teacher_loss, on_step=True, on_epoch=False)
+        return loss
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """See ``VisionTask``; the projection to the teacher's features is not part of the model."""
+        super().on_save_checkpoint(checkpoint)
+        state = checkpoint.get("state_dict", {})
+        if self.distillation is not None:
+            names = [name for name in state if name.startswith(_DISTILLATION)]
+            checkpoint["distillation"] = {name: state.pop(name) for name in names}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """See ``VisionTask``."""
+        super().on_load_checkpoint(checkpoint)
+        if self.distillation is not None:
+            checkpoint["state_dict"] = {**checkpoint["state_dict"], **checkpoint.get("distillation", {})}
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Outputs:
         """Outputs of a batch, whose targets may be unknown."""
@@ -291,6 +368,7 @@ class ClassificationTask(ScoredTask):
     def fetch_weights(self) -> list[WeightsOrigin]:
         """See ``VisionTask``."""
         self.encoder.load_pretrained()
+        reset_magnitudes(self.encoder)
         return [self.encoder.origin] if self.encoder.origin else []
 
     @property
@@ -315,6 +393,10 @@ class ImageClassifier(ClassificationTask):
         target_stats: mean and standard deviation of regression targets in training, linked from the data.
         image_size: height and width in pixels, linked from the data.
         pretrained: true for the weights on the hub, false for random ones, or the path of a weights file.
+        backbone_options: arguments of the backbone in timm, such as ``{drop_path_rate: 0.1, global_pool: avg}``.
+        gradient_checkpointing: recompute the backbone's activations in the backward pass: less memory, more time.
+        adapter: train low-rank adapters or biases of the backbone instead of its weights.
+        distill: a teacher to learn from.
         drop_rate: dropout before the head.
         label_smoothing: share of the target that is spread over all classes in training, of single-label tasks.
         class_weighting: weighting of rare classes in training, of single-label and ordinal tasks.
@@ -335,6 +417,10 @@ class ImageClassifier(ClassificationTask):
         target_stats: dict[str, list[float]] | None = None,
         image_size: int = 224,
         pretrained: bool | str = True,
+        backbone_options: dict[str, Any] | None = None,
+        gradient_checkpointing: bool = False,
+        adapter: AdapterOptions | None = None,
+        distill: DistillOptions | None = None,
         drop_rate: Rate = 0.0,
         label_smoothing: Rate = 0.0,
         class_weighting: ClassWeighting = "none",
@@ -346,7 +432,15 @@ class ImageClassifier(ClassificationTask):
     ) -> None:
         super().__init__(lr=lr, weight_decay=weight_decay, schedule=schedule, optim_options=optim_options)
         self.save_hyperparameters()
-        self.configure_encoder(backbone, image_size, pretrained)
+        self.configure_encoder(
+            backbone,
+            image_size,
+            pretrained,
+            backbone_options,
+            gradient_checkpointing=gradient_checkpointing,
+            adapter=adapter,
+            distill=distill,
+        )
         self.configure_tasks(
             {LABEL_TASK: class_names},
             task_kinds,
@@ -378,6 +472,10 @@ class MultiTaskClassifier(ClassificationTask):
         target_stats: mean and standard deviation of regression targets in training, linked from the data.
         image_size: height and width in pixels, linked from the data.
         pretrained: true for the weights on the hub, false for random ones, or the path of a weights file.
+        backbone_options: arguments of the backbone in timm, such as ``{drop_path_rate: 0.1, global_pool: avg}``.
+        gradient_checkpointing: recompute the backbone's activations in the backward pass: less memory, more time.
+        adapter: train low-rank adapters or biases of the backbone instead of its weights.
+        distill: a teacher to learn from.
         task_weights: the tasks to train, with the weights of their losses; by default all with weight 1.
         label_smoothing: share of the target that is spread over all classes in training, of single-label tasks.
         class_weighting: weighting of rare classes in training, of single-label and ordinal tasks.
@@ -398,6 +496,10 @@ class MultiTaskClassifier(ClassificationTask):
         target_stats: dict[str, list[float]] | None = None,
         image_size: int = 224,
         pretrained: bool | str = True,
+        backbone_options: dict[str, Any] | None = None,
+        gradient_checkpointing: bool = False,
+        adapter: AdapterOptions | None = None,
+        distill: DistillOptions | None = None,
         task_weights: dict[str, float] | None = None,
         label_smoothing: Rate = 0.0,
         class_weighting: ClassWeighting = "none",
@@ -410,7 +512,15 @@ class MultiTaskClassifier(ClassificationTask):
         super().__init__(lr=lr, weight_decay=weight_decay, schedule=schedule, optim_options=optim_options)
         self.save_hyperparameters()
         weights = _checked_weights(tasks, task_weights)
-        self.configure_encoder(backbone, image_size, pretrained)
+        self.configure_encoder(
+            backbone,
+            image_size,
+            pretrained,
+            backbone_options,
+            gradient_checkpointing=gradient_checkpointing,
+            adapter=adapter,
+            distill=distill,
+        )
         self.configure_tasks(
             {task: names for task, names in tasks.items() if task in weights},
             task_kinds,

@@ -104,6 +104,9 @@ class DualEncoder(VisionTask):
         self.logit_scale_lr = scale.lr
         adapters = None if lora is None else checked(LoraOptions, lora, "lora")
         self._frozen_modules = _freeze(self.towers, freeze, adapters, image_size)
+        if adapters is not None:
+            # The statistics belong to weights that are frozen.
+            self.fix_batchnorm()
         # Lightning keeps the mode of each module: frozen ones must be in evaluation mode from the beginning.
         self.train(self.training)
         self.contrastive = nn.ModuleDict({f"{split}_loss": MeanOverSamples() for split in ("train", "val", "test")})

@@ -1,18 +1,20 @@
-"""Freezing parts of pretrained networks, and low-rank adapters (LoRA, by ``peft``) in their attention layers."""
+"""Freezing parts of pretrained networks, and low-rank adapters (by ``peft``) in their attention layers."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, get_args
 
 import torch
 from torch import nn
 
 from lightning_modules.encoders.dual import SIDES, Side, Towers
+from lightning_modules.encoders.image import ImageEncoder
 from lightning_modules.optim import blocks, layer_depths
-from lightning_modules.options import Freeze, LanguageLoraOptions, LoraOptions
+from lightning_modules.options import AdapterOptions, Freeze, LanguageLoraOptions, LoraOptions
 from vitrail.errors import UserError
 
 TRAINABLE_BLOCKS = 2
@@ -100,6 +102,9 @@ ATTENTION_LAYERS = frozenset(
 )
 """Names of the linear layers of attention in ``transformers`` and ``timm``."""
 
+OTHER_ATTENTION_LAYERS = frozenset({"q", "k", "v", "kv", "to_q", "to_k", "to_v", "to_kv", "to_qkv"})
+"""The same in networks that have none of the former, such as CaiT, PVT v2 and MobileNetV5."""
+
 LANGUAGE_LAYERS = frozenset({*ATTENTION_LAYERS, "o_proj"})
 VISION_LAYERS = frozenset({"qkv", "proj"})
 """The same in the two parts of an image-text-to-text model."""
@@ -108,7 +113,15 @@ VISION_LAYERS = frozenset({"qkv", "proj"})
 def add_lora(towers: Towers, options: LoraOptions, image_size: int) -> None:
     """Freeze both towers and add trainable adapters, which start as zero; the projections stay trainable."""
     chosen: tuple[Side, ...] = SIDES if options.towers == "both" else (options.towers,)
-    layers = {side: _adaptable_layers(towers, side, image_size) for side in chosen}
+    layers = {
+        side: _adaptable_layers(
+            towers.backbone(side),
+            partial(_encode_dummy, towers, side, image_size),
+            f"lora.towers: the {side} tower",
+            "choose the other tower",
+        )
+        for side in chosen
+    }
     for side in SIDES:
         towers.backbone(side).requires_grad_(False)
     for side in chosen:
@@ -142,32 +155,63 @@ def _linear_layers(network: nn.Module, names: frozenset[str], prefix: str = "") 
     ]
 
 
-def _adaptable_layers(towers: Towers, side: Side, image_size: int) -> list[str]:
-    """Linear layers of a tower's attention that one forward pass calls.
+def _adaptable_layers(network: nn.Module, encode: Callable[[], object], part: str, hint: str) -> list[str]:
+    """Linear layers of a network's attention that one forward pass calls.
 
     Some networks read a layer's weight instead of calling it: ``nn.MultiheadAttention`` (the head of SigLIP) that of
     ``out_proj``, timm's BEiT and Swin Transformer V2 that of ``qkv``. An adapter there would have no effect and get no
     gradient, for which DDP would wait forever.
     """
-    backbone = towers.backbone(side)
-    layers = _linear_layers(backbone, ATTENTION_LAYERS)
+    layers = _linear_layers(network, ATTENTION_LAYERS) or _linear_layers(network, OTHER_ATTENTION_LAYERS)
     if not layers:
-        raise UserError(f"lora.towers: the {side} tower has no attention layers to adapt; choose the other one")
+        raise UserError(f"{part} has no attention layers to adapt; {hint}")
     called: set[str] = set()
     hooks = [
-        backbone.get_submodule(name).register_forward_pre_hook(lambda *_, name=name: called.add(name))
-        for name in layers
+        network.get_submodule(name).register_forward_pre_hook(lambda *_, name=name: called.add(name)) for name in layers
     ]
-    with _in_eval_mode(towers), torch.no_grad():
-        _encode_dummy(towers, side, image_size)
+    with _in_eval_mode(network), torch.no_grad():
+        encode()
     for hook in hooks:
         hook.remove()
     if not called:
         raise UserError(
-            f"lora.towers: the {side} tower never calls its attention layers ({layers[0]}, …), it reads their weights, "
-            "so adapters would have no effect; choose the other tower"
+            f"{part} never calls its attention layers ({layers[0]}, …), it reads their weights, so adapters would have "
+            f"no effect; {hint}"
         )
     return [name for name in layers if name in called]
+
+
+def add_adapter(encoder: ImageEncoder, options: AdapterOptions) -> None:
+    """Freeze a classifier's backbone but for new adapters, which start as zero, or its biases.
+
+    Raises:
+        UserError: the network has no layers to adapt, or no biases.
+    """
+    network, where = encoder.backbone, f"adapter.kind: {options.kind}, but {encoder.name}"
+    if options.kind == "bitfit":
+        if options != AdapterOptions(kind="bitfit"):
+            raise UserError("adapter.kind: bitfit trains biases, which have no rank, alpha and dropout; leave them out")
+        for name, parameter in network.named_parameters():
+            parameter.requires_grad_(parameter.requires_grad and name.endswith("bias"))
+        if not any(parameter.requires_grad for parameter in network.parameters()):
+            raise UserError(f"{where} has no biases; choose lora, or another backbone")
+        return
+    size = encoder.image_size
+    image = torch.zeros(1, 3, size, size, dtype=torch.uint8, device=next(network.parameters()).device)
+    layers = _adaptable_layers(network, lambda: encoder(image), where, "choose kind: bitfit, or a vision transformer")
+    network.requires_grad_(False)
+    _inject(network, layers, options)
+
+
+def reset_magnitudes(network: nn.Module) -> None:
+    """Let the magnitudes of DoRA be those of the weights, which have been loaded since."""
+    for module in network.modules():
+        for name, magnitude in getattr(module, "lora_magnitude_vector", {}).items():
+            layer: Any = module
+            base = layer.get_base_layer().weight
+            update = layer.lora_B[name].weight @ layer.lora_A[name].weight
+            with torch.no_grad():
+                magnitude.weight.copy_(magnitude.get_weight_norm(base, update, layer.scaling[name]))
 
 
 def _encode_dummy(towers: Towers, side: Side, image_size: int) -> torch.Tensor:
@@ -178,12 +222,17 @@ def _encode_dummy(towers: Towers, side: Side, image_size: int) -> torch.Tensor:
     return towers.text_features({"input_ids": ids, "attention_mask": ids})
 
 
-def _inject(network: nn.Module, layers: list[str], options: LoraOptions | LanguageLoraOptions) -> None:
+def _inject(network: nn.Module, layers: list[str], options: LoraOptions | LanguageLoraOptions | AdapterOptions) -> None:
     # peft imports bitsandbytes, which warns of a four-bit kernel that is not used.
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     from peft import LoraConfig, inject_adapter_in_model
 
     config = LoraConfig(
-        r=options.rank, lora_alpha=options.alpha, lora_dropout=options.dropout, target_modules=layers, bias="none"
+        r=options.rank,
+        lora_alpha=options.alpha,
+        lora_dropout=options.dropout,
+        target_modules=layers,
+        bias="none",
+        use_dora=isinstance(options, AdapterOptions) and options.kind == "dora",
     )
     inject_adapter_in_model(config, network)

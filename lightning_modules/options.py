@@ -215,6 +215,44 @@ class _AdapterOptions:
 
 
 @dataclass(frozen=True)
+class AdapterOptions(_AdapterOptions):
+    """Parameter-efficient training of a classifier's backbone; its other weights are frozen, the heads are trained.
+
+    Attributes:
+        kind: ``lora``, low-rank updates of the attention layers (Hu et al., ICLR 2022); ``dora``, which also trains the
+            magnitudes of their weights (Liu et al., ICML 2024); ``bitfit``, all biases (Ben Zaken et al., ACL 2022),
+            which has no other option.
+        rank: rank of each update.
+        alpha: updates are scaled by alpha / rank.
+        dropout: dropout before each adapter.
+    """
+
+    kind: Literal["lora", "dora", "bitfit"] = "lora"
+
+
+@dataclass(frozen=True)
+class DistillOptions:
+    """A teacher, and how a classifier learns from it; the loss is (1 - weight) · labels + weight · teacher.
+
+    Attributes:
+        teacher: run directory or checkpoint, or name in timm.
+        kind: ``logits``, its softened probabilities (Hinton et al., 2015); ``features``, its features by a linear
+            projection (Romero et al., ICLR 2015); ``hard``, its predicted classes (DeiT: Touvron et al., ICML 2021).
+        weight: share of the teacher in the loss.
+        temperature: by which logits are divided, with ``logits``.
+        distance: of features: mean squared error, or 1 - cosine.
+        pretrained: weights of a teacher in timm: true for those on the hub, or a weights file.
+    """
+
+    teacher: str
+    kind: Literal["logits", "features", "hard"] = "logits"
+    weight: Factor = 0.5
+    temperature: Positive = 4.0
+    distance: Literal["mse", "cosine"] = "mse"
+    pretrained: bool | str = True
+
+
+@dataclass(frozen=True)
 class LoraOptions(_AdapterOptions):
     """Low-rank adapters (Hu et al., ICLR 2022) in the towers of a dual encoder.
 
@@ -251,6 +289,7 @@ class TowerOptions:
         pretrained: whether to load the pretrained weights of ``model``.
         image: name of the image tower in timm.
         image_pretrained: true for the weights on the hub, false for random ones, or a weights file.
+        image_options: arguments of the image tower in timm, such as ``{drop_path_rate: 0.1}``.
         text: the text tower: local folder or name on the hub.
         text_pretrained: whether to load its pretrained weights; otherwise a tokenizer is trained on the captions.
         pooling: pooling of the text tower's tokens: cls, eos (the last token), mean, or auto, the model's own if known.
@@ -263,6 +302,7 @@ class TowerOptions:
     pretrained: bool = True
     image: str | None = None
     image_pretrained: bool | str = True
+    image_options: dict[str, Any] | None = None
     text: str | None = None
     text_pretrained: bool = True
     pooling: Pooling = "auto"

@@ -134,7 +134,10 @@ class RunRecorder(Callback):
         record = {**facts, **record, "data": data or None, "stages": [*stages, self._stage]}
         if "model" in facts and not record["model"]["parameters"]:
             record["model"] = facts["model"]
-        record["pretrained"] = record.get("pretrained") or facts.get("pretrained") or []
+        known = record.get("pretrained") or []
+        # The teacher of a distillation is only known when training begins.
+        parts = {origin["part"] for origin in known}
+        record["pretrained"] = known + [one for one in facts.get("pretrained") or [] if one["part"] not in parts]
         write_text_atomically(path, json.dumps(record, indent=2, sort_keys=False) + "\n")
 
     def _facts(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
@@ -174,7 +177,8 @@ def _best(trainer: Trainer) -> str:
 
 
 def _model(pl_module: LightningModule) -> dict[str, Any]:
-    return {"class": type(pl_module).__name__, "parameters": parameter_count(pl_module)}
+    sizes = {"parameters": parameter_count(pl_module), "trainable": parameter_count(pl_module, trainable_only=True)}
+    return {"class": type(pl_module).__name__, **sizes}
 
 
 def git_revision() -> dict[str, Any] | None:

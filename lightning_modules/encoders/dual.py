@@ -152,8 +152,9 @@ class TwoTowers(Towers):
             configuration = configuration_from_values(saved["text"])
         else:
             configuration = model_configuration(name, pretrained, "towers.text")
-        self.image = ImageEncoder(options.image or "", image_size, options.image_pretrained)
-        self.image.part = "towers.image"
+        self.image = ImageEncoder(
+            options.image or "", image_size, options.image_pretrained, options.image_options, part="towers.image"
+        )
         self.text = TextEncoder(
             name,
             configuration,

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any, Self, cast
 
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from lightning_modules.encoders.weights import (
+    BackboneOptions,
     WeightsOrigin,
+    check_encodes,
     create_backbone,
     hub_file,
     known_architecture,
@@ -63,15 +67,23 @@ class ImageEncoder(nn.Module):
             ``vit_base_patch16_224.augreg_in21k``.
         image_size: height and width of the images in pixels, for architectures with a fixed size.
         pretrained: true for the weights on the hub, or the path of a ``.safetensors``, ``.pth`` or ``.ckpt`` file.
+        options: further arguments of the network in timm, such as ``drop_path_rate`` or ``global_pool``.
+        part: option that names the encoder, for messages; that of its options ends in ``_options``.
 
     Attributes:
         num_features: length of a feature vector.
         input_options: preprocessing of the architecture's weights.
-        part: option that names the encoder.
         origin: origin of the pretrained weights, once loaded.
     """
 
-    def __init__(self, backbone: str, image_size: int = 224, pretrained: bool | str = True) -> None:
+    def __init__(
+        self,
+        backbone: str,
+        image_size: int = 224,
+        pretrained: bool | str = True,
+        options: BackboneOptions | None = None,
+        part: str = "backbone",
+    ) -> None:
         super().__init__()
         from timm.data import resolve_data_config
 
@@ -79,15 +91,16 @@ class ImageEncoder(nn.Module):
         if pretrained is True and not source.has_weights:
             raise UserError(f"pretrained: true, but timm has no weights for {backbone!r}; use false or a file's path")
         self.name = backbone
-        self.part = "backbone"
+        self.part = part
+        self.options = dict(options or {})
         self.image_size = image_size
         self.pretrained = pretrained
         self._loaded = pretrained is False
+        self._recomputes = False
         self.origin: WeightsOrigin | None = None
-        self.backbone = create_backbone(backbone, image_size)
-        # Some networks have a wider layer before the classifier.
-        sizes = cast("Any", self.backbone)
-        self.num_features = int(getattr(sizes, "head_hidden_size", sizes.num_features))
+        key = f"{part}_options"
+        self.backbone = create_backbone(backbone, image_size, options=options, key=key)
+        self.num_features = check_encodes(self.backbone, backbone, image_size, self.options, key)
         config = resolve_data_config(pretrained_cfg=source.to_dict())
         self.input_options: InputOptions = {
             "size": config["input_size"][-1],
@@ -107,14 +120,48 @@ class ImageEncoder(nn.Module):
         if self._loaded:
             return
         path = self.pretrained if isinstance(self.pretrained, str) else hub_file(known_architecture(self.name))
-        left_out = load_backbone(self.backbone, path, self.name, self.image_size)
+        left_out = load_backbone(self.backbone, path, self.name, self.image_size, self.options)
         self.origin = weights_origin(self.part, self.name, Path(path), left_out)
         self._loaded = True
+
+    def checkpoint_activations(self) -> None:
+        """Recompute the activations of the network's blocks in the backward pass (Chen et al., 2016).
+
+        BatchNorm's running statistics are updated once, as without.
+
+        Raises:
+            UserError: timm does not support it for this network.
+        """
+        try:
+            cast("Any", self.backbone).set_grad_checkpointing(True)
+        except (AssertionError, AttributeError, NotImplementedError) as error:
+            raise UserError(
+                f"gradient_checkpointing: timm does not support it for {self.name}; leave it out, and lower "
+                "data.loader.batch_size instead"
+            ) from error
+        if not self._recomputes:
+            self._recomputes = True
+            for module in self.backbone.modules():
+                if isinstance(module, _BatchNorm):
+                    module.register_forward_pre_hook(partial(_keep_statistics, module.momentum))
+
+    def keep_activations(self) -> None:
+        """Undo ``checkpoint_activations``."""
+        cast("Any", self.backbone).set_grad_checkpointing(False)
 
     @property
     def own_inputs(self) -> InputOptions | None:
         """Preprocessing of the pretrained weights; None without such weights."""
         return None if self.pretrained is False else self.input_options
+
+
+def _keep_statistics(momentum: float | None, norm: _BatchNorm, inputs: tuple[torch.Tensor, ...]) -> None:
+    """Let a forward pass within the backward pass leave the running statistics as they are."""
+    recomputes = norm.training and torch._C._current_graph_task_id() != -1
+    # Not undone after the pass, which ends by an exception once all activations are there.
+    norm.momentum = 0.0 if recomputes else momentum
+    if recomputes and norm.num_batches_tracked is not None:
+        norm.num_batches_tracked.sub_(1)
 
 
 def warn_of_other_inputs(name: str, options: InputOptions, expected: InputOptions) -> None:

@@ -7,15 +7,16 @@ weights are reported: classifiers and heads of pretraining, and text tower and p
 from __future__ import annotations
 
 import difflib
+import inspect
 import json
 import logging
 import re
 import ssl
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Thread
-from typing import Any, TypedDict
+from typing import Any, TypedDict, cast
 from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
@@ -139,37 +140,170 @@ def known_architecture(name: str) -> Any:
         raise UserError(f"backbone: timm does not know {name!r}; {hint}") from None
 
 
-def create_backbone(name: str, image_size: int, weights: dict[str, torch.Tensor] | None = None) -> nn.Module:
-    """Build a timm network without classifier."""
-    import timm
+BackboneOptions = Mapping[str, Any]
+"""Arguments of a timm network by their names there: strings, numbers, booleans, lists."""
 
+_NOT_OPTIONS = {
+    "num_classes": "the task has the classifier",
+    "img_size": "the data have the image size (data.image.size)",
+    "features_only": "the task needs one vector per image",
+    "pretrained": "the model has an argument of this name",
+    **dict.fromkeys(("pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path"), "weights are named by pretrained"),
+    **dict.fromkeys(("cache_dir", "scriptable", "exportable", "no_jit", "device", "dtype"), "it is not of the network"),
+}
+
+
+def create_backbone(
+    name: str,
+    image_size: int,
+    weights: dict[str, torch.Tensor] | None = None,
+    options: BackboneOptions | None = None,
+    key: str = "backbone_options",
+) -> nn.Module:
+    """Build a timm network without classifier.
+
+    Args:
+        name: name in timm.
+        image_size: height and width of the images in pixels, for architectures with a fixed size.
+        weights: pretrained weights; otherwise they are random.
+        options: further arguments of the network; activations and norms by their names in ``timm.layers``.
+        key: name of the options in messages.
+
+    Raises:
+        UserError: timm cannot build the network in this size or with these options.
+    """
     source = known_architecture(name)
+    options = _checked_options(options or {}, key)
     fixed_size = {"img_size": image_size} if source.fixed_input_size else {}
-    # timm is strict only about weights with as many classes as the network: none.
-    overlay = None if weights is None else {"state_dict": weights, "num_classes": 0, "label_offset": 0}
-    backbone: nn.Module = timm.create_model(
-        name, pretrained=weights is not None, pretrained_cfg_overlay=overlay, num_classes=0, **fixed_size
-    )
+    # With another number of classes timm reports all misfits in its log, after its conversions of the names.
+    overlay = None if weights is None else {"state_dict": weights, "num_classes": 1, "label_offset": 0}
+    arguments: dict[str, Any] = {
+        "pretrained": weights is not None,
+        "pretrained_cfg_overlay": overlay,
+        "num_classes": 0,
+        **fixed_size,
+    }
+    try:
+        backbone = _timm_network(name, {**arguments, **options})
+    except Exception as error:  # timm's networks raise many kinds, some of them without a message
+        if weights is not None:
+            raise
+        refuse_options(name, image_size, options, key, error)
+        raise UserError(f"image size: {_not_at_this_size(name, image_size, error)}") from error
+    _refuse_ignored(backbone, name, options, key)
     patch_size = getattr(getattr(backbone, "patch_embed", None), "patch_size", None)
-    if fixed_size and patch_size is not None and image_size % patch_size[0] and image_size != source.input_size[-1]:
-        raise UserError(
-            f"image size: {name} cuts images into patches of {patch_size[0]} px, {image_size} px do not fit"
-        )
+    side = patch_size[0] if isinstance(patch_size, Sequence) else patch_size
+    if fixed_size and side and image_size % side and image_size != source.input_size[-1]:
+        raise UserError(f"image size: {name} cuts images into patches of {side} px, {image_size} px do not fit")
     return backbone
 
 
-def classifier_weights(name: str) -> set[str]:
-    """Names of the classifier's weights."""
+def _timm_network(name: str, arguments: Mapping[str, Any]) -> nn.Module:
+    """Build a network; some take activations and norms by their names, the others as classes."""
     import timm
+    from timm.layers import get_act_layer, get_norm_layer
 
+    named = {key: arguments[key] for key in ("act_layer", "norm_layer") if isinstance(arguments.get(key), str)}
+    try:
+        return cast("nn.Module", timm.create_model(name, **arguments))
+    except Exception:
+        if not named:
+            raise
+    look_up = {"act_layer": get_act_layer, "norm_layer": get_norm_layer}
+    classes = {key: look_up[key](value) for key, value in named.items()}
+    return cast("nn.Module", timm.create_model(name, **{**arguments, **classes}))
+
+
+def _checked_options(options: BackboneOptions, key: str) -> dict[str, Any]:
+    for name, value in options.items():
+        if name in _NOT_OPTIONS:
+            raise UserError(f"{key}.{name}: cannot be set, {_NOT_OPTIONS[name]}; leave it out")
+        if name == "in_chans" and value != 3:
+            raise UserError(f"{key}.in_chans: images have 3 channels; got {value!r}")
+    return dict(options)
+
+
+def refuse_options(name: str, image_size: int, options: BackboneOptions, key: str, error: Exception) -> None:
+    """Raise a UserError if it is the options that a network fails with, not the image size."""
+    if not options:
+        return
+    try:
+        plain = create_backbone(name, image_size)
+    except UserError:
+        return
+    _refuse_unknown(plain, name, options, key)
+    given = ", ".join(f"{option}: {value}" for option, value in options.items())
+    raise UserError(f"{key}: {name} does not work with {given} ({first_line(error)})") from error
+
+
+def _refuse_ignored(backbone: nn.Module, name: str, options: BackboneOptions, key: str) -> None:
+    """Refuse options that a network with arbitrary keyword arguments would ignore."""
+    parameters = inspect.signature(type(backbone).__init__).parameters.values()
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        _refuse_unknown(backbone, name, options, key)
+
+
+def _refuse_unknown(backbone: nn.Module, name: str, options: BackboneOptions, key: str) -> None:
+    parameters = [
+        parameter
+        for kind in type(backbone).__mro__
+        if issubclass(kind, nn.Module) and kind is not nn.Module
+        for parameter in inspect.signature(kind.__init__).parameters.values()
+    ]
+    known = {p.name for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)} - {"self", *_NOT_OPTIONS}
+    if unknown := sorted(set(options) - known):
+        close = difflib.get_close_matches(unknown[0], known, n=5, cutoff=0.5)
+        hint = f"did you mean {', '.join(close)}?" if close else f"it has {', '.join(sorted(known))}"
+        raise UserError(f"{key}: {name} has no option {unknown[0]!r}; {hint}")
+
+
+def _not_at_this_size(name: str, image_size: int, error: BaseException) -> str:
+    own = known_architecture(name).input_size[-1]
+    hint = (
+        "choose another size or backbone" if image_size == own else f"set data.image.size: {own}, that of its weights"
+    )
+    return f"{name} cannot encode images of {image_size} px ({first_line(error)}); {hint}"
+
+
+def check_encodes(backbone: nn.Module, name: str, image_size: int, options: BackboneOptions, key: str) -> int:
+    """Encode one black image, and return the length of its feature vector.
+
+    Raises:
+        UserError: the network does not take images of this size, or outputs something other than one vector.
+    """
+    first = next(backbone.parameters())
+    image = torch.zeros(1, 3, image_size, image_size, device=first.device, dtype=first.dtype)
+    training = backbone.training
+    try:
+        with torch.no_grad():
+            features = backbone.eval()(image)
+    except Exception as error:  # windows that do not fit, feature maps without pixels, and the like
+        refuse_options(name, image_size, options, key, error)
+        raise UserError(f"image size: {_not_at_this_size(name, image_size, error)}") from error
+    finally:
+        backbone.train(training)
+    if not isinstance(features, torch.Tensor) or features.ndim != 2:
+        what = tuple(features.shape) if isinstance(features, torch.Tensor) else type(features).__name__
+        where = f"{key}: {name} with these options" if options else f"backbone: {name}"
+        raise UserError(
+            f"{where} outputs {what} for one image, not one vector; choose a global_pool, or another backbone"
+        )
+    return int(features.shape[1])
+
+
+def classifier_weights(name: str, options: BackboneOptions | None = None) -> set[str]:
+    """Names of the classifier's weights."""
     with torch.device("meta"):
-        whole, backbone = (timm.create_model(name, pretrained=False, num_classes=classes) for classes in (2, 0))
+        whole, backbone = (_timm_network(name, {**(options or {}), "num_classes": classes}) for classes in (2, 0))
     return set(whole.state_dict()) - set(backbone.state_dict())
 
 
-def load_backbone(backbone: nn.Module, path: str, name: str, image_size: int) -> LeftOut:
+def load_backbone(
+    backbone: nn.Module, path: str, name: str, image_size: int, options: BackboneOptions | None = None
+) -> LeftOut:
     """Load weights into a network without classifier; return the names of unused ones."""
-    weights, left_out = _backbone_weights(read_weights(path), name, path)
+    classifier = classifier_weights(name, options)
+    weights, left_out = _backbone_weights(read_weights(path), classifier, path)
     expected = backbone.state_dict()
     what = "is an open_clip file whose image tower does not fit" if "projection" in left_out else "does not fit"
     if wrong := _refused_by_name(weights, expected):
@@ -178,13 +312,13 @@ def load_backbone(backbone: nn.Module, path: str, name: str, image_size: int) ->
         raise UserError(f"pretrained: {path} {what} {name}: {wrong}")
     try:
         with torch.random.fork_rng(devices=[]), _timm_log() as log:
-            source = create_backbone(name, image_size, weights)
+            source = create_backbone(name, image_size, weights, options)
     except UserError:
         raise
     except Exception as error:  # timm's conversions raise many kinds for weights of other networks
         wrong = _misfits_in(error) or misfits(weights, expected) or first_line(error)
         raise UserError(f"pretrained: {path} {what} {name}: {wrong}") from error
-    if wrong := _tolerated_by_timm(log, name, left_out):
+    if wrong := _tolerated_by_timm(log, name, classifier, left_out):
         raise UserError(f"pretrained: {path} {what} {name}: {wrong}")
     copy_weights(source, backbone, f"pretrained: {path}")
     return left_out
@@ -209,14 +343,16 @@ def _timm_log() -> Iterator[list[str]]:
         logger.propagate = propagate
 
 
-def _tolerated_by_timm(log: Iterable[str], name: str, left_out: LeftOut) -> str:
-    """Misfits of architectures that timm does not load strictly."""
+def _tolerated_by_timm(log: Iterable[str], name: str, classifier: set[str], left_out: LeftOut) -> str:
+    """Misfits that timm only logs; some releases name their classifier as timm does only once it is converted."""
     text = "\n".join(log)
     missing = {one for found in re.findall(r"Missing keys \((.*)\) discovered", text) for one in found.split(", ")}
     unexpected = {one for found in re.findall(r"Unexpected keys \((.*)\) found", text) for one in found.split(", ")}
     if ".fcmae" in name:
         # FCMAE has no last norm, which therefore starts as the identity.
         missing -= {"head.norm.weight", "head.norm.bias"}
+    left_out["classifier"] = sorted({*left_out.get("classifier", ()), *(unexpected & classifier)})
+    unexpected -= classifier
     for kind, pattern in _UNUSED_PARTS.items():
         if names := sorted(one for one in unexpected if re.match(pattern, one)):
             left_out[kind] = names
@@ -225,7 +361,7 @@ def _tolerated_by_timm(log: Iterable[str], name: str, left_out: LeftOut) -> str:
 
 
 def _backbone_weights(
-    weights: dict[str, torch.Tensor], name: str, path: str
+    weights: dict[str, torch.Tensor], classifier: set[str], path: str
 ) -> tuple[dict[str, torch.Tensor], LeftOut]:
     """The image network's weights in a file, and the names of unused ones."""
     own = any(key.startswith(OWN_PREFIX) for key in weights)
@@ -244,7 +380,6 @@ def _backbone_weights(
         if strange := described_misfits((), [key for key in weights if not key.startswith(prefix)], {}):
             raise UserError(f"pretrained: {path} looks like {kind}, but contains other weights: {strange}")
         return {key.removeprefix(OWN_PREFIX): value for key, value in weights.items()}, left_out
-    classifier = classifier_weights(name)
     left_out["classifier"] = sorted(weights.keys() & classifier)
     return {key: value for key, value in weights.items() if key not in classifier}, left_out
 
