@@ -89,7 +89,7 @@ def test_a_student_learns_from_its_teacher_alone(teacher: Path, tmp_path: Path, 
             pl_module.train()
 
     fitted(task, tmp_path, max_epochs=8, callbacks=[Measure()])
-    assert distance(task) < 0.7 * before[0]
+    assert distance(task) < 0.8 * before[0]
 
 
 @pytest.mark.parametrize("options", KINDS[:3], ids=lambda one: one["kind"])
