@@ -271,8 +271,8 @@ def _columns(task: str, names: Sequence[str], kind: TaskKind, teacher: Teacher) 
         )
     if (other_kind := kind_of(teacher.kinds, task)) != kind:
         raise UserError(
-            f"{PART}: {teacher.origin['name']} takes {task!r} as {other_kind}, the data have it as {kind}; choose another "
-            "teacher, or distill.kind: features"
+            f"{PART}: {teacher.origin['name']} takes {task!r} as {other_kind}, the data have it as {kind}; choose "
+            "another teacher, or distill.kind: features"
         )
     theirs = list(teacher.tasks[task])
     if sorted(theirs) != sorted(names):
