@@ -184,7 +184,7 @@ def test_a_resumed_student_is_exact_and_its_checkpoint_is_that_of_a_plain_one(tm
 def test_a_pretrained_teacher_gets_images_of_its_own_size_and_statistics(tmp_path: Path) -> None:
     whole = timm.create_model("test_vit").eval()
     torch.save(whole.state_dict(), tmp_path / "w.pth")
-    options = {"teacher": "test_vit", "pretrained": str(tmp_path / "w.pth")}
+    options: dict[str, Any] = {"teacher": "test_vit", "pretrained": str(tmp_path / "w.pth")}
     image = make_batch([0, 1, 2])["image"]
     config = timm.data.resolve_data_config(model=whole)
     normal = (resize(image, [160, 160]) / 255 - torch.tensor(config["mean"]).view(3, 1, 1)) / torch.tensor(

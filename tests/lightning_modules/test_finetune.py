@@ -3,15 +3,31 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as pl
 import pytest
 import torch
 from torch import nn
 
+from callbacks.finetuning import BackboneUnfreezing
+from experiments.export.graphs import graph_of, towers_of
+from lightning_modules.checkpoint import load_task
+from lightning_modules.classification import ImageClassifier
 from lightning_modules.encoders.dual import Towers, build_towers
 from lightning_modules.finetune import add_lora, freeze, without_base
 from lightning_modules.generative.model import VisionLanguageModel
+from lightning_modules.optim import is_frozen, parameter_groups
 from lightning_modules.options import LanguageLoraOptions, LoraOptions, MemoryOptions, TowerOptions
-from tests.support.models import write_bert, write_clip, write_qwen2_vl, write_siglip
+from tests.support.models import (
+    TinyData,
+    make_batch,
+    same_weights,
+    tiny_classifier,
+    tiny_trainer,
+    write_bert,
+    write_clip,
+    write_qwen2_vl,
+    write_siglip,
+)
 from vitrail.errors import UserError
 
 
@@ -148,3 +164,98 @@ def test_adapters_of_a_language_model_are_the_only_free_weights_and_begin_as_not
 def test_what_a_checkpoint_needs_of_an_adapted_network() -> None:
     state = {"net.a.lora_A.weight": 1, "net.a.base_layer.weight": 2, "net.b": 3, "head.b": 4}
     assert without_base(state, "net.") == {"net.a.lora_A.weight": 1, "head.b": 4}
+
+
+def trained_names(task: ImageClassifier) -> set[str]:
+    return {name for name, parameter in task.named_parameters() if parameter.requires_grad}
+
+
+@pytest.mark.parametrize(("kind", "suffixes"), [("lora", {"A", "B"}), ("dora", {"A", "B", "magnitude_vector"})])
+def test_a_classifier_trains_its_adapters_and_heads_alone(kind: str, suffixes: set[str]) -> None:
+    task = tiny_classifier(backbone="test_vit", adapter={"kind": kind, "rank": 3})
+    names = {
+        f"encoder.backbone.blocks.{block}.attn.qkv.lora_{s}.default.weight" for block in range(6) for s in suffixes
+    }
+    assert trained_names(task) == names | {"head.weight", "head.bias"}
+    width = 64
+    sizes = {"A": 3 * width, "B": 3 * width * 3, "magnitude_vector": 3 * width}
+    trained = sum(parameter.numel() for parameter in task.parameters() if parameter.requires_grad)
+    assert trained == 6 * sum(sizes[suffix] for suffix in suffixes) + 4 * width + 4
+    groups = parameter_groups(task, task.backbones, weight_decay=0.1, layer_decay=0.5)
+    assert len({group["lr_scale"] for group in groups}) == 6  # one for each block; the last one has the head's
+
+
+def test_bitfit_trains_biases_and_heads_alone_and_keeps_the_statistics() -> None:
+    task = tiny_classifier(adapter={"kind": "bitfit"})
+    names = {name for name, _ in task.backbone.named_parameters() if name.endswith("bias")}
+    assert trained_names(task) == {f"encoder.backbone.{name}" for name in names} | {"head.weight", "head.bias"}
+    before = {name: value.clone() for name, value in task.backbone.named_buffers()}
+    task.train()
+    task(make_batch([1, 2, 3])["image"])
+    assert all(torch.equal(value, before[name]) for name, value in task.backbone.named_buffers())
+
+
+@pytest.mark.parametrize("kind", ["lora", "dora", "bitfit"])
+def test_adapters_start_as_the_pretrained_network(tmp_path: Path, kind: str) -> None:
+    plain = tiny_classifier(backbone="test_vit")
+    torch.save(plain.backbone.state_dict(), tmp_path / "w.pth")
+    adapted = tiny_classifier(backbone="test_vit", pretrained=str(tmp_path / "w.pth"), adapter={"kind": kind})
+    adapted.load_pretrained()
+    image = make_batch([1, 2])["image"]
+    with torch.no_grad():
+        assert torch.equal(adapted.eval().encoder(image), plain.eval().encoder(image))
+
+
+@pytest.mark.parametrize("kind", ["lora", "dora", "bitfit"])
+def test_adapters_go_through_phases_a_checkpoint_and_an_export(tmp_path: Path, kind: str) -> None:
+    def made() -> ImageClassifier:
+        pl.seed_everything(5)
+        return tiny_classifier(backbone="test_vit", adapter={"kind": kind, **({} if kind == "bitfit" else {"rank": 2})})
+
+    def unfreezing() -> BackboneUnfreezing:
+        return BackboneUnfreezing(1, lr=1e-2, backbone_lr=1e-2, head_lr=1e-2)
+
+    class Save(pl.Callback):
+        def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+            trainer.save_checkpoint(tmp_path / f"{trainer.current_epoch}.ckpt")
+
+    task, start = made(), made().state_dict()
+    frozen = []
+
+    class Frozen(pl.Callback):
+        def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *rest: Any) -> None:
+            frozen.append(is_frozen(task.backbone))
+
+    tiny_trainer(tmp_path, max_epochs=2, callbacks=[unfreezing(), Save(), Frozen()]).fit(task, TinyData())
+    assert frozen == [True] * 3 + [False] * 3
+    moved = {name for name, value in task.state_dict().items() if not torch.equal(value, start[name])}
+    assert moved == trained_names(made())
+    resumed = made()
+    trainer = tiny_trainer(tmp_path, max_epochs=2, callbacks=[unfreezing()])
+    trainer.fit(resumed, TinyData(), ckpt_path=str(tmp_path / "0.ckpt"))
+    assert same_weights(task, resumed)
+    loaded = load_task(tmp_path / "1.ckpt")
+    [tower] = towers_of(loaded)
+    assert not any(getattr(module, "merged", True) is False for module in tower.module.modules())
+    image = make_batch([1, 2])["image"]
+    with torch.no_grad():
+        expected = task.eval()(image)["class"]
+        assert torch.equal(loaded(image)["class"], expected)
+        torch.testing.assert_close(graph_of(tower).module()(image)[0], expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        (
+            "test_resnet",
+            {},
+            "adapter.kind: lora, but test_resnet has no attention layers to adapt; choose kind: bitfit",
+        ),
+        ("test_vit", {"kind": "bitfit", "rank": 4}, "bitfit trains biases, which have no rank"),
+        ("test_vit", {"kind": "loha"}, "adapter.kind: must be one of lora, dora, bitfit; got 'loha'"),
+    ],
+)
+def test_adapters_that_do_not_fit_are_user_errors(name: str, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        tiny_classifier(backbone=name, adapter=options)

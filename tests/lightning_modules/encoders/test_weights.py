@@ -149,6 +149,31 @@ def test_another_open_clip_layout_is_refused_as_such(tmp_path: Path, name: str, 
     assert "ln_final" not in str(found.value)  # the text tower is not what is wrong
 
 
+def test_a_classifier_that_timm_renames_is_left_out(tmp_path: Path) -> None:
+    # The names of iFormer's authors, whose classifier has a BatchNorm.
+    own = released("iformer_t")
+    theirs = {key.replace("head.head_dist.", "classifier.classifier_dist."): value for key, value in own.items()}
+    theirs = {key.replace("head.head.", "classifier.classifier."): value for key, value in theirs.items()}
+    assert "classifier.classifier.bn.weight" in theirs
+    torch.save(theirs, tmp_path / "w.pth")
+    encoder = encoder_from(tmp_path / "w.pth", "iformer_t", size=64)
+    assert_loaded(encoder, own)
+    assert encoder.origin is not None
+    assert encoder.origin["left_out"] == {"classifier": len(own) - len(encoder.backbone.state_dict())}
+
+
+@pytest.mark.parametrize("name", ["levit_128s", "iformer_t"])
+def test_a_release_in_the_layout_of_the_hub_loads_with_a_normalised_classifier(
+    hub: type[FakeHub], tmp_path: Path, name: str
+) -> None:
+    state = released(name)
+    save_file(state, tmp_path / "model.safetensors")
+    hub.files["model.safetensors"] = (tmp_path / "model.safetensors").read_bytes()
+    encoder = ImageEncoder(name, 224, pretrained=True)
+    encoder.load_pretrained()
+    assert_loaded(encoder, state)
+
+
 def test_wrappers_of_training_are_taken_off_the_names(tmp_path: Path) -> None:
     state = released()
     for wrapper in ("module.", "_orig_mod.", "module._orig_mod."):
