@@ -153,7 +153,7 @@ def test_arguments_are_saved_as_plain_values() -> None:
     hparams = dict(tiny_classifier(optim_options=OptimOptions(betas=(0.9, 0.98))).hparams)
     assert hparams["class_names"] == TASKS["class"]
     assert hparams["optim_options"] == asdict(OptimOptions(betas=(0.9, 0.98)))
-    assert len(hparams) == 15
+    assert len(hparams) == 19
 
 
 SIZES = {"class": 10, "colour": 15, "material": 9, "condition": 4, "size": 3, "style": 6}

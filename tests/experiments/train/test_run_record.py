@@ -52,7 +52,7 @@ def test_record_names_what_a_number_depends_on(tmp_path: Path) -> None:
     assert record["seed"] == 1
     assert record["packages"]["torch"]
     assert record["hardware"]["cpu_count"] >= 1
-    assert record["model"] == {"class": "BoringModel", "parameters": 66}
+    assert record["model"] == {"class": "BoringModel", "parameters": 66, "trainable": 66}
     (stage,) = record["stages"]
     assert stage["exit"] == "finished"
     assert stage["started"] <= stage["ended"]
@@ -71,12 +71,20 @@ class MadeInSetup(BoringModel):
 
 @pytest.mark.parametrize("stage", ["fit", "validate", "test", "predict"])
 def test_a_network_that_its_task_makes_in_setup_is_counted(tmp_path: Path, stage: str) -> None:
-    assert record_of(tmp_path, MadeInSetup(), stage=stage)["model"] == {"class": "MadeInSetup", "parameters": 66}
+    assert record_of(tmp_path, MadeInSetup(), stage=stage)["model"] == {
+        "class": "MadeInSetup",
+        "parameters": 66,
+        "trainable": 66,
+    }
 
 
 def test_a_record_without_parameters_is_completed_by_the_next_stage(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text(json.dumps({"model": {"class": "BoringModel", "parameters": 0}, "stages": []}))
-    assert record_of(tmp_path, BoringModel(), stage="test")["model"] == {"class": "BoringModel", "parameters": 66}
+    assert record_of(tmp_path, BoringModel(), stage="test")["model"] == {
+        "class": "BoringModel",
+        "parameters": 66,
+        "trainable": 66,
+    }
 
 
 def test_failure_is_recorded_with_its_reason(tmp_path: Path) -> None:

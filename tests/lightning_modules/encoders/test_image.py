@@ -99,7 +99,7 @@ def test_options_are_those_of_timm_and_change_the_network_as_there() -> None:
     ("name", "options", "message"),
     [
         ("test_vit", {"drop_path": 0.1}, "test_vit has no option 'drop_path'; did you mean drop_path_rate, "),
-        ("test_resnet", {"dynamic_img_size": True}, "test_resnet has no option 'dynamic_img_size'; it has aa_layer, "),
+        ("test_resnet", {"zzz": True}, "test_resnet has no option 'zzz'; it has aa_layer, "),
         ("test_vit", {"num_classes": 3}, "num_classes: cannot be set, the task has the classifier"),
         ("test_vit", {"img_size": 64}, "img_size: cannot be set, the data have the image size"),
         ("test_vit", {"in_chans": 1}, "in_chans: images have 3 channels; got 1"),
