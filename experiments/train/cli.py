@@ -64,10 +64,13 @@ from vitrail.runs import (
 from vitrail.trust import plain_name
 from vitrail.types import DEFAULT_SEED
 
-_NOT_COMPARED = {"_instantiator", "class_counts", "target_stats", "class_prompts", "chunk_size", "architectures"}
+_NOT_COMPARED = {
+    *("_instantiator", "class_counts", "target_stats", "class_prompts", "chunk_size", "architectures"),
+    "gradient_checkpointing",
+}
 """Counts of the training split only shape the loss, statistics of targets come with the weights, and a checkpoint may
-well be tested on other data; prompts may be changed after training; chunks and recomputed activations do not change results; configurations follow
-from names, which are compared."""
+well be tested on other data; prompts may be changed after training; chunks and recomputed activations do not change
+results; configurations follow from names, which are compared."""
 
 _NEEDED = {"state_dict", "hyper_parameters", "pytorch-lightning_version"}
 """What Lightning reads of a checkpoint before anything else."""
