@@ -27,6 +27,7 @@ from lightning_modules.metrics import predicted_classes
 from vitrail.console import Table
 from vitrail.errors import UserError
 from vitrail.files import write_csv
+from vitrail.predictions import other_kinds
 from vitrail.runs import Run
 from vitrail.trust import file_name
 from vitrail.types import CLASS_KINDS, UNKNOWN, Split, kind_of
@@ -197,8 +198,8 @@ class ConfusionMatrixLogger(ConfusionCounter):
         """See ``ConfusionCounter``; name the tasks without a matrix."""
         super().setup(trainer, pl_module, stage)
         kinds = getattr(pl_module, "task_kinds", {})
-        if without := [f"{task} ({kind})" for task, kind in kinds.items() if kind not in CLASS_KINDS]:
-            rank_zero_info(f"confusion_matrix: there is none of {', '.join(without)}.")
+        if without := other_kinds(kinds, kinds):
+            rank_zero_info(f"confusion_matrix: there is none of {without}.")
 
     def reports_epoch(self, epoch: int) -> bool:
         """Whether it is the turn of this epoch."""

@@ -15,9 +15,10 @@ from evaluation.report.figures import save_figure
 from evaluation.saliency import Method, check_method
 from evaluation.saliency.overlays import explain_classes, explained_figure, worst_mistakes
 from vitrail.errors import UserError
+from vitrail.predictions import refuse_kinds
 from vitrail.runs import Run
 from vitrail.trust import file_name
-from vitrail.types import Split
+from vitrail.types import Split, kind_of
 
 
 class SaliencyOfMistakes(OutputCollector):
@@ -114,7 +115,9 @@ class SaliencyOfMistakes(OutputCollector):
 
     def _task(self, pl_module: LightningModule) -> str:
         tasks: dict[str, list[str]] = getattr(pl_module, "tasks", {})
-        return self.task or next(iter(tasks))
+        task = self.task or next(iter(tasks))
+        refuse_kinds({task: kind_of(getattr(pl_module, "task_kinds", {}), task)}, "SaliencyOfMistakes")
+        return task
 
 
 class _Mistakes:

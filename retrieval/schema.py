@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitrail.errors import UserError
-from vitrail.types import with_image_defaults
+from vitrail.types import CLASS_KINDS, kind_of, with_image_defaults
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -156,7 +156,11 @@ def identity_of(task: object, run: str, input_options: Mapping[str, Any], labels
         dim=task.embedding_dim,
         encodes_text=hasattr(task, "encode_text"),
         input_options=dict(input_options),
-        predicts={name: list(classes) for name, classes in task.tasks.items()},
+        predicts={
+            name: list(classes)
+            for name, classes in task.tasks.items()
+            if kind_of(getattr(task, "task_kinds", {}), name) in CLASS_KINDS
+        },
         labels=list(labels),
     )
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +125,18 @@ class Predictions:
         logits = self.logits[task].astype(np.float64)
         return np.exp(logits[:, 1] / 2) if logits.shape[1] > 1 else None
 
+    def of_kinds(self, *kinds: TaskKind) -> Predictions:
+        """Return the predictions of the tasks of some kinds only."""
+        kept = [task for task in self.tasks if self.kind(task) in kinds]
+        return replace(
+            self,
+            tasks={task: self.tasks[task] for task in kept},
+            targets={task: self.targets[task] for task in kept},
+            logits={task: self.logits[task] for task in kept},
+            kinds={task: kind for task, kind in self.kinds.items() if task in kept},
+            thresholds={task: values for task, values in self.thresholds.items() if task in kept},
+        )
+
     def take(self, rows: NDArray[np.int64]) -> Predictions:
         """Return the given rows in the given order."""
         return Predictions(
@@ -157,6 +169,12 @@ def refuse_kinds(
         if kind not in handles:
             known = " or ".join(handles)
             raise UserError(f"{what}: task '{task}' is {kind}, must be {known}; {fix or 'use tasks of these kinds'}")
+
+
+def other_kinds(tasks: Iterable[str], kinds: Mapping[str, TaskKind]) -> str:
+    """Return the tasks without a single class and their kinds, for messages; empty where there are none."""
+    kind_by_task = {task: kind_of(kinds, task) for task in tasks}
+    return ", ".join(f"{task} ({kind})" for task, kind in kind_by_task.items() if kind not in CLASS_KINDS)
 
 
 def known_rows(targets: NDArray[Any]) -> NDArray[np.bool_]:

@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitrail.errors import UserError
-from vitrail.predictions import ImagePrediction, image_predictions
+from vitrail.predictions import ImagePrediction, image_predictions, refuse_kinds
 from vitrail.runs import Run, read_temperatures
-from vitrail.types import UNKNOWN, TextReading
+from vitrail.types import UNKNOWN, TextReading, kind_of
 
 if TYPE_CHECKING:
     import torch
@@ -76,7 +76,9 @@ class ServedRun:
             raise UserError(f"{self.name}: its data have no classes; ask it for labels of your own under Zero-shot")
         if not images:
             return []
-        return image_predictions([self.name] * len(images), self._outputs(images), self.tasks, self.temperatures)
+        kinds, thresholds = (getattr(self._model, name, {}) for name in ("task_kinds", "thresholds"))
+        names = [self.name] * len(images)
+        return image_predictions(names, self._outputs(images), self.tasks, self.temperatures, kinds, thresholds)
 
     def encode_images(self, images: Sequence[Image | torch.Tensor]) -> NDArray[np.float32]:
         """Return vectors of one image or more as in the run's galleries: float32 ``(N, D)``, of unit length."""
@@ -149,6 +151,8 @@ class ServedRun:
             raise UserError(f"task {task!r}: {self.name} has {', '.join(self.tasks) or 'none'}; choose one of them")
         if task and label not in self.tasks[task]:
             raise UserError(f"class {label!r}: {self.name} has no such {task}; choose one of its classes")
+        if task:
+            refuse_kinds({task: kind_of(getattr(self._model, "task_kinds", {}), task)}, "saliency")
         with self._lock:
             if not task:
                 return explain_texts(self._model, [label], images, [""], method=method)[0]

@@ -16,9 +16,10 @@ from datamodules.table import composed
 from evaluation.commands.explore import add_data_arguments, collection_of, data_of, gallery_vectors
 from evaluation.dataset.active_learning import STRATEGIES, Labelled, Pool, ranking, to_label
 from vitrail.errors import UserError
+from vitrail.predictions import refuse_kinds
 from vitrail.runs import Run
 from vitrail.runtime import check_device
-from vitrail.types import DATA_ARGUMENTS, LABEL_TASK, UNKNOWN
+from vitrail.types import DATA_ARGUMENTS, LABEL_TASK, UNKNOWN, kind_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -127,6 +128,8 @@ def _image_pool(options: argparse.Namespace, rest: Sequence[str]) -> Pool:
     model = run.load_model(device=check_device("auto"))
     found = _predicted(model, datamodule, ("train", "val", "test"))
     name = _task_name(options.task, found.logits, options.run)
+    for kinds in (getattr(model, "task_kinds", {}), datamodule.task_kinds):
+        refuse_kinds({name: kind_of(kinds, name)}, "select")
     targets = datamodule.table.targets.get(name)
     known = None if targets is None else targets[found.sample_id] != UNKNOWN
     wanted = _wanted(known, len(found.sample_id), name, options)

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from vitrail.errors import UserError
 from vitrail.files import write_text_atomically
-from vitrail.predictions import Predictions, read_predictions, write_predictions
+from vitrail.predictions import Predictions, read_predictions, refuse_kinds, write_predictions
 from vitrail.runs import Run, class_counts_of
-from vitrail.types import LABEL_TASK
+from vitrail.types import LABEL_TASK, kind_of
 
 if TYPE_CHECKING:
     from datamodules.base import ImageDataModule
@@ -132,6 +132,7 @@ def predict_classes(task: VisionTask, datamodule: ImageDataModule, split: str) -
 
     if LABEL_TASK not in datamodule.tasks:
         raise UserError("the data have no classes to count right predictions of")
+    refuse_kinds({LABEL_TASK: kind_of(datamodule.task_kinds, LABEL_TASK)}, "right predictions")
     datamodule.adopt_image_options(task.input_options)
     device = next(task.parameters()).device
     task.eval()

@@ -19,9 +19,10 @@ from evaluation.statistics.intervals import Estimate, known
 from evaluation.tables.summary import predictions_of, share, with_interval
 from vitrail.console import Table
 from vitrail.errors import UserError
-from vitrail.predictions import Predictions
+from vitrail.predictions import Predictions, other_kinds
 from vitrail.runs import Run, write_temperatures
 from vitrail.trust import file_name
+from vitrail.types import CLASS_KINDS
 
 FITTED_ON = "val"
 
@@ -35,6 +36,13 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument("run", type=Path, metavar="RUN", help="run directory")
     command.add_argument("--json", action="store_true", help="print JSON instead of a table")
+
+
+def _calibrated_tasks(predictions: Predictions) -> list[str]:
+    """Return the tasks that have a softmax, and report the others."""
+    if left_out := other_kinds(predictions.tasks, predictions.kinds):
+        sys.stderr.write(f"calibrate: left out {left_out}, which have no temperature\n")
+    return list(predictions.of_kinds(*CLASS_KINDS).tasks)
 
 
 def run(options: argparse.Namespace, rest: list[str]) -> None:
@@ -52,7 +60,7 @@ def run(options: argparse.Namespace, rest: list[str]) -> None:
             f"of best.ckpt; run `python -m experiments validate --ckpt_path {files.path}/checkpoints/best.ckpt`"
         )
     temperatures, facts, notes = {}, {}, {}
-    for task in validation.tasks:
+    for task in _calibrated_tasks(validation):
         rows = known(validation.targets[task])
         if len(rows):
             logits, targets = validation.logits[task][rows], validation.targets[task][rows]

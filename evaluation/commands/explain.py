@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from datamodules.table import composed
 from vitrail.errors import UserError
+from vitrail.predictions import refuse_kinds
 from vitrail.runs import Run
 from vitrail.runtime import check_device
 from vitrail.trust import file_name
-from vitrail.types import UNKNOWN
+from vitrail.types import UNKNOWN, kind_of
 
 if TYPE_CHECKING:
     import torch
@@ -95,6 +96,7 @@ def run(options: argparse.Namespace, rest: Sequence[str] = ()) -> None:
         explained = explain_texts(model, options.text, pixels, names, method=options.method)
     else:
         of_what = f"classes of the task {task}"
+        refuse_kinds({task: kind_of(getattr(model, "task_kinds", {}), task)}, "explain")
         classes: list[str] = model.tasks[task]  # type: ignore[index, assignment]  # of tasks with classes
         shown = None if options.shown_class is None else classes.index(options.shown_class)
         explained = explain_classes(model, task, pixels, names, targets, method=options.method, shown=shown)
@@ -172,7 +174,8 @@ def _worst_names(files: Run, task: str, options: argparse.Namespace) -> list[str
         raise UserError(f"{files.path}: {'; '.join(files.missing)}")
     if task not in predictions.tasks:
         raise UserError(f"--task {task}: predictions/{options.split}.parquet has {', '.join(predictions.tasks)} only")
-    if not (predictions.targets[task] != UNKNOWN).any():
+    refuse_kinds({task: predictions.kind(task)}, "explain --worst", fix="name images with --ids or --image")
+    if not len(predictions.known(task)):
         raise UserError(
             f"{files.path}: no sample of {options.split} has a known target of {task!r}, so mistakes are not known; "
             "name images with --ids or --image"

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from datamodules.table import composed
 from vitrail.errors import UserError
-from vitrail.types import DATA_ARGUMENTS
+from vitrail.predictions import other_kinds
+from vitrail.types import CLASS_KINDS, DATA_ARGUMENTS, kind_of
 
 if TYPE_CHECKING:
     from datamodules.base import ImageDataModule
@@ -131,13 +132,17 @@ def collection_of(datamodule: ImageDataModule) -> Collection:
     def captions(rows: NDArray[np.int64]) -> list[list[str]]:
         return table.caption_lists.of(rows.tolist())
 
+    of_classes = [task for task in table.tasks if kind_of(table.kinds, task) in CLASS_KINDS]
+    if left_out := other_kinds(table.tasks, table.kinds):
+        sys.stderr.write(f"explore: left out {left_out}, which have no single class\n")
+
     return Collection(
         name=type(datamodule).__name__,
         names=table.names.to_numpy(zero_copy_only=False),
         groups=table.groups.to_numpy(zero_copy_only=False),
         splits=np.array(SPLITS, dtype=object)[table.split_codes],
-        tasks=table.tasks,
-        targets=table.targets,
+        tasks={task: table.tasks[task] for task in of_classes},
+        targets={task: table.targets[task] for task in of_classes},
         usable=np.setdiff1d(np.arange(len(table)), list(skipped)).astype(np.int64),
         unreadable=skipped,
         read=read,

@@ -18,7 +18,7 @@ from evaluation.commands.summary import add_forms
 from evaluation.statistics.intervals import known
 from evaluation.tables.summary import TaskSummary, summarise, summary_table
 from vitrail.errors import UserError
-from vitrail.predictions import Predictions
+from vitrail.predictions import Predictions, refuse_kinds
 from vitrail.runtime import check_device
 from vitrail.types import batch_targets
 
@@ -73,6 +73,7 @@ def linear_probe(datamodule: ImageDataModule, encoder: ImageEncoder) -> list[Tas
     Raises:
         UserError: a split is empty, or a task has fewer than two classes in the train split.
     """
+    refuse_kinds(datamodule.task_kinds, "linear-probe", fix="leave these columns out of the data")
     if encoder.own_inputs is not None:
         datamodule.adopt_image_options(encoder.own_inputs)
     datamodule.prepare_data()

@@ -18,7 +18,9 @@ from numpy.typing import NDArray
 
 from vitrail.errors import UserError
 from vitrail.files import write_text_atomically
+from vitrail.predictions import other_kinds
 from vitrail.runs import Run
+from vitrail.types import CLASS_KINDS
 
 if TYPE_CHECKING:
     from datamodules.base import ImageDataModule
@@ -95,6 +97,10 @@ def sections_of(files: Run, options: argparse.Namespace, rest: Sequence[str]) ->
 
     split = options.split
     predictions = files.predictions(split)
+    left_out = ""
+    if predictions is not None:
+        left_out = other_kinds(predictions.tasks, predictions.kinds)
+        predictions = predictions.of_kinds(*CLASS_KINDS)
     tasks = {} if predictions is None else predictions.tasks
     datamodule, why_not = _data(files, options, rest)
     read = None if datamodule is None else reader(datamodule)
@@ -102,6 +108,8 @@ def sections_of(files: Run, options: argparse.Namespace, rest: Sequence[str]) ->
     if predictions is not None:
         temperatures, counts = files.temperatures_for(split), files.class_counts(predictions.tasks)
         scores = [sections.scores_section(predictions, counts, files.name, split)]
+        if left_out:
+            scores[0].missing.append(f"Left out: {left_out}, which have no single class.")
         if other := files.other_checkpoint(split):
             scores[0].missing.append(f"These predictions are of checkpoint {other}, not of the best one.")
         details = [

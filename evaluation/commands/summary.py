@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 from evaluation.tables.summary import (
@@ -10,6 +11,8 @@ from evaluation.tables.summary import (
     joined_table,
     read_retrieval,
     retrieval_table,
+    scores_of_run,
+    scores_table,
     summarise_run,
     summary_table,
     wide_table,
@@ -60,7 +63,15 @@ def run(options: argparse.Namespace, rest: list[str]) -> None:
         _show(joined_table(join_summaries(options.runs, options.split)), options)
     else:
         rows = [row for path in options.runs for row in summarise_run(path, options.split)]
-        _show(wide_table(rows) if options.wide else summary_table(rows), options)
+        others = [row for path in options.runs for row in scores_of_run(path, options.split)]
+        if options.json:
+            values = [*summary_table(rows).values, *scores_table(others).values]
+            _show(replace(summary_table(rows), values=values), options)
+            return
+        if rows or not others:
+            _show(wide_table(rows) if options.wide else summary_table(rows), options)
+        if others:
+            _show(scores_table(others), options)
 
 
 def _show(table: Table, options: argparse.Namespace) -> None:

@@ -18,7 +18,7 @@ from evaluation.statistics.intervals import Estimate, Statistic, estimate, known
 from evaluation.statistics.pooled import in_order_of, paired_difference
 from vitrail.console import Table
 from vitrail.errors import UserError
-from vitrail.predictions import Predictions, predicted_classes
+from vitrail.predictions import Predictions, predicted_classes, refuse_kinds
 from vitrail.types import LABEL_TASK
 
 _ESTIMATES = ("base", "novel", "harmonic_mean")
@@ -195,6 +195,7 @@ def checked_base(predictions: Predictions, base: int | None) -> int:
     """
     if LABEL_TASK not in predictions.tasks:
         raise UserError(f"base-to-novel: the predictions have no task '{LABEL_TASK}'; test a model of classes")
+    refuse_kinds({LABEL_TASK: predictions.kind(LABEL_TASK)}, "base-to-novel")
     num_classes = len(predictions.tasks[LABEL_TASK])
     base = (num_classes + 1) // 2 if base is None else base
     if not 0 < base < num_classes:

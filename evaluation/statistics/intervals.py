@@ -22,8 +22,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from vitrail.predictions import ranks_of
-from vitrail.types import UNKNOWN
+from vitrail.predictions import known_rows, ranks_of
 
 Statistic = Callable[[NDArray[np.float64]], NDArray[np.float64]]
 """Maps R weightings of the N samples, ``(R, N)``, to R values, ``(R,)``; a resample weights a sample by how often it
@@ -62,9 +61,9 @@ class Baseline(NamedTuple):
     source: Literal["train", "split"]
 
 
-def known(targets: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return the rows whose target is known, int64."""
-    return np.flatnonzero(targets != UNKNOWN)
+def known(targets: NDArray[Any]) -> NDArray[np.int64]:
+    """Return the rows whose target, of any kind, is known, int64."""
+    return np.flatnonzero(known_rows(targets))
 
 
 def accuracy(targets: NDArray[np.int64], predicted: NDArray[np.int64]) -> float:

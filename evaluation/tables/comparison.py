@@ -7,6 +7,7 @@ are the same. Every comparison of a table counts as one of several: their p-valu
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,8 +23,9 @@ from evaluation.statistics.paired import PairedComparison, compare_joined, holm
 from evaluation.statistics.pooled import JoinedRuns, join_runs
 from evaluation.tables.summary import predictions_of, refuse_other_configurations, with_interval
 from vitrail.errors import UserError
-from vitrail.predictions import Predictions
+from vitrail.predictions import Predictions, other_kinds, refuse_kinds
 from vitrail.runs import Run
+from vitrail.types import CLASS_KINDS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -177,7 +179,14 @@ def common_tasks(sides: Sequence[Side], task: str | None = None) -> list[str]:
         UserError: there is none, or not the one that is wanted.
     """
     every = [set(run.tasks) for side in sides for run in side.predictions]
-    tasks = [name for name in sides[0].predictions[0].tasks if all(name in own for own in every)]
+    first = sides[0].predictions[0]
+    tasks = [name for name in first.tasks if all(name in own for own in every)]
+    if task is None:
+        if left_out := other_kinds(tasks, first.kinds):
+            sys.stderr.write(f"compare: left out {left_out}, which have no single class\n")
+        tasks = [name for name in tasks if first.kind(name) in CLASS_KINDS]
+    else:
+        refuse_kinds({task: first.kind(task)}, "compare")
     if task is not None and task not in tasks:
         raise UserError(
             f"--task {task}: not all runs predict it; all predict {', '.join(tasks) or 'no task in common'}"

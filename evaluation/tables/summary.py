@@ -7,21 +7,26 @@ or fold can be joined (see ``statistics.pooled`` for their two intervals).
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
 from evaluation.retrieval import BOTH, Row, read_report
 from evaluation.retrieval import with_interval as score_with_interval
 from evaluation.statistics import intervals as statistics
+from evaluation.statistics import kinds
 from evaluation.statistics.intervals import Estimate, Interval
 from evaluation.statistics.pooled import JoinedRuns, join_runs
 from vitrail.console import Table
 from vitrail.errors import UserError
-from vitrail.predictions import Predictions, read_predictions
+from vitrail.predictions import Predictions, other_kinds, read_predictions
 from vitrail.runs import Run, read_class_counts
-from vitrail.types import UNKNOWN
+from vitrail.types import CLASS_KINDS, UNKNOWN, TaskKind
 
 COLUMNS = ("run", "split", "task", "n", "groups", "majority", "accuracy [95 %]", "macro F1 [95 %]", "note")
 
@@ -127,8 +132,172 @@ def summarise(
     """
     return [
         _summarise_task(predictions, task, class_counts.get(task), run=run, split=split, bootstrap=(n_resamples, seed))
-        for task in predictions.tasks
+        for task in predictions.of_kinds(*CLASS_KINDS).tasks
     ]
+
+
+SCORE_COLUMNS = ("run", "split", "task", "kind", "n", "groups", "score", "value [95 %]", "baseline", "note")
+
+_SCORE_RESAMPLES = 1_000
+_LOWER_IS_BETTER = ("MAE",)
+
+
+@dataclass(frozen=True)
+class ScoreSummary:
+    """One score of a task whose targets are labels, numbers or an ordered scale; NaN where nothing is known.
+
+    Attributes:
+        run: name of the experiment and of the run directory.
+        split: that was predicted.
+        task: its name.
+        kind: of the task.
+        n: samples with a known target.
+        groups: different groups (objects, products) among them; the interval rests on these.
+        score: name, ``mAP``, ``F1 micro``, ``exact match``, ``MAE``, ``R²`` or ``quadratic kappa``.
+        value: of the score, ``MAE`` in the units of the data or in classes.
+        interval: by group bootstrap, percentiles.
+        baseline: the score without looking at images: the labels' frequency for ``mAP``, always predicting the mean of
+            training, or its most frequent class; NaN where there is none to compare with.
+        checkpoint: name of the checkpoint that was evaluated where it is another one than ``best``, else empty.
+    """
+
+    run: str
+    split: str
+    task: str
+    kind: TaskKind
+    n: int
+    groups: int
+    score: str
+    value: float
+    interval: Interval
+    baseline: float
+    checkpoint: str = ""
+
+    @property
+    def better(self) -> bool:
+        """Whether the whole interval is better than the baseline."""
+        if self.score in _LOWER_IS_BETTER:
+            return self.interval.high < self.baseline
+        return self.interval.low > self.baseline
+
+    @property
+    def note(self) -> str:
+        """What a reader must know next to the number, empty where there is nothing."""
+        if not self.n:
+            return "no known targets"
+        notes = [] if self.better or math.isnan(self.baseline) else ["not better than the baseline"]
+        if self.groups == 1:
+            notes.append("one group: its interval is a guess")
+        if self.checkpoint:
+            notes.append(f"of checkpoint {self.checkpoint}, not best")
+        return "; ".join(notes)
+
+
+def summarise_scores(
+    predictions: Predictions,
+    class_counts: Mapping[str, Sequence[int]],
+    target_stats: Mapping[str, Sequence[float]],
+    run: str,
+    split: str,
+    *,
+    seed: int = 0,
+) -> list[ScoreSummary]:
+    """Summarise each multi-label, ordinal and regression task, a row for each score.
+
+    Args:
+        predictions: of one split.
+        class_counts: samples of each class in the train split, by task; a task may be missing.
+        target_stats: mean and standard deviation of training targets, by task; a task may be missing.
+        run: name for the table.
+        split: name for the table.
+        seed: of the bootstrap.
+    """
+    rows = []
+    for task in predictions.tasks:
+        kind, known = predictions.kind(task), predictions.known(task)
+        if kind == "single_label":
+            continue
+        groups = predictions.groups[known]
+        number = len(set(groups.tolist()))
+        found = _scores_of(predictions, task, known, class_counts.get(task), target_stats.get(task))
+        for score, (statistic, baseline) in found.items():
+            value = Estimate(math.nan, Interval(math.nan, math.nan))
+            if len(known):
+                value = statistics.estimate(statistic, groups, _SCORE_RESAMPLES, seed=seed, percentiles=True)
+            rows.append(
+                ScoreSummary(run, split, task, kind, len(known), number, score, value.value, value.interval, baseline)
+            )
+    return rows
+
+
+def _scores_of(
+    predictions: Predictions,
+    task: str,
+    known: NDArray[np.int64],
+    counts: Sequence[int] | None,
+    stats: Sequence[float] | None,
+) -> dict[str, tuple[statistics.Statistic, float]]:
+    """Statistics of a task by name, each with its baseline."""
+    targets = predictions.targets[task][known]
+    if predictions.kind(task) == "multi_label":
+        probabilities = predictions.label_probabilities(task)[known]
+        marked = predictions.predicted_labels(task)[known]
+        right = ((marked == (targets == 1)) | (targets == UNKNOWN)).all(axis=1)
+        of_labels = (targets == 1).sum(axis=0) / np.maximum((targets != UNKNOWN).sum(axis=0), 1)
+        frequency = float(of_labels[of_labels > 0].mean()) if (of_labels > 0).any() else math.nan
+        return {
+            "mAP": (kinds.mean_average_precision(targets, probabilities), frequency),
+            "F1 micro": (kinds.micro_f1(targets, marked), math.nan),
+            "exact match": (statistics.share_statistic(right), math.nan),
+        }
+    if predictions.kind(task) == "regression":
+        numbers, values = targets.astype(np.float64), predictions.values(task)[known]
+        mean = float(stats[0]) if stats else float(numbers.mean()) if len(numbers) else math.nan
+        return {
+            "MAE": (kinds.mean_error(values - numbers), _mean_distance(numbers, mean)),
+            "R²": (kinds.explained_variance(numbers, values), 0.0),
+        }
+    predicted = predictions.predicted(task)[known]
+    last = len(predictions.tasks[task]) - 1
+    predicted = np.where(predicted == UNKNOWN, np.where(targets * 2 > last, 0, last), predicted)
+    majority = statistics.majority_baseline(targets, counts).label if len(targets) else 0
+    return {
+        "MAE": (kinds.mean_error(predicted - targets), _mean_distance(targets, majority)),
+        "quadratic kappa": (kinds.quadratic_kappa(targets, predicted), 0.0),
+    }
+
+
+def _mean_distance(targets: NDArray[Any], constant: float) -> float:
+    return float(np.abs(targets - constant).mean()) if len(targets) else math.nan
+
+
+def scores_of_run(run: Path, split: str = "test") -> list[ScoreSummary]:
+    """Summarise the tasks of ``predictions/<split>.parquet`` that are not single-label, see ``summarise_scores``.
+
+    Raises:
+        UserError: as ``summarise_run``.
+    """
+    predictions = read_predictions(run / Run.PREDICTIONS / f"{split}.parquet")
+    opened = Run(run)
+    data = opened.record.get("data") or {}
+    counts = read_class_counts(run / Run.RECORD, predictions.tasks)
+    rows = summarise_scores(predictions, counts, data.get("target_stats") or {}, opened.name, split)
+    return [replace(row, checkpoint=opened.other_checkpoint(split)) for row in rows]
+
+
+def scores_table(summaries: Sequence[ScoreSummary]) -> Table:
+    """Return one row per run, task and score."""
+    cells = [
+        [
+            *(one.run, one.split, one.task, one.kind, str(one.n), str(one.groups), one.score),
+            with_interval(one.value, one.interval),
+            share(one.baseline),
+            one.note,
+        ]
+        for one in summaries
+    ]
+    values = [{**asdict(one), "better": one.better} for one in summaries]
+    return Table(SCORE_COLUMNS, cells, ("run", "split", "task", "kind", "score", "note"), values=values)
 
 
 def summarise_run(run: Path, split: str = "test") -> list[TaskSummary]:
@@ -370,10 +539,12 @@ def join_summaries(paths: Sequence[Path], split: str = "test") -> list[JoinedSum
         raise UserError("summary --join: name at least two runs, each once")
     predictions = [predictions_of(run, split) for run in runs]
     compared = refuse_other_configurations(runs)
+    if left_out := other_kinds(predictions[0].tasks, predictions[0].kinds):
+        sys.stderr.write(f"summary --join: left out {left_out}, which have no single class\n")
     counts = [run.class_counts(part.tasks) for run, part in zip(runs, predictions, strict=True)]
     return [
         _row(runs, split, task, predictions, [of_run.get(task) for of_run in counts], compared)
-        for task in predictions[0].tasks
+        for task in predictions[0].of_kinds(*CLASS_KINDS).tasks
     ]
 
 

@@ -17,6 +17,7 @@ from experiments.export.parity import Form, parity_table
 from experiments.export.weights import SUMMARY
 from vitrail.errors import UserError
 from vitrail.runs import Run
+from vitrail.types import CLASS_KINDS
 
 if TYPE_CHECKING:
     from huggingface_hub import ModelCardData
@@ -213,6 +214,7 @@ def _scores(files: Run, checkpoint: str) -> dict[str, list[TaskSummary]]:
         if (files.predicted_by(split) or "best") != checkpoint:
             continue
         if split in files.splits and (predictions := files.predictions(split)) is not None:
+            predictions = predictions.of_kinds(*CLASS_KINDS)  # exports have no others
             counts = files.class_counts(predictions.tasks)
             found[split] = summarise(predictions, counts, files.name, split)
     return found

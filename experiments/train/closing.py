@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import math
 import shlex
 from typing import Any
 
 from evaluation.commands import report
-from evaluation.tables.summary import share, summarise_run, with_interval
+from evaluation.tables.summary import scores_of_run, share, summarise_run, with_interval
 from vitrail.errors import UserError
 from vitrail.programs import program_name
 from vitrail.runs import Run
@@ -29,15 +30,20 @@ def closing_summary(run: Run) -> str:
     if parent := run.record.get("parent"):
         lines.append(f"  It went on from {parent}.")
     try:
-        summaries = summarise_run(run.path, "test")
+        summaries, others = summarise_run(run.path, "test"), scores_of_run(run.path, "test")
     except UserError:
-        summaries = []  # captions alone: their scores are in the table above
+        summaries, others = [], []  # captions alone: their scores are in the table above
     for one in summaries:
         lines.append(
             f"  {one.task}: accuracy {with_interval(one.accuracy, one.accuracy_interval)}; always predicting the most "
             f"frequent class gives {share(one.majority)}"
         )
-    return "\n".join([*lines, "Next:", *(f"  {line}" for line in _next(run, has_labels=bool(summaries))), ""])
+    lines += [
+        f"  {one.task}: {one.score} {with_interval(one.value, one.interval)}; without images {share(one.baseline)}"
+        for one in others
+        if not math.isnan(one.baseline)
+    ]
+    return "\n".join([*lines, "Next:", *(f"  {line}" for line in _next(run, has_labels=bool(summaries or others))), ""])
 
 
 def _next(run: Run, *, has_labels: bool) -> list[str]:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from evaluation.tables.summary import (
     share,
     summarise,
     summarise_run,
+    summarise_scores,
     wide_table,
     with_interval,
 )
@@ -403,3 +405,61 @@ def test_what_does_not_go_together_is_refused(scored_runs: list[str], capsys: py
         assert "--retrieval: is a table of its own" in capsys.readouterr().err
     assert main(["summary", "nowhere", "--retrieval"]) == 2
     assert "no such run directory" in capsys.readouterr().err
+
+
+def kinds_of_predictions() -> Predictions:
+    rng = np.random.default_rng(0)
+    labels, price, grade = rng.integers(0, 2, (40, 2)), rng.normal(50, 10, 40), rng.integers(0, 3, 40)
+    return Predictions(
+        np.arange(40),
+        np.array([f"s{n}" for n in range(40)], object),
+        np.array([f"g{n // 2}" for n in range(40)], object),
+        {"class": ["a", "b"], "tags": ["x", "y"], "price": [], "grade": ["low", "middle", "high"]},
+        {
+            "class": labels[:, 0],
+            "tags": labels.astype(np.int8),
+            "price": np.where(np.arange(40) < 4, np.nan, price).astype(np.float32),
+            "grade": grade,
+        },
+        {
+            "class": np.eye(2, dtype=np.float32)[labels[:, 0]],
+            "tags": ((labels - 0.5) * 8 + rng.normal(size=(40, 2))).astype(np.float32),
+            "price": (price + rng.normal(size=40))[:, None].astype(np.float32),
+            "grade": np.log(np.eye(3, dtype=np.float32)[grade] + 0.1),
+        },
+        {"tags": "multi_label", "price": "regression", "grade": "ordinal"},
+        {"tags": [0.4, 0.6]},
+    )
+
+
+def test_tasks_of_other_kinds_have_scores_with_baselines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    predictions = kinds_of_predictions()
+    assert [row.task for row in summarise(predictions, {}, "r", "test")] == ["class", "grade"]
+    rows = {(row.task, row.score): row for row in summarise_scores(predictions, {}, {"price": [48, 9]}, "r", "test")}
+    assert list(rows) == [
+        ("tags", "mAP"),
+        ("tags", "F1 micro"),
+        ("tags", "exact match"),
+        ("price", "MAE"),
+        ("price", "R²"),
+        ("grade", "MAE"),
+        ("grade", "quadratic kappa"),
+    ]
+    price = rows["price", "MAE"]
+    known = predictions.known("price")
+    truth = predictions.targets["price"][known]
+    assert (price.n, price.groups) == (36, 18)
+    assert price.value == pytest.approx(np.abs(predictions.values("price")[known] - truth).mean())
+    assert price.baseline == pytest.approx(np.abs(truth - 48).mean())
+    assert rows["tags", "mAP"].baseline == pytest.approx(predictions.targets["tags"].mean())
+    assert all(row.interval.low <= row.value <= row.interval.high for row in rows.values())
+    assert all(row.better for row in rows.values() if not math.isnan(row.baseline))
+
+    run = make_run(tmp_path, {"data": {"target_stats": {"price": [48.0, 9.0]}}})
+    write_predictions(run / "predictions" / "test.parquet", predictions)
+    assert main(["summary", str(run), "--markdown"]) == 0
+    shown = capsys.readouterr().out
+    assert "| price | regression | 36 | 18 | MAE |" in shown
+    assert "| class | 40 |" in shown
+    assert main(["summary", str(run), "--json"]) == 0
+    assert {row["task"] for row in json.loads(capsys.readouterr().out)} == {"class", "tags", "price", "grade"}
