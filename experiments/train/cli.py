@@ -296,6 +296,7 @@ class VitrailCLI(LightningCLI):
         args = from_parent(args)
         args, self.config_files = one_config(args)
         self.config_files = named or self.config_files
+        self._command = args[0] if args else ""
         self.run_directory = Path()
         self.checkpoint: Path | None = None
         self.parent: Path | None = None
@@ -330,6 +331,11 @@ class VitrailCLI(LightningCLI):
             },
             args=args,
         )
+
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]  # Lightning calls it on the instance only
+        """Return the command that was asked for alone, as each parser takes long to build, or else all of them."""
+        every = super().subcommands()
+        return {self._command: every[self._command]} if self._command in every else every
 
     def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the seed, the run's name and place, and W&B's settings."""

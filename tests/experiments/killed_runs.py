@@ -192,4 +192,4 @@ if __name__ == "__main__":
     with plain_figures():
         run_all(Path(sys.argv[1]), sys.argv[3:], int(sys.argv[2]))
         # In the middle of an epoch of phase two.
-        run_interrupted(Path(sys.argv[1]), sys.argv[3], [75])
+        run_interrupted(Path(sys.argv[1]), sys.argv[3], [34])

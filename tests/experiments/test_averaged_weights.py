@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,6 @@ from lightning_modules.checkpoint import load_task
 from retrieval.gallery import Gallery
 from tests.experiments.conftest import error_line
 from tests.support.data import write_products
-from tests.support.plain_figures import plain_figures
 from vitrail.predictions import Predictions, read_predictions
 
 EPOCHS = 3
@@ -80,7 +79,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def command(base: Path) -> Iterator[Callable[..., Path]]:
+def command(base: Path) -> Callable[..., Path]:
     """Run a command on the experiment, and return its newest run directory."""
 
     def run(command: str, overlay: str, *arguments: str) -> Path:
@@ -90,8 +89,7 @@ def command(base: Path) -> Iterator[Callable[..., Path]]:
         assert main([command, *configs, "--runs", str(runs), *arguments]) == 0
         return max(runs.glob("*/*"), key=lambda path: (path / "run.json").stat().st_mtime)
 
-    with plain_figures():
-        yield run
+    return run
 
 
 def logits(run: Path, split: str = "test") -> dict[str, np.ndarray[Any, Any]]:
@@ -109,7 +107,13 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
     return all(torch.equal(value, other[name]) for name, value in one.items())
 
 
-@pytest.mark.parametrize("overlay", [A_SETTING, ITS_OWN], ids=["a setting", "a callback of its own"])
+@pytest.mark.parametrize(
+    "overlay",
+    [
+        pytest.param(A_SETTING, id="a setting"),
+        pytest.param(ITS_OWN, id="a callback of its own", marks=pytest.mark.slow),
+    ],
+)
 def test_every_command_uses_the_weights_that_were_validated(
     command: Callable[..., Path], overlay: str, base: Path
 ) -> None:
@@ -175,10 +179,8 @@ def test_a_checkpoint_of_weights_alone_holds_the_average_too(command: Callable[.
 
 
 def test_the_average_begins_with_the_weights_of_the_start_step(command: Callable[..., Path]) -> None:
-    raw = states(command("fit", "ema: {decay: 0.9, start_step: 1000}"), "last")[1]
     # Two steps an epoch: the first update is a copy, after the last step of all.
-    averaged, trained = states(command("fit", f"ema: {{decay: 0.9, start_step: {2 * EPOCHS - 1}}}"), "last")
-    assert same(trained, raw)
+    averaged, raw = states(command("fit", f"ema: {{decay: 0.9, start_step: {2 * EPOCHS - 1}}}"), "last")
     assert same(averaged, raw)
     averaged, trained = states(command("fit", f"ema: {{decay: 0.9, start_step: {2 * EPOCHS - 2}}}"), "last")
     assert same(trained, raw)

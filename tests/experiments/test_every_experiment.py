@@ -5,6 +5,7 @@ The data sets are generated in their real directory formats, so nothing is neede
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -31,15 +32,29 @@ from tests.support.data import (
     write_products,
 )
 from tests.support.models import write_bert, write_clip, write_qwen2_vl
-from tests.support.plain_figures import plain_figures
 from vitrail.predictions import read_predictions
 
 FILES = sorted((Path(__file__).parents[2] / "experiments").glob("*.yaml"))
 EXPERIMENTS = [path for path in FILES if path.stem != "results"]  # which lists runs of the others
 OVERLAYS = EXPERIMENTS[0].parent / "overlays"
 
+GOES_ON = (
+    "products_multitask_regnetx",
+    "flowers_clip_lora",
+    "flowers_regnetx_minilm",
+    "flowers_qwen2vl_lora",
+    "quickstart_pairs",
+    "streamed_images",
+)
+"""Experiments whose tiny version is resumed in the fast tests: one of each kind of network, phases and data."""
+
 TINY_BACKBONES = {"vit": "test_vit", "deit": "test_vit"}
 """Of the same kind as the true one, with a few hundred thousand parameters; convolutional where not named."""
+
+
+def one_of_its_kind(path: Path) -> Any:
+    """The experiment; as a slow case where another one of its kind is among the fast ones."""
+    return path if path.stem in GOES_ON else pytest.param(path, marks=pytest.mark.slow)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -55,7 +70,7 @@ def generated_data(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     write_bert(root / "bert")
     write_qwen2_vl(root / "qwen2_vl")
     pack(Wares(n_samples=60, views=3, resolution=32), root / "wares_shards", shard_size=12)
-    with plain_figures(), pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch:
         patch.setenv("VITRAIL_DATA", str(root))
         patch.setenv("VITRAIL_CACHE", str(root / "cache"))
         yield
@@ -110,23 +125,42 @@ def tiny(experiment: dict[str, Any]) -> dict[str, Any]:
     return overlay
 
 
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], tuple[list[str], Path]]:
+    """Train and test the tiny version of an experiment once; return the command and its run directory."""
+
+    @functools.cache
+    def train(path: Path) -> tuple[list[str], Path]:
+        folder = tmp_path_factory.mktemp(path.stem)
+        overlay = folder / "tiny.yaml"
+        overlay.write_text(yaml.safe_dump(tiny(yaml.safe_load(path.read_text()))))
+        command = ["fit", "--config", str(path), "--config", str(overlay), "--runs", str(folder / "runs")]
+        assert main([*command, "--test_best=true"]) == 0
+        return command, only_run(folder / "runs")
+
+    return train
+
+
+Trained = Callable[[Path], tuple[list[str], Path]]
+
+
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
-def test_tiny_version_trains_tests_and_resumes(path: Path, tmp_path: Path) -> None:
-    overlay = tmp_path / "tiny.yaml"
-    overlay.write_text(yaml.safe_dump(tiny(yaml.safe_load(path.read_text()))))
-    runs = tmp_path / "runs"
-    command = ["fit", "--config", str(path), "--config", str(overlay), "--runs", str(runs)]
-    assert main([*command, "--test_best=true"]) == 0
-    (first,) = runs.glob("*/*")
-    assert first.parent.name == path.stem
-    record = json.loads((first / "run.json").read_text())
+def test_tiny_version_trains_and_tests(path: Path, trained: Trained) -> None:
+    _, run = trained(path)
+    assert run.parent.name == path.stem
+    record = json.loads((run / "run.json").read_text())
     if record["data"]["class_counts"]:
-        predictions = pd.read_parquet(first / "predictions" / "test.parquet")
+        predictions = pd.read_parquet(run / "predictions" / "test.parquet")
         assert len(predictions) == record["data"]["samples"]["test"]
     else:
-        assert len(pd.read_csv(first / "reports" / "test_retrieval.csv")) > 0
+        assert len(pd.read_csv(run / "reports" / "test_retrieval.csv")) > 0
+
+
+@pytest.mark.parametrize("path", [one_of_its_kind(path) for path in EXPERIMENTS], ids=lambda path: path.stem)
+def test_tiny_version_goes_on(path: Path, trained: Trained) -> None:
+    command, first = trained(path)
     assert main([*command, "--ckpt_path=last", "--trainer.max_epochs=3"]) == 0
-    second = next(run for run in runs.glob("*/*") if run != first)
+    (second,) = (run for run in first.parent.iterdir() if run != first)
     stage = json.loads((second / "run.json").read_text())["stages"][0]
     assert stage["exit"] == "finished"
     assert stage["epochs"] == 3
@@ -147,7 +181,11 @@ def test_true_architecture_takes_a_step_under_the_overlay(path: Path, tmp_path: 
     assert run_quietly(["fit", *arguments, *smallest]) == 0
 
 
-@pytest.mark.parametrize("path", [path for path in EXPERIMENTS if "products_multitask" in path.stem], ids=str)
+@pytest.mark.parametrize(
+    "path",
+    [one_of_its_kind(path) for path in EXPERIMENTS if "products_multitask" in path.stem],
+    ids=lambda path: path.stem,
+)
 def test_training_from_scratch_has_one_phase(path: Path, tmp_path: Path) -> None:
     overlay = tmp_path / "tiny.yaml"
     settings = tiny(yaml.safe_load(path.read_text()))
@@ -212,14 +250,9 @@ def test_a_generative_model_is_evaluated_without_training(generative: Path) -> N
 
 
 def test_clip_before_and_after_training_and_a_generative_model_stand_side_by_side(
-    zero_shot: Path, generative: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    zero_shot: Path, generative: Path, trained: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path = OVERLAYS.parent / "flowers_clip_ft.yaml"
-    overlay = tmp_path / "tiny.yaml"
-    overlay.write_text(yaml.safe_dump(tiny(yaml.safe_load(path.read_text()))))
-    command = ["fit", "--config", str(path), "--config", str(overlay), "--runs", str(tmp_path / "runs")]
-    assert main([*command, "--test_best=true"]) == 0
-    (tuned,) = (tmp_path / "runs").glob("*/*")
+    _, tuned = trained(OVERLAYS.parent / "flowers_clip_ft.yaml")
     capsys.readouterr()
     runs = [zero_shot, tuned, generative]
     page = tmp_path / "compared.html"

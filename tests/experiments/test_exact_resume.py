@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,17 +11,18 @@ from typing import Any
 import pytest
 import torch
 
+from tests.support.forks import run_program
 from tests.support.models import write_clip
 
 pytestmark = pytest.mark.timeout(1500)
 
-KILLS = [3, pytest.param(10, marks=pytest.mark.slow)]
+KILLS = [2, pytest.param(10, marks=pytest.mark.slow)]
 """Of each experiment, over as many runs as that takes."""
 
 SHARED = """
 seed_everything: 7
 trainer:
-  max_epochs: 4
+  max_epochs: 3
   accelerator: cpu
   enable_progress_bar: false
   enable_model_summary: false
@@ -33,7 +31,7 @@ trainer:
   num_sanity_val_steps: 0
   callbacks:
     - class_path: callbacks.BackboneUnfreezing
-      init_args: {unfreeze_epoch: 2, lr: 1.0e-2, backbone_lr: 1.0e-3, head_lr: 5.0e-3}
+      init_args: {unfreeze_epoch: 1, lr: 1.0e-2, backbone_lr: 1.0e-3, head_lr: 5.0e-3}
     - class_path: lightning.pytorch.callbacks.EMAWeightAveraging
       init_args: {decay: 0.9}
     - class_path: tests.experiments.killed_runs.KilledAt
@@ -48,7 +46,7 @@ name: classifies
 data:
   class_path: datamodules.Wares
   init_args:
-    n_samples: 60
+    n_samples: 40
     resolution: 16
     image: {size: 16}
     augment: {preset: reference, mixup: 0.4, cutmix: 0.5}
@@ -56,7 +54,7 @@ data:
 model:
   class_path: lightning_modules.MultiTaskClassifier
   init_args: {backbone: test_efficientnet, pretrained: false}
-last: {every_n_train_steps: 4}
+last: {every_n_train_steps: 3}
 """
 )
 
@@ -68,7 +66,7 @@ name: embeds
 data:
   class_path: datamodules.Wares
   init_args:
-    n_samples: 60
+    n_samples: 40
     resolution: 16
     image: {size: 16}
     loader: {batch_size: 6}
@@ -92,18 +90,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, kills: int) -> Path:
     clip = write_clip(folder / "clip", image_size=16)
     (folder / "classifies.yaml").write_text(CLASSIFIES, encoding="utf-8")
     (folder / "embeds.yaml").write_text(EMBEDS.replace("CLIP", str(clip)), encoding="utf-8")
-    program = Path(__file__).with_name("killed_runs.py")
-    command = [sys.executable, "-m", "tests.experiments.killed_runs", str(folder), str(kills)]
-    done = subprocess.run(
-        [*command, "classifies", "embeds"],
-        check=False,
-        cwd=program.parents[2],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=1200,
-    )
-    assert done.returncode == 0, done.stderr + "".join(path.read_text() for path in folder.glob("*.log"))[-3000:]
+    run_program("tests.experiments.killed_runs", str(folder), str(kills), "classifies", "embeds", seconds=1200)
     return folder
 
 

@@ -11,7 +11,7 @@ from lightning.pytorch import Trainer
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
-from torch.multiprocessing.spawn import spawn
+from torch.multiprocessing.spawn import start_processes
 
 from lightning_modules.distributed import FullySharded, convert_batchnorm, shard
 from tests.support.models import tiny_classifier, tiny_trainer
@@ -82,7 +82,9 @@ def _one_step_of_two(rank: int, folder: str) -> None:
 
 
 def test_gradients_of_shared_weights_and_of_scalars_are_means_over_processes(tmp_path: Path) -> None:
-    spawn(_one_step_of_two, args=(str(tmp_path),), nprocs=2)  # type: ignore[no-untyped-call]  # torch's
+    # Forked processes need not import everything again; where there is an accelerator they may not be forked.
+    method = "spawn" if torch.accelerator.is_available() else "fork"
+    start_processes(_one_step_of_two, args=(str(tmp_path),), nprocs=2, start_method=method)  # type: ignore[no-untyped-call]
     torch.manual_seed(0)
     model, features = Scaled(), torch.randn(2, 3, 4)
     (sum(model(one) for one in features) / 2).backward()

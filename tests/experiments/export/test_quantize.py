@@ -135,7 +135,7 @@ def _text_towers(folder: Path, kind: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize(
     "kind",
-    ["clip", "bert", *(pytest.param(kind, marks=pytest.mark.slow) for kind in TEXT_TOWERS if kind != "bert")],
+    ["clip", *(pytest.param(kind, marks=pytest.mark.slow) for kind in TEXT_TOWERS)],
 )
 def test_onnx_runtime_quantises_texts_that_are_projected_to_another_length(kind: str, tmp_path: Path) -> None:
     pair = ready_pair(tmp_path, **({} if kind == "clip" else _text_towers(tmp_path, kind)))

@@ -1,4 +1,8 @@
-"""A sweep that trains in real processes, is killed in the middle and goes on."""
+"""A sweep that trains in real processes, is killed in the middle and goes on.
+
+Each part of it has its fast tests: a process per trial (``test_workers.py``), trials of a killed process
+(``test_study.py``), a sweep that a signal ends (``test_sweep.py``), exact resume of a training.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +22,7 @@ from tests.experiments.launch.test_sweep import ROOT, table
 from tests.experiments.launch.test_sweep_file import written
 
 
+@pytest.mark.slow
 def test_a_killed_sweep_of_real_trainings_goes_on_and_its_best_can_be_repeated(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
