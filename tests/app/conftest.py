@@ -5,6 +5,8 @@ The runs are made once for a test session; where several processes test side by 
 
 from __future__ import annotations
 
+import functools
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,7 +27,7 @@ from tests.app.running import PATIENCE, Served, opened_browser, serving
 from tests.support.plain_figures import plain_figures
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Page
+    from playwright.sync_api import Browser, Page, Request
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 
@@ -112,7 +114,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def page(browser: Browser, server: Served) -> Iterator[Page]:
-    """An empty page; relative addresses lead to the server, and whatever the page says to its console is kept.
+    """An empty page without a memory; relative addresses lead to the server.
 
     ``page.goto("/?tab=search")`` opens a tab. The test fails where the page threw an error or asked another server.
     """
@@ -127,15 +129,43 @@ def phone(browser: Browser, server: Served) -> Iterator[Page]:
 
 def fresh_page(browser: Browser, url: str, **options: Any) -> Iterator[Page]:
     """See ``page``."""
-    window: dict[str, Any] = {"viewport": {"width": 1280, "height": 900}, **options}
-    with browser.new_context(base_url=url, **window) as context:
-        context.set_default_timeout(PATIENCE)
-        page = context.new_page()
-        wrong: list[str] = []
-        page.on("pageerror", lambda error: wrong.append(f"the page threw {error}"))
-        page.on("request", lambda asked: wrong.append(f"asked {asked.url}") if is_foreign(asked.url, url) else None)
-        yield page
-        assert not wrong, wrong
+    page = _window(browser, url, json.dumps(options))
+    wrong: list[str] = []
+
+    def threw(error: object) -> None:
+        wrong.append(f"the page threw {error}")
+
+    def asked(request: Request) -> None:
+        if is_foreign(request.url, url):
+            wrong.append(f"asked {request.url}")
+
+    page.on("pageerror", threw)
+    page.on("request", asked)
+    yield page
+    page.remove_listener("pageerror", threw)
+    page.remove_listener("request", asked)
+    _empty(page)
+    assert not wrong, wrong
+
+
+@functools.cache
+def _window(browser: Browser, url: str, options: str) -> Page:
+    """One window for all tests of a server: two seconds of each test went into compiling the page's scripts again."""
+    context = browser.new_context(base_url=url, **{"viewport": {"width": 1280, "height": 900}, **json.loads(options)})
+    context.set_default_timeout(PATIENCE)
+    return context.new_page()
+
+
+def _empty(page: Page) -> None:
+    """Leave nothing to the next test but what the browser has compiled."""
+    page.unroute_all()
+    if page.url.startswith("http"):
+        page.evaluate("localStorage.clear(), sessionStorage.clear()")
+    # Another site would be another process, which has compiled nothing.
+    page.goto("/nothing")
+    page.mouse.move(0, 0)
+    page.context.clear_cookies()
+    page.context.clear_permissions()
 
 
 def is_foreign(address: str, url: str) -> bool:

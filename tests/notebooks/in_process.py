@@ -10,6 +10,8 @@ from typing import Any
 import nbformat
 from IPython.core.interactiveshell import InteractiveShell
 
+from tests.support.plain_figures import plain_figures
+
 if __name__ == "__main__":
     path, folder, parameters = sys.argv[1:]
     os.chdir(folder)
@@ -17,12 +19,13 @@ if __name__ == "__main__":
 
     plt.switch_backend("agg")
     shell: Any = InteractiveShell.instance()
-    for cell in nbformat.read(path, as_version=4).cells:
-        if cell.cell_type != "code":
-            continue
-        shell.run_cell(cell.source).raise_error()
-        if "parameters" in cell.metadata.get("tags", []):
-            # As papermill does: what is set here follows the notebook's own values.
-            shell.run_cell(parameters).raise_error()
+    with plain_figures():
+        for cell in nbformat.read(path, as_version=4).cells:
+            if cell.cell_type != "code":
+                continue
+            shell.run_cell(cell.source).raise_error()
+            if "parameters" in cell.metadata.get("tags", []):
+                # As papermill does: what is set here follows the notebook's own values.
+                shell.run_cell(parameters).raise_error()
     assert plt.get_fignums(), "the notebook has shown no figure"
     Path(folder, "done").touch()

@@ -16,7 +16,7 @@ SMALL = {
     "01_products": {"SAMPLES": 60, "EPOCHS": 2},
     "02_dual_encoders": {"SAMPLES": 96, "EPOCHS": 1},
     "03_retrieval": {"SAMPLES": 90, "EPOCHS": 1},
-    "04_evidence": {"SAMPLES": 90, "EPOCHS": 1, "LOOKED_AT": 20},
+    "04_evidence": {"SAMPLES": 60, "EPOCHS": 1, "LOOKED_AT": 12},
     "05_generative_and_export": {"SAMPLES": 60, "EPOCHS": 1, "CLASSIFIER_EPOCHS": 1},
 }
 """Values of each notebook's cell of parameters with which it takes seconds."""

@@ -83,7 +83,11 @@ def test_cards_are_chosen_by_mouse_and_keys_and_errors_are_shown(trial_page: Pag
 
 
 @pytest.mark.parametrize(
-    ("link", "tab"), [("/", 0), ("/?tab=zero-shot", 1), ("/?tab=search", 2), ("/?tab=Explore", 3), ("/?tab=<b>", 0)]
+    ("link", "tab"),
+    [
+        *(pytest.param(link, tab, marks=pytest.mark.slow) for link, tab in (("/", 0), ("/?tab=zero-shot", 1))),
+        *(("/?tab=search", 2), ("/?tab=Explore", 3), ("/?tab=<b>", 0)),
+    ],
 )
 def test_links_open_their_tab(page: Page, link: str, tab: int) -> None:
     page.goto(link)
@@ -103,7 +107,10 @@ def test_tabs_are_reached_by_keys_but_not_while_typing(page: Page) -> None:
     expect(page.locator("textarea:focus, input:focus")).to_have_value("4 mugs / 2")
 
 
-@pytest.mark.parametrize("tab", ["classify", "zero-shot", "search", "explore"])
+# Each tab's own test has it as narrow.
+@pytest.mark.parametrize(
+    "tab", ["classify", *(pytest.param(tab, marks=pytest.mark.slow) for tab in ("zero-shot", "search", "explore"))]
+)
 def test_a_phone_shows_each_tab_whole_and_dark(phone: Page, tab: str, screenshots: Path) -> None:
     phone.goto(f"/?tab={tab}")
     expect(phone.get_by_role("tab", selected=True)).to_have_text(re.compile(tab, re.IGNORECASE))
