@@ -8,6 +8,7 @@ import os
 import random
 import shutil
 import tempfile
+from pathlib import Path
 
 # Before torch is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -38,12 +39,32 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
         monkeypatch.setenv("VITRAIL_CACHE", str(tmp_path_factory.mktemp("cache")))
 
 
+LONGEST = [
+    *(
+        "experiments/test_several_processes.py",
+        "experiments/test_every_experiment.py",
+        "experiments/test_exact_resume.py",
+    ),
+    *("notebooks/test_notebooks.py", "experiments/export/test_export.py", "app/browser/test_classify.py"),
+    *("experiments/test_precision_and_compile.py", "experiments/test_odd_names.py", "app/browser/test_explore.py"),
+    *("experiments/launch/test_study.py", "callbacks/test_gallery_writer.py", "experiments/launch/test_ablation.py"),
+    *("app/browser/test_shell.py", "experiments/test_averaged_weights.py", "experiments/launch/test_sweep.py"),
+]
+"""Files of more than fifteen seconds, those that need the same runs apart from each other."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Something long that shares nothing comes first, or two workers would wait for the same runs at once."""
-    items.sort(key=lambda item: "test_exact_resume" not in item.nodeid)
+    """The longest files come first, so that two workers end at the same time."""
+    places = {Path(__file__).parent / name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path, len(places)))
 
 
 def pytest_collection_finish() -> None:
     """Modules stay; the garbage collector, which took a twentieth of all time, need not go through them."""
     gc.collect()
     gc.freeze()
+
+
+def pytest_unconfigure() -> None:
+    """Let the interpreter end as it does without tests."""
+    gc.unfreeze()

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from experiments.__main__ import main
-from tests.support.plain_figures import plain_figures
+from tests.support.plain_figures import undrawn
+
+__all__ = ["undrawn"]
 
 TINY = """
 name: tiny
@@ -33,13 +35,6 @@ trainer:
   log_every_n_steps: 1
 wandb: {mode: disabled}
 """
-
-
-@pytest.fixture(scope="module", autouse=True)
-def undrawn() -> Iterator[None]:
-    """A fifth of what a tiny run takes would be its figures."""
-    with plain_figures():
-        yield
 
 
 @pytest.fixture

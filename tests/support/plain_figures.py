@@ -19,3 +19,10 @@ def plain_figures() -> Iterator[None]:
         for place in ("callbacks.confusion.confusion_figure", "evaluation.commands.calibrate.reliability_figure"):
             patched.setattr(place, lambda *_: Figure())
         yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def undrawn() -> Iterator[None]:
+    """For a folder's ``conftest.py``: a fifth of what a tiny run takes would be its figures."""
+    with plain_figures():
+        yield

@@ -12,7 +12,6 @@ import yaml
 from evaluation.__main__ import main
 from experiments.train.cli import main as experiments
 from tests.experiments.conftest import TINY
-from tests.support.plain_figures import plain_figures
 from vitrail.predictions import Predictions, read_predictions
 
 
@@ -22,7 +21,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     root = tmp_path_factory.mktemp("ensemble")
     config = root / "tiny.yaml"
     config.write_text(TINY)
-    with plain_figures(), pytest.MonkeyPatch.context() as patched:
+    with pytest.MonkeyPatch.context() as patched:
         patched.setenv("VITRAIL_CACHE", str(root / "cache"))
         found: list[Path] = []
         for backbone in ("test_resnet", "test_vit"):
@@ -102,8 +101,7 @@ def test_views_of_one_run_are_averaged_by_a_yaml_too(
     monkeypatch.setenv("VITRAIL_CACHE", str(runs[0].parents[2] / "cache"))
     assert main(["ensemble", str(runs[0]), "--tta", "hflip", "--to", str(tmp_path / "runs")]) == 0
     [made] = (tmp_path / "runs" / "test_resnet_tta").iterdir()
-    with plain_figures():
-        assert experiments(["test", "--ckpt_path", str(made / "checkpoints" / "best.ckpt")]) == 0
+    assert experiments(["test", "--ckpt_path", str(made / "checkpoints" / "best.ckpt")]) == 0
     config = {
         "data": yaml.safe_load((runs[0] / "config.yaml").read_text(encoding="utf-8"))["data"],
         "model": {
@@ -115,8 +113,7 @@ def test_views_of_one_run_are_averaged_by_a_yaml_too(
     }
     (tmp_path / "views.yaml").write_text(yaml.safe_dump(config))
     flags = ["--config", str(tmp_path / "views.yaml"), "--runs", str(tmp_path / "runs")]
-    with plain_figures():
-        assert experiments(["test", *flags]) == 0
+    assert experiments(["test", *flags]) == 0
     [by_yaml] = (tmp_path / "runs" / "views").glob("*")
     one, other, alone = predictions_of(made), predictions_of(by_yaml), predictions_of(runs[0])
     for task in one.tasks:

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
+import torch
 
 from evaluation.commands import predict
 from tests.support.runs import data_of, products_run
@@ -118,7 +120,15 @@ def test_parts_of_other_images_are_made_again(run: Path, photos: list[str], caps
     assert "is of other images or another model" in capsys.readouterr().err
 
 
-def test_several_processes_predict_the_same(run: Path, photos: list[str]) -> None:
+@pytest.mark.parametrize("method", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
+def test_several_processes_predict_the_same(
+    run: Path, photos: list[str], method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if method == "fork" and torch.accelerator.is_available():
+        pytest.skip("a process that has used an accelerator may not be forked")
+    # The command spawns them; a fork need not import everything again.
+    context = multiprocessing.get_context(method)
+    monkeypatch.setattr(multiprocessing, "get_context", lambda _: context)
     many = [photos[number % len(photos)] for number in range(predict.PART + 10)]
     Path("many.txt").write_text("\n".join(["image", *dict.fromkeys(many)]))
 

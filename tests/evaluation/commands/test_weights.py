@@ -31,7 +31,6 @@ from lightning_modules.checkpoint import load_task, read_checkpoint
 from tests.experiments.conftest import TINY
 from tests.support.data import write_flowers
 from tests.support.models import write_clip
-from tests.support.plain_figures import plain_figures
 from vitrail.errors import UserError
 
 RUNS = [Path("a"), Path("b"), Path("c")]
@@ -120,8 +119,7 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for number, lr in enumerate((0.001, 0.002, 0.3)):
         trial = f"trial-000{number}"
         flags = ["--name", trial, "--runs", str(folder / "trials"), f"--model.lr={lr}", "--trainer.max_epochs=1"]
-        with plain_figures():
-            assert experiments(["fit", "--config", str(config), *flags]) == 0
+        assert experiments(["fit", "--config", str(config), *flags]) == 0
         [run] = (folder / "trials" / trial).glob("*")
         value = pd.read_csv(run / "metrics.csv")["val/loss"].min()
         rows.append({"trial": trial, "state": "complete", "val/loss": value, "run": str(run)})
@@ -153,8 +151,7 @@ def test_the_best_of_a_sweep_become_a_run_that_can_be_tested(sweep: Path, capsys
     assert record["members"][0]["kept"] is True
     assert load_task(made / "checkpoints" / "best.ckpt").tasks
 
-    with plain_figures():
-        assert experiments(["test", "--ckpt_path", str(made / "checkpoints" / "best.ckpt")]) == 0
+    assert experiments(["test", "--ckpt_path", str(made / "checkpoints" / "best.ckpt")]) == 0
     assert (made / "predictions" / "test.parquet").is_file()
     stages = json.loads((made / "run.json").read_text())["stages"]
     tested = stages[-1]["metrics"]["test/loss"]
@@ -257,8 +254,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_clip(root / "clip")
     config = root / "base.yaml"
     config.write_text(BASE_CLASSES.format(root=root))
-    with plain_figures():
-        assert experiments(["fit", "--config", str(config), "--runs", str(root / "runs"), "--test_best=true"]) == 0
+    assert experiments(["fit", "--config", str(config), "--runs", str(root / "runs"), "--test_best=true"]) == 0
     [run] = (root / "runs").glob("*/*")
     return run
 

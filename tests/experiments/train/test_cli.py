@@ -13,6 +13,7 @@ import torch
 import yaml
 from lightning.pytorch import LightningModule
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, OnExceptionCheckpoint
+from lightning.pytorch.cli import LightningCLI
 
 from callbacks import BestCheckpoint, LastCheckpoint
 from experiments.train.cli import (
@@ -365,3 +366,21 @@ def test_other_callbacks_may_keep_checkpoints_of_their_own(tmp_path: Path) -> No
             refuse_other_checkpoints([last, double, best], best, last)
     with pytest.raises(UserError, match=r"OnExceptionCheckpoint would overwrite the run's own last\.ckpt"):
         refuse_other_checkpoints([last, OnExceptionCheckpoint(tmp_path, "last"), best], best, last)
+
+
+@pytest.mark.parametrize(("asked", "built"), [("fit", ["fit"]), ("fitt", ["fit", "validate", "test", "predict"])])
+def test_only_the_parser_of_the_command_is_built(
+    asked: str, built: list[str], tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found: list[str] = []
+    prepare = LightningCLI._prepare_subcommand_parser
+
+    def noted(self: LightningCLI, klass: type, subcommand: str, **options: Any) -> Any:
+        found.append(subcommand)
+        return prepare(self, klass, subcommand, **options)
+
+    monkeypatch.setattr(LightningCLI, "_prepare_subcommand_parser", noted)
+    # No number: the first of all mistakes.
+    assert main([asked, "--config", str(tiny), "--trainer.max_epochs", "many"]) == 2
+    assert found == built
+    assert ("max_epochs" if asked == "fit" else "fitt") in error_line(capsys)
