@@ -199,7 +199,7 @@ class ConfusionMatrixLogger(ConfusionCounter):
         super().setup(trainer, pl_module, stage)
         kinds = getattr(pl_module, "task_kinds", {})
         if without := other_kinds(kinds, kinds):
-            rank_zero_info(f"confusion_matrix: there is none of {without}.")
+            rank_zero_info(f"confusion_matrix: left out {without}.")
 
     def reports_epoch(self, epoch: int) -> bool:
         """Whether it is the turn of this epoch."""
@@ -256,7 +256,7 @@ class ClassReport(ConfusionCounter):
     The report of a fit is that of its best validation epoch. Columns: ``class``, ``precision``, ``recall``, ``f1`` (0
     to 1, higher is better) and ``support``; the last rows are ``accuracy``, ``macro avg`` and ``weighted avg``. A test
     also prints one line a task, with the class that is recognised worst. Of multi-label tasks a row is a label, with
-    ``average_precision``, ``auroc`` and its ``threshold`` besides; of regression tasks there is no report.
+    also ``average_precision``, ``auroc`` and its ``threshold``; of regression tasks there is no report.
     """
 
     def report(self, trainer: Trainer, counted: CountedSplit, confusions: Mapping[str, pd.DataFrame]) -> None:

@@ -29,7 +29,7 @@ Split = Literal["train", "val", "test", "predict"]
 TaskKind = Literal["single_label", "multi_label", "ordinal", "regression"]
 """What a task's target is: one of its classes, any of its labels, a class of an ordered scale, or a number.
 
-``tasks`` maps each task to its class names (none for regression); beside it ``task_kinds`` maps tasks to their kinds,
+``tasks`` maps each task to its class names (none for regression), ``task_kinds`` maps tasks to their kinds,
 and a task that it does not name is single-label.
 """
 

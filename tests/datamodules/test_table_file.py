@@ -279,7 +279,7 @@ def test_columns_of_every_kind(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["parquet", "jsonl"])
-def test_lists_are_labels_and_an_empty_list_is_none_of_them(tmp_path: Path, kind: str) -> None:
+def test_lists_are_labels_and_an_empty_list_has_no_label(tmp_path: Path, kind: str) -> None:
     write_images(tmp_path, [f"{n}.png" for n in range(8)])
     frame = pd.DataFrame(
         {"image": [f"{n}.png" for n in range(8)], "label": [["x", "y"], [], None, ["y"], *[["x"]] * 4]}

@@ -18,6 +18,7 @@ from tests.docs.blocks import ROOT, Block, blocks
 SMALL = {
     "fit --data": "--backbone test_resnet --pretrained false --epochs 2",
     "fit --config experiments/quickstart.yaml": "--trainer.max_epochs 1 --data.init_args.n_samples 300",
+    "fit --config experiments/quickstart_labels.yaml": "--trainer.max_epochs 1 --data.init_args.n_samples 300",
 }
 """What commands that begin so are given too, so that they take seconds."""
 
