@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import math
+import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,7 +26,10 @@ from evaluation.tables.comparison import (
     parts,
     sides_of,
 )
+from evaluation.tables.summary import refuse_other_configurations
 from vitrail.console import Table
+from vitrail.errors import UserError
+from vitrail.runs import Run, is_run
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -34,6 +39,7 @@ _EPILOG = """\
 examples:
   python -m evaluation compare runs/small/TIME runs/large/TIME --html compared.html
   python -m evaluation compare runs/small/* runs/large/* --join     # seeds or folds of two experiments
+  python -m evaluation compare runs/small/TIME runs/large/TIME --seeds 5   # trains the seeds that are missing
 
 What `vitrail evaluate RUN --data …` found on other data sets follows the runs' own results.
 """
@@ -55,6 +61,13 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         "--join", action="store_true", help="runs of the same name are seeds or folds of one experiment: a row each"
     )
     command.add_argument(
+        "--seeds",
+        type=int,
+        metavar="N",
+        help="compare N runs of each experiment that differ in their seed (with --join): those next to the named ones, "
+        "and what is missing is trained first",
+    )
+    command.add_argument(
         "--reference",
         choices=("first", "best"),
         default="first",
@@ -73,6 +86,8 @@ def run(options: argparse.Namespace, rest: Sequence[str] = ()) -> None:
     from vitrail.runs import runs_among
 
     options.runs = runs_among(options.runs, "compare", f"predictions/{options.split}.parquet")
+    if options.seeds is not None:
+        options.runs, options.join = with_seeds(options.runs, options.seeds, options.split), True
     sides = sides_of(options.runs, options.split, options.join)
     tasks = common_tasks(sides, options.task)
     evaluations, left_out = evaluations_of(sides) if options.split == "test" else ([], [])
@@ -91,6 +106,73 @@ def run(options: argparse.Namespace, rest: Sequence[str] = ()) -> None:
         sys.stdout.write("".join(f"{sentence}\n" for sentence in notes))
     if options.html is not None:
         sys.stdout.write(f"{options.html} has the page\n")
+
+
+def with_seeds(paths: Sequence[Path], count: int, split: str = "test") -> list[Path]:
+    """Return ``count`` runs of each experiment that differ in their seed alone, and train those that are missing.
+
+    They are next to the given run, on the same division into splits.
+
+    Args:
+        paths: run directories; several of one experiment are allowed.
+        count: runs of each experiment, at least 2.
+        split: that must have been predicted.
+
+    Raises:
+        UserError: a run without configuration or seed, or a training fails.
+    """
+    if count < 2:
+        raise UserError(f"--seeds: must be at least 2; got {count}")
+    found: list[Path] = []
+    for path in paths:
+        if path.resolve() in {one.resolve() for one in found}:
+            continue
+        members = _other_seeds(Run(path), split)
+        found += [run.path for run in members]
+        seeds = [int(run.config["seed_everything"]) for run in members]
+        for seed in range(seeds[0] + 1, seeds[0] + 1 + 2 * count):
+            if len(seeds) >= count:
+                break
+            if seed not in seeds:
+                found.append(_trained(members[0], seed, split))
+                seeds.append(seed)
+    return found
+
+
+def _other_seeds(run: Run, split: str) -> list[Run]:
+    """The run, and those next to it that differ in their seed alone."""
+    if not isinstance(run.config.get("seed_everything"), int):
+        raise UserError(f"{run.path}: has no configuration with a seed_everything; train it again with one")
+    members = [run]
+    for other in (Run(path) for path in sorted(run.path.resolve().parent.iterdir()) if is_run(path)):
+        usable = other.predictions(split) is not None and not other.interrupted
+        if usable and isinstance(other.config.get("seed_everything"), int):
+            with suppress(UserError):  # of another experiment, or the same seed once more
+                refuse_other_configurations([*members, other])
+                members.append(other)
+    return members
+
+
+def _trained(run: Run, seed: int, split: str) -> Path:
+    """Train what a run trained with another seed, on the same division into splits."""
+    arguments = ["--config", str(run.path / Run.CONFIG), "--seed_everything", str(seed), "--test_best", "true"]
+    data = run.config.get("data") or {}
+    options = data.get("init_args") or {}
+    if isinstance(options.get("split"), dict):
+        own = options["split"].get("seed")
+        before = run.config["seed_everything"] if own is None else own
+        arguments += ["--data.init_args.split.seed", str(before)]
+    sys.stdout.write(f"{run.name}: training with seed {seed}\n")
+    sys.stdout.flush()
+    before_it = set(run.path.resolve().parent.iterdir())
+    done = subprocess.run([sys.executable, "-m", "experiments", "fit", *arguments], check=False)
+    made = sorted(path for path in set(run.path.resolve().parent.iterdir()) - before_it if is_run(path))
+    if done.returncode or not made or Run(made[-1]).predictions(split) is None:
+        raise UserError(
+            f"{run.name}: training with seed {seed} did not end (exit code {done.returncode}); mend it, and give the "
+            "same command again: seeds that are there are kept"
+        )
+    return made[-1]
 
 
 def sentences(rows: Sequence[ComparedRow], reference: str) -> list[str]:

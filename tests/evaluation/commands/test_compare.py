@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 
 from evaluation.__main__ import main
+from experiments.train.cli import main as fit
 from tests.evaluation.commands.test_report import not_finite
 from tests.evaluation.report.test_page import Checked
 from tests.evaluation.tables.test_comparison import change_targets
@@ -162,3 +163,38 @@ def test_logits_that_are_not_finite_are_refused(
     printed = capsys.readouterr().err
     assert "logits of task 'class' are not finite for 1 of 9 samples" in printed
     assert len(printed.splitlines()) == 1
+
+
+def test_runs_of_other_seeds_next_to_the_named_ones_are_joined(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    named = []
+    for name, wrong in (("small", 0.5), ("large", 0.1)):
+        of_seeds = [write_run(tmp_path, name, seed=seed, wrong=wrong, gallery=False) for seed in (0, 1, 2)]
+        shutil.copy(of_seeds[1] / "config.yaml", of_seeds[2])  # the third repeats the second
+        named.append(of_seeds[0])
+    assert compare(named, "--seeds", "2", "--task", "class") == 0
+    assert capsys.readouterr().out.count("2 (seeds)") == 2
+    (named[0] / "config.yaml").write_text("name: small")
+    assert compare(named, "--seeds", "2") == 2
+    assert "train it again with one" in capsys.readouterr().err
+    assert compare(named, "--seeds", "1") == 2
+    assert "--seeds: must be at least 2; got 1" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_missing_seeds_are_trained_on_the_same_splits(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--trainer.max_epochs=1", "--data.init_args.n_samples=150", "--report=false", f"--runs={tmp_path}"]
+    for name, rate in (("low", "0.001"), ("high", "0.01")):
+        own = [f"--name={name}", f"--model.init_args.lr={rate}"]
+        assert fit(["fit", "--config=experiments/quickstart.yaml", *own, *arguments]) == 0
+    named = [next((tmp_path / name).iterdir()) for name in ("low", "high")]
+    assert compare(named, "--seeds", "2", "--task", "class") == 0
+    printed = capfd.readouterr().out
+    assert "training with seed 43" in printed
+    assert printed.count("2 (seeds)") >= 2
+    for run in named:
+        parts = [read_predictions(one / "predictions" / "test.parquet") for one in run.parent.iterdir()]
+        assert len(parts) == 2
+        assert set(parts[0].names) == set(parts[1].names)
+        assert not np.allclose(parts[0].logits["class"], parts[1].logits["class"])
