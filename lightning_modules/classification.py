@@ -3,7 +3,8 @@
 # No postponed annotations: jsonargparse would lose the ranges of the arguments.
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -192,6 +193,8 @@ class ClassificationTask(ScoredTask):
         self._distill = None if distill is None else checked(DistillOptions, distill, "distill")
         self.distillation: Distillation | None = None
         self.encoder = ImageEncoder(backbone, image_size, pretrained, options)
+        if self._distill is not None and self._distill.kind != "features" and self.encoder.has_distillation_token:
+            self.encoder.output_two_tokens()
         self.input_options: InputOptions = {**self.encoder.input_options}
         self._recomputes = gradient_checkpointing
         if gradient_checkpointing:
@@ -301,8 +304,9 @@ class ClassificationTask(ScoredTask):
         logits = self._logits(features)
         if split == "train":
             mix = batch.get("mix")
-            losses = {task: output.loss(logits[task], targets[task], mix) for task, output in self._outputs.items()}
-            loss = self._with_teacher(batch, features, logits, self.training_loss(losses))
+            own, taught = self._logits_of_tokens(features) if self.encoder.has_two_tokens else (logits, logits)
+            losses = {task: output.loss(own[task], targets[task], mix) for task, output in self._outputs.items()}
+            loss = self._with_teacher(batch, features, taught, self.training_loss(losses))
         else:
             loss = self.evaluation_loss(split, logits, targets)
         return loss, real_outputs(batch, logits, targets, features if split == "test" else None)
@@ -315,6 +319,23 @@ class ClassificationTask(ScoredTask):
         taught: torch.Tensor = self.distillation(batch, features, logits, self.task_weights)
         self._teacher_loss = taught.detach()
         return (1 - self._distill.weight) * loss + self._distill.weight * taught
+
+    def _logits_of_tokens(self, features: torch.Tensor) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+        """Logits from the class token, which learns from labels, and from the other one, from the teacher."""
+        heads = [module for module in self.modules() if isinstance(module, TokenHeads)]
+        found = []
+        for index in (0, 1):
+            for head in heads:
+                head.only = index
+            found.append(self._logits(features))
+        for head in heads:
+            head.only = None
+        return found[0], found[1]
+
+    def make_head(self, build: Callable[[int], nn.Module]) -> nn.Module:
+        """Build a head from the number of features, or one for each token."""
+        size = self.encoder.num_features
+        return TokenHeads(build(size // 2), build(size // 2)) if self.encoder.has_two_tokens else build(size)
 
     def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
         """See ``VisionTask``."""
@@ -380,6 +401,23 @@ class ClassificationTask(ScoredTask):
     def weights_name(self) -> str:
         """See ``VisionTask``."""
         return self.encoder.name
+
+
+class TokenHeads(nn.Module):
+    """Heads of class and distillation token, whose mean is the prediction (DeiT: Touvron et al., ICML 2021)."""
+
+    only: int | None = None
+    """Index of the head to use alone."""
+
+    def __init__(self, own: nn.Module, taught: nn.Module) -> None:
+        super().__init__()
+        self.own, self.taught = own, taught
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """Outputs, float ``(B, C)``, from the features of both tokens, float ``(B, 2 D)``."""
+        tokens = zip((self.own, self.taught), features.chunk(2, dim=-1), strict=True)
+        outputs = [head(token) for head, token in tokens]
+        return torch.stack(outputs).mean(dim=0) if self.only is None else outputs[self.only]
 
 
 class ImageClassifier(ClassificationTask):
@@ -451,7 +489,7 @@ class ImageClassifier(ClassificationTask):
             target_stats=target_stats,
         )
         self.drop = nn.Dropout(drop_rate)
-        self.head = Float32Linear(self.encoder.num_features, self._outputs[LABEL_TASK].width)
+        self.head = self.make_head(lambda size: Float32Linear(size, self._outputs[LABEL_TASK].width))
 
     def classify(self, features: torch.Tensor) -> dict[str, torch.Tensor]:
         """See ``ClassificationTask``."""
@@ -533,7 +571,9 @@ class MultiTaskClassifier(ClassificationTask):
         )
         self.drop = nn.Dropout(FEATURE_DROP_RATE)
         # A list, because the name of a task need not be a legal name of a module.
-        self.heads = nn.ModuleList(_head(self.encoder.num_features, one.width) for one in self._outputs.values())
+        self.heads = nn.ModuleList(
+            self.make_head(partial(_head, num_classes=one.width)) for one in self._outputs.values()
+        )
 
     def classify(self, features: torch.Tensor) -> dict[str, torch.Tensor]:
         """See ``ClassificationTask``."""

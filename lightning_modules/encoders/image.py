@@ -72,6 +72,7 @@ class ImageEncoder(nn.Module):
 
     Attributes:
         num_features: length of a feature vector.
+        has_two_tokens: whether the features are those of two tokens, see ``output_two_tokens``.
         input_options: preprocessing of the architecture's weights.
         origin: origin of the pretrained weights, once loaded.
     """
@@ -97,6 +98,7 @@ class ImageEncoder(nn.Module):
         self.pretrained = pretrained
         self._loaded = pretrained is False
         self._recomputes = False
+        self.has_two_tokens = False
         self.origin: WeightsOrigin | None = None
         key = f"{part}_options"
         self.backbone = create_backbone(backbone, image_size, options=options, key=key)
@@ -113,7 +115,20 @@ class ImageEncoder(nn.Module):
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """Features, float ``(B, num_features)``, of uint8 RGB images ``(B, 3, H, W)``."""
+        if self.has_two_tokens:
+            tokens = cast("Any", self.backbone).forward_features(self.normalize(image))
+            return cast("torch.Tensor", tokens[:, :2].flatten(1))
         return cast("torch.Tensor", self.backbone(self.normalize(image)))
+
+    @property
+    def has_distillation_token(self) -> bool:
+        """Whether the network has a token for a teacher's predictions (DeiT: Touvron et al., ICML 2021)."""
+        return isinstance(getattr(self.backbone, "dist_token", None), nn.Parameter)
+
+    def output_two_tokens(self) -> None:
+        """Output class and distillation token one after the other instead of their mean."""
+        self.has_two_tokens = True
+        self.num_features *= 2
 
     def load_pretrained(self) -> None:
         """Load the pretrained weights once, if any (UserError if they cannot be fetched or do not fit)."""

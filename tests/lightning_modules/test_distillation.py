@@ -10,12 +10,13 @@ import timm
 import torch
 import torch.nn.functional as F
 from timm.data import ImageNetInfo
+from torch import nn
 from torch.utils.data import DataLoader
 from torchvision.transforms.v2.functional import resize
 
 from lightning_modules.base import VisionTask
 from lightning_modules.checkpoint import load_task
-from lightning_modules.classification import ImageClassifier
+from lightning_modules.classification import ImageClassifier, TokenHeads
 from lightning_modules.distillation import Teacher, load_teacher
 from lightning_modules.options import DistillOptions
 from tests.support.models import (
@@ -73,7 +74,7 @@ def fitted(task: VisionTask, root: Path, **changes: Any) -> pl.Trainer:
 
 
 class Colours(TinyData):
-    """Images whose colours a teacher tells apart."""
+    """Images of distinct colours."""
 
     def train_dataloader(self) -> DataLoader[Batch]:
         return self._loader([pair_batch([0, 1, 2, 3]), pair_batch([4, 5, 6, 7])])
@@ -227,3 +228,34 @@ def test_images_are_needed_although_the_backbone_is_frozen(teacher: Path) -> Non
     task = student(teacher)
     assert not task.needs_images
     assert isinstance(load_teacher(DistillOptions(str(teacher))), Teacher)
+
+
+@pytest.mark.parametrize("make", [tiny_classifier, tiny_multitask])
+def test_the_distillation_token_of_deit_has_a_head_of_its_own(tmp_path: Path, make: Any) -> None:
+    path = saved(make(backbone="test_resnet"), tmp_path / "best.ckpt")
+    name, depth = "deit_tiny_distilled_patch16_224", {"depth": 2}
+    distill = {"teacher": str(path), "kind": "hard", "weight": 0.5}
+    task = make(backbone=name, backbone_options=depth, distill=distill)
+    for head in (module for module in task.modules() if isinstance(module, TokenHeads)):
+        for parameter in head.parameters():
+            nn.init.normal_(parameter, std=0.2)
+    fitted(task, tmp_path, max_epochs=1, limit_train_batches=1, callbacks=[SaveAfterFirstEpoch(tmp_path / "last.ckpt")])
+    batch = make_batch([1, 2, 4, 5])
+    image, encoder = batch["image"], task.eval().encoder
+    with torch.no_grad():
+        tokens = encoder.backbone.forward_features(encoder.normalize(image))
+        heads = [task.head] if make is tiny_classifier else list(task.heads)
+        own = {t: head.own(tokens[:, 0]) for t, head in zip(task.tasks, heads, strict=True)}
+        taught = {t: head.taught(tokens[:, 1]) for t, head in zip(task.tasks, heads, strict=True)}
+        found = load_task(tmp_path / "last.ckpt")(image)
+        teacher, targets = load_task(path)(image), {"class": batch["label"], **batch["attributes"]}
+        loss = task._shared_step(batch, "train")[0]
+    for one in task.tasks:
+        # Predictions are the mean of both heads (Touvron et al., 2021).
+        torch.testing.assert_close(found[one], (own[one] + taught[one]) / 2)
+    labels = [F.cross_entropy(own[t], targets[t]) for t in task.tasks]
+    hard = [F.cross_entropy(taught[t], teacher[t].argmax(1)) for t in task.tasks]
+    torch.testing.assert_close(loss, torch.stack([*labels, *hard]).sum() / 2)
+    # Without a teacher the features are the mean of the tokens, as timm's.
+    assert tiny_classifier(backbone=name, backbone_options=depth).encoder.num_features == 192
+    assert encoder.num_features == 2 * 192

@@ -204,6 +204,7 @@ def check_release(family: str, folder: Path) -> None:
 
 def check_export(task: ImageClassifier) -> None:
     """The exported graph computes what the network does."""
+    task.input_options["size"] = task.encoder.image_size  # as its data had
     [tower] = towers_of(task.eval())
     module = graph_of(tower).module()
     with torch.no_grad():
