@@ -23,6 +23,7 @@ from retrieval.schema import CAPTIONS, caption_schema
 from retrieval.search.searcher import Query, Searcher
 from retrieval.store import Store, matrix_of
 from tests.retrieval.gallery_processes import BATCH, add_batch
+from tests.support.forks import run_program
 from tests.support.galleries import (
     CLASSES,
     DIM,
@@ -335,8 +336,7 @@ def test_a_writer_that_is_killed_between_captions_and_images_can_be_finished(
     undisturbed: Gallery, tmp_path: Path
 ) -> None:
     gallery = small_gallery(tmp_path / "g")
-    command = [sys.executable, "-m", "tests.retrieval.gallery_processes", "2", gallery.uri]
-    assert subprocess.run(command, cwd=ROOT, check=False, timeout=120).returncode == -signal.SIGKILL
+    run_program("tests.retrieval.gallery_processes", "2", gallery.uri, code=-signal.SIGKILL)
     assert Gallery.open(gallery.uri).n_captions() == undisturbed.n_captions()
     assert len(Gallery.open(gallery.uri)) == 12
     check_what_a_kill_left(gallery.uri)
