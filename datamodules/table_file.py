@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, get_args
 from urllib.parse import urlsplit
 
 import numpy as np
+from lightning.pytorch.utilities import rank_zero_info
 
 from datamodules.base import ImageDataModule
 from datamodules.checks.verify import Verification, cache_directory
@@ -242,10 +243,13 @@ class Table(ImageDataModule):
         )
 
     def resolved_columns(self) -> TableColumns:
-        """Return which column is what, by their names in the table."""
+        """Return which column is what, by their names in the table; report the kinds that were recognised."""
         path = Path(self.path).expanduser().absolute()
         arrow, features, _, _ = _read(path, self.sep)
-        return self._resolved(arrow, features, path)[0]
+        columns, guesses = self._resolved(arrow, features, path)
+        for guess in guesses:
+            rank_zero_info(guess)
+        return columns
 
     def _resolved(self, arrow: pa.Table, features: Mapping[str, Any], path: Path) -> tuple[TableColumns, list[str]]:
         """Which column is what, the kinds that were recognised filled in, and a sentence about each of these."""

@@ -36,7 +36,7 @@ from lightning_modules.optim import (
 from lightning_modules.options import OptimizerOptions, OptimOptions, ScheduleName, checked
 from lightning_modules.precision import Conversion, check_half_precision, keep_small_steps
 from vitrail.errors import UserError
-from vitrail.types import UNKNOWN, Batch, InputOptions, Outputs, TaskKind, batch_targets, kind_of
+from vitrail.types import CLASS_KINDS, UNKNOWN, Batch, InputOptions, Outputs, TaskKind, batch_targets, kind_of
 
 LoggedSplit = Literal["train", "val", "test"]
 
@@ -254,12 +254,24 @@ class VisionTask(LightningModule, ABC):
         set_learning_rates(self.trainer, self.phases, self.optim_options, self._monitored)
 
     def setup(self, stage: str) -> None:
-        """Refuse unsupported strategies, and convert BatchNorm for ``sync_batchnorm``."""
+        """Refuse unsupported strategies and targets of other kinds; convert BatchNorm for ``sync_batchnorm``."""
         refuse_unfit_strategy(self.trainer)
+        self._refuse_other_kinds()
         if stage == "fit":
             check_half_precision(self.trainer)
         synchronise_batchnorm(self, self.trainer)
         self.adopt_inputs()
+
+    def _refuse_other_kinds(self) -> None:
+        data = self._datamodule()
+        theirs, kinds = getattr(data, "task_kinds", None) or {}, getattr(self, "task_kinds", {})
+        for task in getattr(self, "tasks", {}):
+            own, given = kind_of(kinds, task), kind_of(theirs, task)
+            if own != given and not {own, given} <= set(CLASS_KINDS) and task in getattr(data, "tasks", {}):
+                raise UserError(
+                    f"task {task!r}: {type(self).__name__} takes it as {own}, the data have it as {given}; use a model "
+                    "that takes every kind, such as lightning_modules.MultiTaskClassifier, or the run's own data"
+                )
 
     def on_fit_start(self) -> None:
         """Fetch pretrained weights and compare their preprocessing with that of the data."""

@@ -89,18 +89,8 @@ class ScoredTask(VisionTask):
         )
 
     def setup(self, stage: str) -> None:
-        """Refuse data whose targets are of another kind, and a precision that would round targets."""
+        """See ``VisionTask``; refuse a precision that would round targets."""
         super().setup(stage)
-        data = self._datamodule()
-        theirs = getattr(data, "task_kinds", None) or {}
-        for task in self.tasks:
-            own, given = kind_of(self.task_kinds, task), kind_of(theirs, task)
-            known = task in getattr(data, "tasks", {})
-            if known and own != given and not {own, given} <= set(CLASS_KINDS):
-                raise UserError(
-                    f"task {task!r}: {type(self).__name__} takes it as {own}, the data have it as {given}; use a model "
-                    "that takes every kind, such as lightning_modules.MultiTaskClassifier, or the run's own data"
-                )
         if "regression" in self.task_kinds.values() and str(self.trainer.precision) in ("bf16-true", "16-true"):
             kind = str(self.trainer.precision).removesuffix("-true")
             raise UserError(

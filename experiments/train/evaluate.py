@@ -25,6 +25,7 @@ from vitrail.predictions import Predictions, known_rows, read_predictions, write
 from vitrail.runs import Run
 from vitrail.runtime import check_device
 from vitrail.trust import plain_name
+from vitrail.types import CLASS_KINDS, LABEL_TASK, TaskKind
 
 if TYPE_CHECKING:
     from datamodules.base import ImageDataModule
@@ -62,6 +63,8 @@ def run(options: argparse.Namespace, rest: Sequence[str]) -> None:
     name = plain_name(options.name or _name(options.data), "--name")
     device = check_device(options.device)
     model: VisionTask = opened.load_model(device=device)
+    if is_own_data(options.data):
+        section = _with_kinds(section, getattr(model, "task_kinds", {}))
     data = _test_set(section, rest, model, options.batch_size)
     final = opened.path / Run.EVALUATIONS / name
     partial = final.with_name(f".{name}.part")
@@ -92,6 +95,22 @@ def _data_section(options: argparse.Namespace) -> dict[str, Any]:
             raise UserError(f"--data {options.data}: has no data: section; give an experiment file or a folder")
         return section
     return {"class_path": options.data if "." in options.data else f"datamodules.{options.data}"}
+
+
+def _with_kinds(section: dict[str, Any], kinds: Mapping[str, TaskKind]) -> dict[str, Any]:
+    """Return the section of a table whose columns have the kinds of the model's tasks, where none is given.
+
+    A few numbers, or lists of few labels, are not recognised as such.
+    """
+    arguments = section["init_args"]
+    columns = arguments.get("columns", {})
+    labels = [name for name in (columns.get("label"), *columns.get("labels", [])) if name]
+    own = {labels[0] if task == LABEL_TASK else task: kind for task, kind in kinds.items()} if labels else {}
+    known = {name: kind for name, kind in own.items() if name in labels and kind not in CLASS_KINDS}
+    if not known:
+        return section
+    columns = {**columns, "kinds": {**known, **columns.get("kinds", {})}}
+    return {**section, "init_args": {**arguments, "columns": columns}}
 
 
 def _name(data: str) -> str:

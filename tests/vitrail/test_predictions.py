@@ -173,3 +173,72 @@ def test_contradicting_shards_are_refused() -> None:
         join_predictions([whole, renamed])
     with pytest.raises(UserError, match="no shards"):
         join_predictions([])
+
+
+def every_kind() -> Predictions:
+    labels = np.array([[1, 0, -1], [-1, -1, -1], [0, 1, 1]], np.int8)
+    return Predictions(
+        np.arange(3),
+        np.array(["a", "b", "c"], object),
+        np.array(["a", "b", "c"], object),
+        {"class": ["x", "y"], "tags": ["p", "q", "r"], "price": [], "size": []},
+        {
+            "class": np.array([0, -1, 1]),
+            "tags": labels,
+            "price": np.array([1.5, np.nan, 3], np.float32),
+            "size": np.array([1, 2, 3], np.float32),
+        },
+        {
+            "class": np.eye(3, 2, dtype=np.float32),
+            "tags": np.array([[2, -1, 0.1], [-1, -2, -3], [0.5, 0, 0]], np.float32),
+            "price": np.array([[1, -2], [2, 0], [3, 2]], np.float32),
+            "size": np.array([[1], [2], [3]], np.float32),
+        },
+        {"tags": "multi_label", "price": "regression", "size": "regression"},
+        {"tags": [0.5, 0.5, 0.6]},
+    )
+
+
+def test_tasks_of_every_kind_are_written_and_read(tmp_path: Path) -> None:
+    path = tmp_path / "test.parquet"
+    write_predictions(path, every_kind())
+    found = read_predictions(path)
+    for task in found.tasks:
+        np.testing.assert_array_equal(found.targets[task], every_kind().targets[task])
+        np.testing.assert_array_equal(found.logits[task], every_kind().logits[task])
+        assert found.targets[task].dtype == every_kind().targets[task].dtype
+    assert (found.kinds, found.thresholds) == (every_kind().kinds, every_kind().thresholds)
+    schema = pq.read_schema(path)
+    assert str(schema.field("target_tags").type) == "list<element: int8>"
+    assert pq.read_table(path)["target_price"].null_count == 1
+    assert "answered_class" in schema.names
+    assert "answered_tags" not in schema.names
+    assert found.predicted_labels("tags").tolist() == [[True, False, False], [False] * 3, [True, True, False]]
+    assert [found.known(task).tolist() for task in found.tasks] == [[0, 2], [0, 2], [0, 2], [0, 1, 2]]
+    assert found.values("price").tolist() == [1, 2, 3]
+    assert found.deviations("price") == pytest.approx(np.exp([-1, 0, 1]))
+    assert found.deviations("size") is None
+    assert list(found.of_kinds("single_label", "ordinal").tasks) == ["class"]
+    assert found.of_kinds("multi_label").thresholds == every_kind().thresholds
+
+
+def test_repeated_samples_of_every_kind_are_joined() -> None:
+    whole = every_kind()
+    joined, repeated = join_predictions([whole.take(np.array([1, 2])), whole.take(np.array([0, 1]))])
+    assert (len(joined), repeated) == (3, 1)
+    np.testing.assert_array_equal(joined.targets["price"], whole.targets["price"])
+    other = every_kind()
+    other.targets["tags"][1] = 0
+    with pytest.raises(UserError, match=r"sample 1 .'b'. was predicted twice with different"):
+        join_predictions([whole, other])
+
+
+def test_values_outside_their_kind_are_refused(tmp_path: Path) -> None:
+    path, predictions = tmp_path / "test.parquet", every_kind()
+    predictions.targets["tags"][0, 1] = 2
+    write_predictions(path, predictions)
+    with pytest.raises(UserError, match=r"target .* of task 'tags' in row 0 is outside"):
+        read_predictions(path)
+    for task, call in (("tags", predictions.values), ("price", predictions.label_probabilities)):
+        with pytest.raises(UserError, match=f"task '{task}' is .*, must be "):
+            call(task)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -141,6 +142,19 @@ def test_a_split_that_would_stay_empty_is_refused() -> None:
     with pytest.raises(UserError, match=r"data n_samples: 10 images of 2 objects leave the \w+ split empty; raise"):
         _ = Wares(n_samples=10, views=5).tasks
     assert sizes(Wares(n_samples=10, views=5, val_fraction=0, test_fraction=0)) == [10, 0, 0]
+
+
+def test_tasks_of_every_kind_follow_from_what_an_image_shows() -> None:
+    data, plain = (Wares(n_samples=60, resolution=16, every_kind=every) for every in (True, False))
+    assert data.task_kinds == {"condition": "ordinal", "tags": "multi_label", "price": "regression"}
+    assert data.tasks["condition"] == ["new", "used", "worn"]
+    assert (list(plain.tasks), plain.task_kinds) == (["class", "colour", "material", "condition"], {})
+    spec = ware_spec(0, 3)
+    row = 3 * data.views
+    assert data.table.target_texts("tags", np.array([row])) == [";".join(wares.ware_tags(spec))]
+    assert float(data.table.targets["price"][row]) == pytest.approx(wares.ware_price(spec))
+    cheaper = replace(spec, condition="worn" if spec.condition != "worn" else "used")
+    assert (wares.ware_price(cheaper) < wares.ware_price(spec)) == (spec.condition != "worn")
 
 
 def test_arguments_from_yaml() -> None:

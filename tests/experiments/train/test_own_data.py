@@ -3,6 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import yaml
 
@@ -78,6 +79,45 @@ def test_several_columns_are_several_tasks(folder: Path) -> None:
     predictions = run.predictions("test")
     assert predictions is not None
     assert predictions.tasks == {"class": ["bag", "bottle", "cap"], "Art2": ["even", "odd"]}
+
+
+def write_kinds(folder: Path, name: str, *, every: int = 1) -> None:
+    files = sorted((folder / "photos").rglob("[!.]*.png"))[::every]
+    kinds = [file.stem.split("_")[0] for file in files]
+    rows = [
+        [str(file.relative_to(folder)), f"{number * 7 % 25 / 4}", f"{kind};{'odd' if number % 2 else 'even'}"]
+        for number, (file, kind) in enumerate(zip(files, kinds, strict=True))
+    ]
+    write_csv(folder / name, [["image", "label", "tags"], *rows])
+
+
+def test_numbers_and_labels_are_trained_tested_elsewhere_and_predicted(
+    folder: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    write_kinds(folder, "table.csv")
+    write_kinds(folder, "few.csv", every=10)
+
+    options = ["--labels", "label", "tags", "--model.loss_options.regression=gaussian_nll"]
+    assert main("vitrail", ["fit", "--data", "table.csv", *options, *UNTRAINED, "--epochs=1"]) == 0
+
+    run = Run.latest("table")
+    columns = run.config["data"]["init_args"]["columns"]
+    assert columns["kinds"] == {"label": "regression", "tags": "multi_label"}
+    assert run.config["checkpoint"]["monitor"] == "val/class/rmse"
+    printed = capsys.readouterr()
+    assert "'label' has 25 different numbers, some with fractions, so it is taken as regression" in caplog.text
+    assert "  class: MAE " in printed.out
+    assert "  tags: mAP " in printed.out
+    assert main("vitrail", ["evaluate", str(run.path), "--data", "few.csv", "--labels", "label", "tags"]) == 0
+    tested = Run(run.path / "evaluations" / "few").predictions("test")
+    assert tested is not None
+    assert dict(tested.kinds) == {"class": "regression", "tags": "multi_label"}
+    assert len(tested.known("class")) == len(tested.known("tags")) == len(tested)
+    assert main("vitrail", ["predict", str(run.path), "photos", "--to", "found.csv"]) == 0
+    found = pd.read_csv("found.csv")
+    assert list(found.columns) == ["image", "class", "class_deviation", "tags", "tags_confidence", "error"]
+    assert found["class"].between(-20, 30).all()
+    assert main("vitrail", ["predict", str(run.path), "photos"]) == 0
 
 
 def test_captions_alone_train_a_dual_encoder(folder: Path) -> None:
