@@ -290,7 +290,7 @@ def measure(
         weight_bytes: size of each, for the groups.
         batch_sizes: each is measured apart.
         repeats: rounds that count, at least 1; before each timing a batch runs twice.
-        device: ``cpu`` or ``cuda``.
+        device: ``cpu``, ``cuda`` or ``mps``.
         threads: of the CPU; 0 leaves the choice to PyTorch.
         available: bytes for all weights of a group; by default a share of the machine's memory.
     """
@@ -384,9 +384,12 @@ def _prepared(build: Build, batch_sizes: Sequence[int], device: str, threads: in
         def batch(images: torch.Tensor = images) -> None:
             with torch.inference_mode():
                 task(images.to(device))
+            if device == "mps":
+                torch.mps.synchronize()  # which the timer does for CUDA only
 
         timed.timers[size] = Timer("batch()", globals={"batch": batch}, num_threads=threads)
-        added = _added_cuda(batch) if device == "cuda" else _added_cpu(batch)
+        # Apple's driver reports no peak.
+        added = None if device == "mps" else _added_cuda(batch) if device == "cuda" else _added_cpu(batch)
         timed.peaks[size] = None if added is None else weights + added
     return timed
 

@@ -61,7 +61,9 @@ def add_measuring(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--repeats", type=_positive, default=REPEATS, metavar="N", help=f"rounds that count (default: {REPEATS})"
     )
-    command.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="that is measured (default: cpu)")
+    command.add_argument(
+        "--device", choices=("cpu", "cuda", "mps"), default="cpu", help="that is measured (default: cpu)"
+    )
     command.add_argument("--threads", type=_positive, default=0, metavar="N", help="of the CPU (default: PyTorch's)")
 
 

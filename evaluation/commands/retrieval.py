@@ -46,7 +46,9 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         default="last",
         help="what a class is called: its last word, as many as distinguish it from others, or all (default: last)",
     )
-    command.add_argument("--device", default="cpu", help="to encode and to search on (default: cpu)")
+    command.add_argument(
+        "--device", default="auto", help="to encode and to search on, such as cpu, cuda or mps (default: auto)"
+    )
     command.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers to this file")
     command.add_argument("--csv", type=Path, metavar="FILE", help="also write the numbers to this file")
     command.add_argument("--markdown", action="store_true", help="print a Markdown table")
@@ -78,7 +80,9 @@ def measured_rows(options: argparse.Namespace) -> list[AttributeRow]:
     from retrieval.search.encoder import load_encoder
     from retrieval.search.searcher import Searcher, current_ranker
     from vitrail.errors import UserError
+    from vitrail.runtime import check_device
 
+    options.device = check_device(options.device)
     options.rankers = [current_ranker(name) for name in options.rankers]
     text_gallery = Gallery.open(options.words_gallery) if options.words_gallery else None
     jobs = _jobs([Gallery.open(uri, options.device) for uri in options.gallery], options, text_gallery)

@@ -17,6 +17,7 @@ from experiments.train.own_data import _cores
 from vitrail.files import lock, write_text_atomically
 from vitrail.runtime import keep_freed_memory, memory_bytes, start_process, stop_process
 
+PACKAGES = ("app", "callbacks", "datamodules", "evaluation", "experiments", "lightning_modules", "retrieval", "vitrail")
 MODULES = ("fcntl", "resource", "pwd", "grp", "termios", "tty", "pty")
 OS_NAMES = ("fork", "forkpty", "sched_getaffinity", "sysconf", "killpg", "getuid", "geteuid", "setsid", "O_DIRECTORY")
 SIGNALS = ("SIGKILL", "SIGUSR1", "SIGUSR2", "SIGHUP", "SIGALRM", "SIGCHLD")
@@ -76,3 +77,32 @@ def test_what_workers_need_can_be_pickled_because_not_every_system_forks() -> No
     for loader in loaders:
         for part in (loader.dataset, loader.collate_fn, loader.worker_init_fn):
             pickle.loads(pickle.dumps(part))  # noqa: S301 -- our own bytes
+
+
+IMPORT_ALL = f"""
+import importlib, os, pkgutil, signal, sys
+ours = {sorted(PACKAGES)!r}
+names = [*ours]
+for name in ours:
+    path = importlib.import_module(name).__path__
+    names += [one.name for one in pkgutil.walk_packages(path, name + ".") if not one.name.endswith("__main__")]
+for name in names:
+    importlib.import_module(name)  # and the libraries, which are as they are on this system
+for name in [name for name in sys.modules if name.split(".")[0] in ours]:
+    del sys.modules[name]
+sys.modules.update(dict.fromkeys({MODULES!r}))
+for where, missing in ((os, {OS_NAMES!r}), (signal, {SIGNALS!r})):
+    for name in missing:
+        vars(where).pop(name, None)
+sys.platform = "win32"
+for name in names:
+    importlib.import_module(name)
+print(len(names))
+"""
+
+
+@pytest.mark.slow
+def test_every_module_is_imported_without_what_only_posix_has() -> None:
+    done = subprocess.run([sys.executable, "-c", IMPORT_ALL], check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert int(done.stdout.split()[-1]) > 200

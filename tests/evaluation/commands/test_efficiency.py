@@ -62,10 +62,11 @@ def test_a_runs_numbers_are_next_to_it(
     assert values["costs"]["batches"]["1"]["peak_bytes"] == 9
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_a_gpu_that_is_not_there_is_refused(experiment: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["efficiency", str(experiment), "--device", "cuda"]) == 2
-    assert "--device cuda: cannot be used here" in capsys.readouterr().err
+@pytest.mark.skipif(torch.cuda.is_available() or torch.backends.mps.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize("device", ["cuda", "mps"])
+def test_a_gpu_that_is_not_there_is_refused(experiment: Path, device: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["efficiency", str(experiment), "--device", device]) == 2
+    assert f"--device {device}: cannot be used here" in capsys.readouterr().err
 
 
 def test_a_model_that_is_no_file_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
