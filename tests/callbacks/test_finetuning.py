@@ -11,9 +11,11 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from callbacks import BackboneUnfreezing, StartWeights
+from datamodules.options import AugmentOptions
 from lightning_modules.base import VisionTask
+from lightning_modules.classification import ImageClassifier
 from lightning_modules.options import FinetuningPhase
-from tests.support.runs import MadePhotos, tiny_task, tiny_trainer
+from tests.support.runs import TASKS, MadePhotos, tiny_task, tiny_trainer
 from vitrail.errors import UserError
 
 EPOCHS, UNFREEZE, STEPS = 4, 2, 6  # epochs, first epoch of phase two, steps an epoch
@@ -324,3 +326,51 @@ def test_a_resumed_run_keeps_those_it_has(tmp_path: Path) -> None:
     resumed = tiny_trainer(tmp_path, callbacks=[StartWeights()], max_epochs=2)
     resumed.fit(tiny_task(), MadePhotos(), ckpt_path=tmp_path / "last.ckpt", weights_only=True)
     assert all(torch.equal(value, start(tmp_path)[name]) for name, value in before.items())
+
+
+class Growing(MadePhotos):
+    """Images of 16 px in the first epoch, of 24 px in the second, mixed on the device."""
+
+    def __init__(self, **augment: Any) -> None:
+        super().__init__()
+        self._augment = AugmentOptions(sizes=[[0, 16], [1, 24]], **augment)
+
+
+class Sides(Callback):
+    """Notes the sides of training and validation images, and saves in the second epoch."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.training, self.validation = folder, list[int](), set[int]()
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        assert "pending" not in batch["mix"]
+        self.training.append(batch["image"].shape[-1])
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        if trainer.global_step == STEPS + 2:
+            trainer.save_checkpoint(self.folder / "second.ckpt")
+
+    def on_validation_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, *_: Any) -> None:
+        self.validation.add(batch["image"].shape[-1])
+
+
+def test_images_that_grow_and_are_mixed_on_the_device_resume_exactly(tmp_path: Path) -> None:
+    def run(checkpoint: Path | None = None, **augment: Any) -> tuple[VisionTask, Sides]:
+        task, sides = tiny_task(), Sides(tmp_path)
+        trainer = tiny_trainer(tmp_path, max_epochs=2, callbacks=[sides])
+        trainer.fit(task, datamodule=Growing(mixup=0.5, cutmix=0.5, **augment), ckpt_path=checkpoint)
+        return task, sides
+
+    whole, sides = run(mix_on_device=True)
+    assert sides.training == [16] * STEPS + [24] * STEPS
+    assert sides.validation == {32}
+    resumed, rest = run(tmp_path / "second.ckpt", mix_on_device=True)
+    assert rest.training == [24] * (STEPS - 2)
+    assert_bit_identical(resumed.state_dict(), whole.state_dict())
+    assert_bit_identical(run()[0].state_dict(), whole.state_dict())  # mixed in the loader
+
+
+def test_a_network_of_one_size_is_refused_for_growing_images(tmp_path: Path) -> None:
+    task = ImageClassifier("test_vit", TASKS["class"], pretrained=False, image_size=32)
+    with pytest.raises(UserError, match=r"data augment.sizes: test_vit cannot take images of 24 px"):
+        tiny_trainer(tmp_path, max_epochs=1).fit(task, datamodule=Growing())
