@@ -13,8 +13,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, get_args
 
+from experiments.train.parent import parent_checkpoint
 from vitrail.config import dump_yaml, merged, read_experiment
 from vitrail.errors import UserError
+from vitrail.runs import Run
 from vitrail.types import LABEL_TASK, Resize, kind_of
 
 EXPERIMENT = "experiment.yaml"
@@ -50,8 +52,13 @@ def own_data(args: Sequence[str]) -> tuple[list[str], str]:
         raise UserError(f"fit --data: {error}") from error
     if not options.data or not is_own_data(options.data):
         return list(args), ""
-    content = own_experiment(options)
-    text = dump_yaml(content)
+    content = own_experiment(options) if not options.parent else _data_for(options)
+    for path in options.config:
+        content = merged(content, read_experiment(path))
+    if options.epochs:
+        _set_epochs(content.setdefault("trainer", {}), options.epochs)
+    text = "" if options.parent else dump_yaml(content)
+    rest += ["--from", options.parent] if options.parent else []
     name = [] if any(one == "--name" or one.startswith("--name=") for one in rest) else ["--name", _name(options.data)]
     return ["fit", "--config", dump_yaml(content, one_line=True), *name, *rest], text
 
@@ -60,8 +67,7 @@ def own_experiment(options: argparse.Namespace) -> dict[str, Any]:
     """Return the experiment that ``fit --data`` trains.
 
     Args:
-        options: ``data``, the roles of columns, ``sep``, ``root``, ``backbone``, ``pretrained``, ``epochs`` and
-            ``fit``.
+        options: ``data``, the roles of columns, ``sep``, ``root``, ``backbone``, ``pretrained`` and ``fit``.
 
     Raises:
         UserError: the data have neither labels nor captions, or options do not belong to them.
@@ -83,9 +89,18 @@ def own_experiment(options: argparse.Namespace) -> dict[str, Any]:
     # The data set's class may be another one than the YAML's, its shared options are not.
     shared = {key: value for key, value in content["data"]["init_args"].items() if key not in _OF_ONE_CLASS}
     content["data"] = {**data, "init_args": merged(shared, data["init_args"])}
-    if options.epochs:
-        _set_epochs(content["trainer"], options.epochs)
     return content
+
+
+def _data_for(options: argparse.Namespace) -> dict[str, Any]:
+    """The data section alone, with images as those of the run that ``--from`` names."""
+    data, _ = own_data_section(options)
+    run = parent_checkpoint(options.parent).parents[1]
+    theirs = (read_experiment(run / Run.CONFIG).get("data") or {}).get("init_args") or {}
+    shared = {key: theirs[key] for key in ("image", "augment", "loader") if theirs.get(key)}
+    if options.fit:
+        data["init_args"]["image"] = {"resize": options.fit}
+    return {"data": {**data, "init_args": merged(shared, data["init_args"])}}
 
 
 def own_data_help() -> str:
@@ -128,6 +143,10 @@ def _parser() -> argparse.ArgumentParser:
         choices=get_args(Resize),
         help="what becomes of the aspect ratio: crop the center, pad with gray, or squash (default: crop)",
     )
+    group.add_argument(
+        "--config", "-c", action="append", default=[], metavar="FILE", help="recipes and overlays that change it"
+    )
+    group.add_argument("--from", dest="parent", default="", metavar="RUN", help="go on from this run's weights")
     add_column_arguments(parser)
     return parser
 
@@ -229,17 +248,20 @@ def _image_size(backbone: str) -> int:
 
 def _set_epochs(trainer: dict[str, Any], epochs: int) -> None:
     """Change the number of epochs; the phases keep their shares, each at least one epoch."""
-    before, trainer["max_epochs"] = trainer["max_epochs"], epochs
+    before, trainer["max_epochs"] = trainer.get("max_epochs", epochs), epochs
     if epochs < 2:
         # One phase: everything is trained at once.
         trainer["callbacks"] = [one for one in trainer.get("callbacks", []) if not _unfreezes(one)]
-    for callback in filter(_unfreezes, trainer.get("callbacks", [])):
-        share = round(callback["init_args"]["unfreeze_epoch"] / before * epochs)
-        callback["init_args"]["unfreeze_epoch"] = min(max(1, share), epochs - 1)
+    for arguments in (one["init_args"] for one in trainer.get("callbacks", []) if _unfreezes(one)):
+        if "unfreeze_epoch" in arguments:
+            share = round(arguments["unfreeze_epoch"] / before * epochs)
+            arguments["unfreeze_epoch"] = min(max(1, share), epochs - 1)
+        for phase in arguments.get("phases", [])[:-1]:
+            phase["epochs"] = max(1, round(phase["epochs"] / before * epochs))
 
 
 def _unfreezes(callback: Mapping[str, Any]) -> bool:
-    return "unfreeze_epoch" in callback.get("init_args", {})
+    return bool({"unfreeze_epoch", "phases"} & set(callback.get("init_args", {})))
 
 
 def _cores() -> int:

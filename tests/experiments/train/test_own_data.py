@@ -144,6 +144,17 @@ def test_what_is_filled_in(folder: Path) -> None:
     assert found["model"]["class_path"] == "lightning_modules.ImageClassifier"
 
 
+def test_a_recipe_is_part_of_the_experiment_and_its_phases_keep_their_shares(folder: Path) -> None:
+    recipe = Path(__file__).parents[3] / "experiments" / "recipes" / "few_shot.yaml"
+    found = experiment("--data", "photos", "--config", str(recipe), "--epochs", "4")
+
+    assert found["data"]["init_args"]["augment"]["policy"] == "trivialaugment"
+    assert found["ema"] == {"decay": 0.99}
+    assert found["trainer"]["max_epochs"] == 4
+    [unfreezing] = found["trainer"]["callbacks"]
+    assert unfreezing["init_args"]["phases"][0]["epochs"] == 3
+
+
 def test_one_epoch_has_one_phase_and_the_size_is_that_of_the_weights(folder: Path) -> None:
     found = experiment("--data", "photos", "--epochs", "1", "--backbone", "fastvit_t8")
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from tests.experiments.conftest import error_line
+from tests.support.data import write_image_folder
 from tests.support.runs import products_run
 from vitrail.programs import main
 from vitrail.runs import Run
@@ -75,3 +76,14 @@ def test_heads_of_other_classes_start_again_and_another_network_is_refused(
     assert main("vitrail", ["fit", "--from", str(tmp_path)]) == 2
     assert "not a run directory" in error_line(capsys)
     assert json.loads((Run.latest("one").path / "run.json").read_text())["parent"]
+
+
+def test_own_images_bring_their_data_and_the_parent_the_rest(parent: Run, tmp_path: Path) -> None:
+    write_image_folder(tmp_path / "photos", splits=(), objects=10)
+    assert fit(parent, "--data", "photos", "--model.init_args.lr=0") == 0
+    child = Run.latest("photos")
+    data = child.config["data"]
+    assert data["class_path"].endswith("ImageFolder")
+    assert data["init_args"]["image"]["size"] == parent.config["data"]["init_args"]["image"]["size"]
+    assert child.record["parent"] == str(parent.checkpoint())
+    assert same(state(child), state(parent), "encoder.")
