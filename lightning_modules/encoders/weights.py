@@ -32,7 +32,7 @@ FORMATS = (".safetensors", ".pth", ".ckpt", ".pt", ".bin")
 REACH_SECONDS = 5.0
 OWN_PREFIX = "encoder.backbone."
 
-_OWN_OTHERS = ("encoder.normalize.", "head.", "heads.")
+_OWN_OTHERS = ("encoder.normalize.", "head.", "heads.", "outputs.", "log_variances")
 """Prefixes of other weights in the checkpoints of classifiers."""
 
 _OPEN_CLIP = "visual."
