@@ -176,7 +176,7 @@ def create_backbone(
     options = _checked_options(options or {}, key)
     fixed_size = {"img_size": image_size} if source.fixed_input_size else {}
     # With another number of classes timm reports all misfits in its log, after its conversions of the names.
-    overlay = None if weights is None else {"state_dict": weights, "num_classes": 1, "label_offset": 0}
+    overlay = None if weights is None else {"state_dict": weights, "num_classes": 1, "classifier": ()}
     arguments: dict[str, Any] = {
         "pretrained": weights is not None,
         "pretrained_cfg_overlay": overlay,
