@@ -71,7 +71,7 @@ def test_accuracy_with_rare_mistakes_in_groups_of_unequal_size(num_groups: int, 
 @pytest.mark.parametrize("num_groups", [11, 20, 100, 500])
 @pytest.mark.parametrize("kind", ["single", "equal", "unequal"])
 def test_accuracy(kind: Sizes, num_groups: int, share: float, correlation: float) -> None:
-    assert accuracy_coverage(kind, num_groups, share, correlation, 1_000) >= 0.9
+    assert accuracy_coverage(kind, num_groups, share, correlation, 500) >= 0.89
 
 
 def gains(
@@ -112,10 +112,10 @@ def test_difference_of_two_models() -> None:
 @pytest.mark.parametrize("num_groups", [11, 20, 100, 500])
 @pytest.mark.parametrize("kind", ["single", "equal", "unequal"])
 def test_difference(kind: Sizes, num_groups: int, shares: tuple[float, float], correlation: float) -> None:
-    covered, differing = paired(kind, num_groups, shares, correlation, 400)
+    covered, differing = paired(kind, num_groups, shares, correlation, 200)
     assert covered >= 0.9
     if shares[0] == shares[1]:
-        assert differing <= 0.07  # 400 draws: two standard errors are .02
+        assert differing <= 0.08  # 200 draws: two standard errors are .03
 
 
 def world_of_classes(rng: np.random.Generator, prior: NDArray[np.float64]) -> tuple[NDArray[np.float64], float]:
@@ -166,7 +166,7 @@ def test_macro_f1_of_many_small_classes() -> None:
     ("num_classes", "objects", "views"), [(102, 1_020, 1), (102, 510, 2), (102, 510, 1), (10, 200, 1), (10, 2_000, 1)]
 )
 def test_macro_f1(num_classes: int, objects: int, views: int) -> None:
-    covered, small = macro_f1_coverage(num_classes, objects, views, tail=False, trials=300)
+    covered, small = macro_f1_coverage(num_classes, objects, views, tail=False, trials=150)
     assert covered >= 0.9
     assert small == 0
 
@@ -174,7 +174,7 @@ def test_macro_f1(num_classes: int, objects: int, views: int) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(("objects", "views"), [(1_000, 1), (2_000, 1), (1_000, 5)])
 def test_macro_f1_of_a_long_tail_is_reported_as_too_narrow(objects: int, views: int) -> None:
-    covered, small = macro_f1_coverage(102, objects, views, tail=True, trials=100)
+    covered, small = macro_f1_coverage(102, objects, views, tail=True, trials=60)
     assert covered < 0.9
     assert small > 0.2
 
@@ -214,4 +214,4 @@ def test_perfect_calibration_in_groups(kind: Sizes) -> None:
 @pytest.mark.parametrize("num_groups", [20, 100, 500])
 @pytest.mark.parametrize("kind", ["single", "equal", "unequal"])
 def test_calibration(kind: Sizes, num_groups: int, correlation: float, shift: float) -> None:
-    assert calibration_coverage(kind, num_groups, correlation, shift, 200) >= 0.86
+    assert calibration_coverage(kind, num_groups, correlation, shift, 100) >= 0.84
