@@ -5,8 +5,10 @@ FROM python:3.11-slim AS build
 # Address of a package index with PyTorch's wheels for CPUs, which are smaller by gigabytes than the regular ones.
 ARG TORCH_INDEX=""
 ARG EXTRAS=app,export,sweeps,tensorboard,mlflow
+# Commit of the sources, for run.json: .git is not copied.
+ARG REVISION=""
 WORKDIR /source
-COPY pyproject.toml constraints.txt README.md LICENSE ./
+COPY pyproject.toml setup.py constraints.txt README.md LICENSE ./
 COPY app ./app
 COPY callbacks ./callbacks
 COPY datamodules ./datamodules
@@ -17,9 +19,9 @@ COPY retrieval ./retrieval
 COPY vitrail ./vitrail
 RUN python -m venv /opt/vitrail \
     && if [ -n "$TORCH_INDEX" ]; then \
-         PIP_INDEX_URL="$TORCH_INDEX" /opt/vitrail/bin/pip install --no-cache-dir -c constraints.txt torch torchvision; \
+         PIP_INDEX_URL="$TORCH_INDEX" /opt/vitrail/bin/pip install --no-cache-dir --no-deps -c constraints.txt torch torchvision; \
        fi \
-    && /opt/vitrail/bin/pip install --no-cache-dir -c constraints.txt ".[$EXTRAS]"
+    && VITRAIL_REVISION="$REVISION" /opt/vitrail/bin/pip install --no-cache-dir -c constraints.txt ".[$EXTRAS]"
 
 FROM python:3.11-slim AS cpu
 ENV NVIDIA_VISIBLE_DEVICES=void

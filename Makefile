@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 # Byte code is worth several seconds at every start; some machines switch it off.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help install quickstart results docs test browser test-slow lint types imports format clean
+.PHONY: help install quickstart results notebooks docs test browser test-slow lint types imports format clean
 .DEFAULT_GOAL := help
 
 help:  ## Show the targets
@@ -29,6 +29,9 @@ quickstart: install  ## Train and test a multi-task model on generated images (a
 
 results: install  ## Make the runs that are missing and the tables of the docs (an hour)
 	$(PY) docs/results.py
+
+notebooks: install  ## Execute the notebooks that changed, for the site (minutes)
+	$(PY) docs/notebooks.py
 
 docs: install  ## Build the documentation site into site/
 	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict

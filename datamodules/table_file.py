@@ -145,7 +145,8 @@ class TableColumns(Options):
                 require_column(name, names, f"one_hot.{task}", where)
         if not values["image"]:
             raise UserError(
-                f"data columns.image: {where} has the columns {', '.join(names)}; name the one with the images' paths"
+                f"data columns.image: {where} has the columns {', '.join(names)}; name the one with the images' paths "
+                "by --image COLUMN, or by columns.image in an experiment"
             )
         return replace(self, **values)
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import os
 import re
+import runpy
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +17,7 @@ import mkdocs.plugins
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parents[1]
+LOG = logging.getLogger("mkdocs.hooks.vitrail")
 STAGES = ("validate", "test")
 """Commands with the options of ``fit``, which are not repeated."""
 
@@ -33,8 +36,13 @@ EXPERIMENTS = {
 @mkdocs.plugins.event_priority(100)  # before mkdocs-jupyter looks for notebooks
 def on_files(files: Files, config: Any) -> Files:
     """Add the generated pages and the notebooks to the site."""
+    notebooks = runpy.run_path(str(ROOT / "docs" / "notebooks.py"))
     for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
-        files.append(File(f"notebooks/{path.name}", str(ROOT), config.site_dir, config.use_directory_urls))
+        made = notebooks["executed"](path)
+        if made is None:
+            LOG.info("notebooks/%s is shown without outputs; `make notebooks` executes it", path.name)
+        folder = str((made or path).parents[1])
+        files.append(File(f"notebooks/{path.name}", folder, config.site_dir, config.use_directory_urls))
     files.append(File.generated(config, "reference/cli.md", content=cli_page()))
     files.append(File.generated(config, "reference/experiments.md", content=experiments_page()))
     return files

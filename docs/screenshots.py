@@ -1,7 +1,7 @@
-"""Make the documentation's screenshots of the web application, with the demo's runs and generated images.
+"""Make the documentation's screenshots of the web application, with a run of the quickstart and generated images.
 
-``python docs/screenshots.py`` starts ``python -m app --demo`` (which trains its two models where they are missing, some
-minutes), and takes Debian's chromium (``make browser``).
+``python docs/screenshots.py`` trains the quickstart, or takes ``--run RUN``, serves it with ``vitrail app``, and drives
+Debian's chromium (``make browser``).
 """
 
 from __future__ import annotations
@@ -53,31 +53,46 @@ def shoot(page: Page, name: str) -> None:
 def main() -> None:
     """Start the application and write the images."""
     parser = argparse.ArgumentParser(description="Make the screenshots of the web application.")
-    parser.add_argument("--runs", default="runs", help="where the demo's runs are, or are made (default: runs)")
+    parser.add_argument("--run", type=Path, metavar="RUN", help="a run of the quickstart (default: train one)")
     options = parser.parse_args()
-    command = [sys.executable, "-m", "app", "--demo", "--runs", options.runs, "--port", str(PORT)]
-    server = subprocess.Popen(command)
-    try:
-        wait_until_served()
-        with sync_playwright() as playwright, tempfile.TemporaryDirectory() as folder:
-            browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
-            page = browser.new_page(viewport={"width": 1100, "height": 860})
-            page.goto(f"{URL}/?tab=search&q=blue+mug")
-            page.locator("#search-grid img").nth(7).wait_for()
-            page.wait_for_timeout(3000)  # images; the page keeps a stream open, so its network is never idle
-            shoot(page, "app_search.png")
-            photo = Path(folder) / "photo.png"
-            Image.fromarray(draw_ware(ware_spec(7, 4), 1, 256)).save(photo)
-            page.goto(f"{URL}/?tab=classify")
-            page.locator("#classify-images input[type=file]").first.set_input_files(photo)
-            page.locator("#classify-predictions button.bar").first.click()
-            page.locator("#classify-overlay img").nth(1).wait_for()
-            page.wait_for_timeout(3000)  # images; the page keeps a stream open, so its network is never idle
-            shoot(page, "app_classify.png")
-            browser.close()
-    finally:
-        server.terminate()
-        server.wait()
+    with tempfile.TemporaryDirectory() as folder:
+        run = options.run or trained(Path(folder))
+        server = subprocess.Popen([sys.executable, "-m", "vitrail", "app", "--run", str(run), "--port", str(PORT)])
+        try:
+            wait_until_served()
+            shoot_all(Path(folder))
+        finally:
+            server.terminate()
+            server.wait()
+
+
+def trained(folder: Path) -> Path:
+    """Train the quickstart, and return its run directory."""
+    command = ["fit", "--config", "quickstart", "--runs", str(folder), "--test_best=true"]
+    subprocess.run([sys.executable, "-m", "vitrail", *command], check=True)
+    [run] = (folder / "quickstart").iterdir()
+    return run
+
+
+def shoot_all(folder: Path) -> None:
+    """Visit the pages and write the images."""
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 1100, "height": 860})
+        page.set_default_timeout(240_000)
+        page.goto(f"{URL}/?tab=search&q=blue+mug")
+        page.locator("#search-grid img").nth(7).wait_for()
+        page.wait_for_timeout(3000)  # images; the page keeps a stream open, so its network is never idle
+        shoot(page, "app_search.png")
+        photo = folder / "photo.png"
+        Image.fromarray(draw_ware(ware_spec(7, 4), 1, 256)).save(photo)
+        page.goto(f"{URL}/?tab=classify")
+        page.locator("#classify-images input[type=file]").first.set_input_files(photo)
+        page.locator("#classify-predictions button.bar").first.click()
+        page.locator("#classify-overlay img").nth(1).wait_for()
+        page.wait_for_timeout(3000)
+        shoot(page, "app_classify.png")
+        browser.close()
 
 
 if __name__ == "__main__":

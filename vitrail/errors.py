@@ -124,6 +124,8 @@ def _reader_has_gone() -> bool:
 
 
 _EXTRAS = {
+    "alembic": "sweeps",
+    "fastapi": "app",
     "gradio": "app",
     "lancedb": "retrieval",
     "mlflow": "mlflow",
@@ -131,9 +133,12 @@ _EXTRAS = {
     "onnxruntime": "export",
     "onnxscript": "export",
     "optuna": "sweeps",
+    "sqlalchemy": "sweeps",
     "sqlglot": "retrieval",
+    "starlette": "app",
     "tensorboard": "tensorboard",
     "torchao": "export",
+    "uvicorn": "app",
 }
 """The extra that a library belongs to; others are said to be missing where they are used."""
 

@@ -283,7 +283,10 @@ class Run:
         model = self.model
         tasks = getattr(model, "tasks", {})
         if not tasks:
-            raise UserError(f"{self.path}: its data have no classes to predict; compare images with texts instead")
+            raise UserError(
+                f"{self.path}: its data have no classes to predict; its images are compared with texts by "
+                "vitrail index and search"
+            )
         transform = import_module("datamodules.loading.transforms").eval_transform({**model.input_options})
         limits = _limits(max_pixels or self.max_pixels)
         value_range = model.input_options.get("value_range", "auto")

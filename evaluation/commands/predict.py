@@ -57,7 +57,14 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--to", type=Path, metavar="FILE", help=f"write all rows to a file: {', '.join(FORMATS)}; else print a table"
     )
-    command.add_argument("--image-column", default="auto", metavar="COLUMN", help="paths or URLs in a table")
+    command.add_argument(
+        "--image",
+        "--image-column",
+        dest="image_column",
+        default="auto",
+        metavar="COLUMN",
+        help="paths or URLs in a table",
+    )
     command.add_argument("--batch-size", type=int, default=32, metavar="N", help="(default: 32)")
     command.add_argument(
         "--max-pixels",

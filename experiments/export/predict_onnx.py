@@ -453,6 +453,8 @@ def answers(model: Model, paths: Sequence[str], texts: Sequence[str], top: int) 
     Raises:
         PredictError: for an image that cannot be read, or texts that cannot be.
     """
+    if not texts and not model.metadata["tasks"]:
+        raise PredictError("--text: this model compares images with texts and has no classes; give one or more texts")
     embeddings = model.encode_texts(texts) if texts else None
     found = []
     for path in paths:
@@ -531,6 +533,8 @@ def write_rows(model: Model, paths: Sequence[str], output: Path, top: int) -> st
     kind = output.suffix.lower()
     if kind not in (".csv", ".json", ".jsonl"):
         raise PredictError(f"--to {output}: must end with .csv, .json or .jsonl")
+    if not model.metadata["tasks"]:
+        raise PredictError(f"--to {output}: this model has no classes to write; compare the images with --text")
     found = list(rows(model, paths, top))
     partial = output.with_name(f".{output.name}.part")
     with partial.open("w", newline="", encoding="utf-8") as file:

@@ -159,6 +159,8 @@ def test_commands_in_running_text_exist() -> None:
             r"`(?:vitrail|python -m (?:experiments|evaluation|retrieval|datamodules)) ([\w-]+)", page.read_text()
         ):
             assert found in names, f"{page}: {found}"
+        for found in re.findall(r"`python -m benchmarks ([\w.]+)", page.read_text()):
+            assert check_benchmark([found]) == "", f"{page}: {found}"
 
 
 def test_files_that_are_named_exist() -> None:

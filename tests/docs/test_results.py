@@ -177,6 +177,23 @@ def test_mistakes_are_refused_before_anything_runs(
     assert commands.ran == []
 
 
+def test_every_table_of_results_has_its_command_and_its_scores_have_n_and_interval() -> None:
+    wanted = ("accuracy", "macro F1", "R@1", "median rank", "mAP", "P@5", ", test (", ", val (")
+    tables = 0
+    for page in sorted((ROOT / "docs").rglob("*.md")):
+        for name, text in re.findall(r"<!-- results: (\w+) -->\n(.*?)<!-- /results", page.read_text(), re.S):
+            tables += 1
+            assert "```bash\npython -m " in text or "```bash\nfor " in text, name
+            [head, *_] = re.findall(r"^(\| .*)\n\| ---", text, re.M)
+            columns = [column.strip() for column in head.strip("|").split("|")]
+            scores = [one for one in columns if any(part in one for part in wanted) and "agrees" not in one]
+            above = re.findall(r"^\d[\d,]* queries in \d+ groups, .*; mean \[95 %\]$", text, re.M)
+            if scores and not above:
+                assert all("[95 %]" in one or "± sd" in one for one in scores), name
+                assert "n" in columns or all("(n " in one for one in scores), name
+    assert tables > 15
+
+
 def test_the_projects_own_file_can_be_read(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(ROOT)
     assert SCRIPT["main"](["--list", "--long"]) == 0

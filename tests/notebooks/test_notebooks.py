@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import runpy
 from pathlib import Path
 
 import nbformat
@@ -51,6 +52,20 @@ def test_notebook_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     ).execute()
     printed = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     assert any("image/png" in output.get("data", {}) for output in printed)
+
+
+def test_the_site_shows_an_executed_notebook_only_while_it_is_that_of_its_source(tmp_path: Path) -> None:
+    script = runpy.run_path(str(ROOT / "docs" / "notebooks.py"))
+    source = tmp_path / "sum.ipynb"
+    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1 + 1")]), source)
+    assert script["executed"](source, tmp_path / "cache") is None
+    made = script["execute"](source, tmp_path / "cache")
+    assert made == script["executed"](source, tmp_path / "cache")
+    [cell] = nbformat.read(made, as_version=4).cells
+    assert cell.outputs[0]["data"]["text/plain"] == "2"
+    assert not nbformat.read(source, as_version=4).cells[0].outputs
+    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1 + 2")]), source)
+    assert script["executed"](source, tmp_path / "cache") is None
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

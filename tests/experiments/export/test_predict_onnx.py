@@ -19,7 +19,7 @@ from PIL import Image
 
 from datamodules.loading.decode import read_image
 from datamodules.loading.transforms import eval_transform
-from experiments.export.predict_onnx import Model, PredictError, main, prepared
+from experiments.export.predict_onnx import Model, PredictError, answers, main, prepared, write_rows
 from lightning_modules.checkpoint import load_task
 from tests.support.runs import data_of, flowers_onnx, flowers_run, products_onnx, products_run
 from vitrail.files import read_csv
@@ -275,6 +275,19 @@ def test_texts_are_compared_as_by_the_model(capsys: pytest.CaptureFixture[str]) 
         own = (task.encode_image(image[None]) @ task.encode_text(texts).T)[0]  # type: ignore[operator]
     assert [one["text"] for one in answer["texts"]] == texts
     assert [one["cosine"] for one in answer["texts"]] == pytest.approx(own.tolist(), abs=0.01)
+
+
+def test_a_model_of_images_and_texts_without_classes_asks_for_texts(tmp_path: Path) -> None:
+    model = Model(flowers_onnx())
+    model.metadata = {**model.metadata, "tasks": {}}
+    Image.new("RGB", (40, 40)).save(tmp_path / "photo.png")
+    photos = [str(tmp_path / "photo.png")]
+    with pytest.raises(PredictError, match=r"^--text: .* give one or more texts"):
+        answers(model, photos, [], 1)
+    with pytest.raises(PredictError, match="no classes to write"):
+        write_rows(model, photos, tmp_path / "out.csv", 1)
+    [answer] = answers(model, photos, ["a rose"], 1)
+    assert [one["text"] for one in answer["texts"]] == ["a rose"]
 
 
 def test_mistakes_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
