@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import time
+import tomllib
 import urllib.error
 import urllib.request
 import zipfile
@@ -121,8 +122,9 @@ def test_the_wheel_has_all_packages_files_and_the_revision(wheel: Path) -> None:
 @pytest.mark.timeout(3600)
 def test_a_folder_is_trained_predicted_evaluated_indexed_searched_exported_and_served(shell: Shell) -> None:
     assert str(ROOT) not in shell("python -c 'import vitrail; print(vitrail.__file__)'")
-    said = shell(f"vitrail fit --data photos/ {SMALL}")
-    assert "Next:" in said
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert shell("vitrail --version").strip() == f"vitrail {version}"
+    assert "Next:" in shell(f"vitrail fit --data photos/ {SMALL}")
     run = run_of(shell, "photos")
     assert "new_photos/0000.jpg" in shell(f"vitrail predict {run} new_photos/ --top 3")
     shell(f"vitrail predict {run} 'new_photos/*.jpg' labels.csv --top 3 --to predictions.csv")
