@@ -132,8 +132,9 @@ def test_a_million_images_are_not_drawn_to_know_their_tasks() -> None:
 
 @pytest.mark.parametrize("key", ["n_samples", "views", "resolution", "draw_seed", "val_fraction", "test_fraction"])
 def test_numbers_out_of_range_are_named(key: str) -> None:
+    arguments: dict[str, Any] = {key: -1}
     with pytest.raises(UserError, match=f"^data {key}: is -1, must be at least"):
-        Wares(**{key: -1})
+        Wares(**arguments)
     with pytest.raises(UserError, match=r"^data val_fraction, test_fraction: together 1, must be below 1"):
         Wares(val_fraction=0.5, test_fraction=0.5)
 
