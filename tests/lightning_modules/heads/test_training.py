@@ -153,6 +153,9 @@ def test_thresholds_of_the_validation_come_with_the_checkpoint(trained: Trained)
         marked = of_val.predicted_labels("tags")[known, label]
         assert f1_score(truth[:, label], marked) == pytest.approx(best)
     assert float(trainer.callback_metrics["val/tags/f1_macro"]) == pytest.approx(validated["val/tags/f1_macro"])
+    task.thresholds["tags"] = [0.9, 0.1]
+    tiny_trainer(folder).validate(task, data, verbose=False)
+    assert task.thresholds["tags"] == [0.9, 0.1], "only a training's validation chooses"
 
 
 def test_the_class_report_has_a_row_for_each_label(trained: Trained) -> None:
