@@ -424,6 +424,7 @@ class ImageDataModule(LightningDataModule):
             "class_counts": self.class_counts,
             "task_kinds": self.task_kinds,
             "target_stats": self.target_stats,
+            "target_medians": self.table.target_medians(),
             "skipped": [
                 {"name": table.name(row), "row": int(table.rows[row]), "reason": reason}
                 for row, reason in sorted(bad.items())

@@ -370,6 +370,12 @@ class SampleTable:
                 stats[task] = [float(known.mean()), float(known.std())]
         return stats
 
+    def target_medians(self) -> dict[str, list[float]]:
+        """Return the median of each regression task's known training targets, a list of one number each."""
+        rows = self.split_indices("train")
+        numbers = [task for task in self.tasks if kind_of(self.kinds, task) == "regression"]
+        return {task: [float(np.nanmedian(self.targets[task][rows].astype(np.float64)))] for task in numbers}
+
     def target_texts(self, task: str, rows: NDArray[np.int64]) -> list[str | None]:
         """Return the targets of some rows as texts: a class, labels with ``;`` between, a number; None if unknown."""
         codes, names = self.targets[task][rows], self.tasks[task]

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from unicodedata import normalize
 
+from evaluation.statistics.scores import HEADINGS, LOWER_IS_BETTER
 from evaluation.tables.comparison import (
     ComparedRow,
     Cost,
@@ -20,7 +21,7 @@ from evaluation.tables.comparison import (
     caveats,
     common_tasks,
     compare_sides,
-    comparison_frame,
+    comparison_frames,
     cost_of,
     evaluations_of,
     parts,
@@ -30,6 +31,7 @@ from evaluation.tables.summary import refuse_other_configurations
 from vitrail.console import Table
 from vitrail.errors import UserError
 from vitrail.runs import Run, is_run
+from vitrail.types import TaskKind
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -93,15 +95,15 @@ def run(options: argparse.Namespace, rest: Sequence[str] = ()) -> None:
     evaluations, left_out = evaluations_of(sides) if options.split == "test" else ([], [])
     rows = compare_sides(sides, tasks, options.reference, split=options.split, evaluations=evaluations)
     costs = {side.name: cost_of(side) for side in sides}
-    frame = comparison_frame(rows, costs)
+    frames = comparison_frames(rows, costs)
     notes = [*sentences(rows, options.reference), *caveats(sides, options.split), *left_out]
     if options.html is not None:
-        _write_page(options, sides, cost_figure(rows, costs), costs, frame, notes)
+        _write_page(options, sides, cost_figure(rows, costs), costs, frames, notes)
     if options.markdown:
-        sys.stdout.write(f"{_table(frame).markdown()}\n\n")
+        sys.stdout.write("".join(f"{_table(frame).markdown()}\n\n" for frame in frames.values()))
         sys.stdout.write("".join(f"* {sentence}\n" for sentence in notes))
     else:
-        for part in parts(frame).values():
+        for part in _parts(frames).values():
             _table(part).show()
         sys.stdout.write("".join(f"{sentence}\n" for sentence in notes))
     if options.html is not None:
@@ -188,9 +190,16 @@ def sentences(rows: Sequence[ComparedRow], reference: str) -> list[str]:
     if any(row.joined.kind in ("one run", "folds") for row in rows):
         found.append("A run without other seeds shows that very training; another seed may end elsewhere.")
     found += [row.comparison.verdict(row.p_value) for row in made if row.comparison is not None]
+    if untested := dict.fromkeys(
+        row.joined.task for row in made if row.comparison is not None and row.comparison.n and math.isnan(row.p_value)
+    ):
+        found.append(
+            f"{', '.join(untested)}: mAP is no mean over samples, so there is no test; the interval alone decides, "
+            "without a correction for several comparisons."
+        )
     if (corrected := sum(not math.isnan(row.p_value) for row in made)) > 1:
         found.append(f"p-values are corrected for {corrected} comparisons (Holm).")
-    if any(row.joined.n for row in rows):
+    if any(row.joined.n and not math.isnan(row.calibration.value) for row in rows):
         found.append(
             "ECE is how far accuracy is from confidence on average (15 bins); where its interval begins at 0, chance "
             "alone may have made it."
@@ -198,6 +207,16 @@ def sentences(rows: Sequence[ComparedRow], reference: str) -> list[str]:
     if reference == "best" and any(row.joined.n for row in rows):
         found.append("The reference was chosen by its accuracy on these very samples, which flatters it.")
     return found
+
+
+def _parts(frames: dict[TaskKind, pd.DataFrame]) -> dict[str, pd.DataFrame]:
+    """Tables that a window has room for; cost, which is the same for all tasks, once."""
+    found: dict[str, pd.DataFrame] = {}
+    for number, (kind, frame) in enumerate(frames.items()):
+        for name, part in parts(frame).items():
+            if not number or name != "cost":
+                found[name if len(frames) == 1 or name == "cost" else f"{kind}_{name}"] = part
+    return dict(sorted(found.items(), key=lambda item: item[0] == "cost"))
 
 
 def _table(frame: pd.DataFrame) -> Table:
@@ -209,7 +228,7 @@ def _write_page(
     sides: Sequence[Side],
     figure: Figure | None,
     costs: dict[str, Cost],
-    frame: pd.DataFrame,
+    frames: dict[TaskKind, pd.DataFrame],
     notes: list[str],
 ) -> None:
     """Write the page; its figure and table as files go to a folder of its name next to it."""
@@ -222,8 +241,9 @@ def _write_page(
         every = " ".join(str(run.path) for side in sides for run in side.runs[:1])
         missing.append(f"Latencies are not measured of all: `python -m evaluation efficiency {every}` does.")
     runs = pd.DataFrame([{"experiment": side.name, "run": str(run.path)} for side in sides for run in side.runs])
+    files = {"compared" if len(frames) == 1 else f"compared_{kind}": frame for kind, frame in frames.items()}
     sections = [
-        Section("Table", paragraphs=notes, tables=parts(frame), files={"compared": frame}),
+        Section("Table", paragraphs=notes, tables=_parts(frames), files=files),
         Section(
             "Score against cost",
             paragraphs=["Blue: no other is both cheaper and better. Lines are 95 % intervals by group."]
@@ -242,7 +262,7 @@ def _write_page(
 
 
 def cost_figure(rows: Sequence[ComparedRow], costs: dict[str, Cost]) -> Figure | None:
-    """Draw accuracy on the first task against every cost that is known of two sides at least; None where none is."""
+    """Draw the main score on the first task against every cost that is known of at least two sides; None if none is."""
     from evaluation.report.figures import pareto_figure
 
     task = rows[0].joined.task
@@ -251,5 +271,7 @@ def cost_figure(rows: Sequence[ComparedRow], costs: dict[str, Cost]) -> Figure |
     known = {label: own for label, own in values.items() if sum(not math.isnan(value) for value in own) > 1}
     if not known:
         return None
-    scores = [row.joined.accuracy.pooled for row in shown]
-    return pareto_figure([row.side for row in shown], scores, known, f"accuracy, {task}")
+    main = rows[0].joined.main
+    scores = [row.joined.main_score.pooled for row in shown]
+    title = f"{HEADINGS[main]}, {task}"
+    return pareto_figure([row.side for row in shown], scores, known, title, lower_is_better=main in LOWER_IS_BETTER)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from evaluation.commands.summary import add_forms
 from evaluation.statistics.intervals import known
-from evaluation.tables.summary import TaskSummary, summarise, summary_table
+from evaluation.tables.summary import TaskSummary, show_summaries, summarise
 from vitrail.errors import UserError
 from vitrail.predictions import Predictions, refuse_kinds
 from vitrail.runtime import check_device
@@ -57,7 +57,7 @@ def run(options: argparse.Namespace, rest: Sequence[str] = ()) -> None:
     pretrained = {"true": True, "false": False}.get(options.pretrained.lower(), options.pretrained)
     encoder = ImageEncoder(options.backbone, options.image_size, pretrained)
     encoder.load_pretrained()
-    summary_table(linear_probe(datamodule, encoder)).show(as_markdown=options.markdown, as_json=options.json)
+    show_summaries(linear_probe(datamodule, encoder), as_markdown=options.markdown, as_json=options.json)
 
 
 def linear_probe(datamodule: ImageDataModule, encoder: ImageEncoder) -> list[TaskSummary]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import replace
 from pathlib import Path
 
 from evaluation.tables.summary import (
@@ -11,10 +10,8 @@ from evaluation.tables.summary import (
     joined_table,
     read_retrieval,
     retrieval_table,
-    scores_of_run,
-    scores_table,
+    show_summaries,
     summarise_run,
-    summary_table,
     wide_table,
 )
 from vitrail.console import Table
@@ -31,7 +28,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         action="store_true",
         help="the runs are seeds or folds of one experiment: their mean, standard deviation and intervals",
     )
-    command.add_argument("--wide", action="store_true", help="one row a run, one column a task, accuracies only")
+    command.add_argument("--wide", action="store_true", help="one row a run, one column a task, main scores only")
     command.add_argument(
         "--retrieval", action="store_true", help="how well images found their texts, and texts their images"
     )
@@ -63,15 +60,10 @@ def run(options: argparse.Namespace, rest: list[str]) -> None:
         _show(joined_table(join_summaries(options.runs, options.split)), options)
     else:
         rows = [row for path in options.runs for row in summarise_run(path, options.split)]
-        others = [row for path in options.runs for row in scores_of_run(path, options.split)]
-        if options.json:
-            values = [*summary_table(rows).values, *scores_table(others).values]
-            _show(replace(summary_table(rows), values=values), options)
-            return
-        if rows or not others:
-            _show(wide_table(rows) if options.wide else summary_table(rows), options)
-        if others:
-            _show(scores_table(others), options)
+        if options.wide:
+            _show(wide_table(rows), options)
+        else:
+            show_summaries(rows, as_markdown=options.markdown, as_json=options.json)
 
 
 def _show(table: Table, options: argparse.Namespace) -> None:

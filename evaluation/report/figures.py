@@ -178,7 +178,12 @@ def on_the_front(cost: NDArray[np.float64], score: NDArray[np.float64]) -> NDArr
 
 
 def pareto_figure(
-    names: Sequence[str], scores: Sequence[Estimate], costs: Mapping[str, Sequence[float]], score_name: str
+    names: Sequence[str],
+    scores: Sequence[Estimate],
+    costs: Mapping[str, Sequence[float]],
+    score_name: str,
+    *,
+    lower_is_better: bool = False,
 ) -> Figure:
     """Draw a panel for each cost, with the scores' intervals; models have numbers, listed below.
 
@@ -190,23 +195,26 @@ def pareto_figure(
         scores: of each.
         costs: N values by label of the axis, at least one label; NaN where not known.
         score_name: label of the scores' axis.
+        lower_is_better: whether low scores are good, as errors are; the axis then points down.
     """
     figure = blank_figure(0.3 + 4.4 * max(2, len(costs)), 3.6 + 0.2 * len(names))
     panels = figure.subplots(1, len(costs), squeeze=False, sharey=True)[0]
     for axes, (label, values) in zip(panels, costs.items(), strict=True):
-        _draw(axes, scores, np.asarray(values, dtype=np.float64))
+        _draw(axes, scores, np.asarray(values, dtype=np.float64), -1 if lower_is_better else 1)
         axes.set_xlabel(plain(label))
     panels[0].set_ylabel(plain(score_name))
+    if lower_is_better:
+        panels[0].invert_yaxis()  # shared by all
     listed = "\n".join(f"{number}  {name}" for number, name in enumerate(names, start=1))
     figure.supxlabel(plain(listed), fontsize=8, x=0.02, ha="left")
     return figure
 
 
-def _draw(axes: Any, scores: Sequence[Estimate], cost: NDArray[np.float64]) -> None:
+def _draw(axes: Any, scores: Sequence[Estimate], cost: NDArray[np.float64], sign: int) -> None:
     from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
     score = np.array([estimate.value for estimate in scores])
-    front = on_the_front(cost, score)
+    front = on_the_front(cost, sign * score)
     order = [place for place in np.argsort(cost, kind="stable") if front[place]]
     axes.plot(cost[order], score[order], color=_BLUE, linewidth=1, alpha=0.6, drawstyle="steps-post")
     for place, (value, (low, high)) in enumerate(scores):

@@ -18,13 +18,15 @@ from evaluation.report.figures import confusion_figure, reliability_figure
 from evaluation.report.images import ReadImage, rows_of, small_image, split_text
 from evaluation.report.page import Card, Section
 from evaluation.statistics.calibration import calibration_of, reliability_bins
-from evaluation.statistics.intervals import known, share_interval
+from evaluation.statistics.intervals import Estimate, Interval, known, share_interval
+from evaluation.statistics.scores import HEADINGS, TrainTargets
 from evaluation.tables.per_class import class_report, confusion_matrix
-from evaluation.tables.summary import TaskSummary, flattened, share, summarise, with_interval
+from evaluation.tables.summary import TaskSummary, flattened, number_text, score_text, share, summarise, with_interval
 from vitrail.files import read_csv
 from vitrail.predictions import Predictions
 from vitrail.runs import Run
 from vitrail.trust import file_name
+from vitrail.types import CLASS_KINDS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -204,21 +206,33 @@ _ALWAYS_IN_TOP = 3  # with this many classes every target is among the three lar
 
 
 def scores_section(
-    predictions: Predictions, class_counts: Mapping[str, Sequence[int]], run: str, split: str
+    predictions: Predictions, train: Mapping[str, TrainTargets | Sequence[int]], run: str, split: str
 ) -> Section:
-    """Accuracy and F1 of every task with intervals by group, next to the majority baseline."""
+    """Scores of every task with intervals by group, next to those of always predicting the same."""
     import pandas as pd
 
-    summaries = summarise(predictions, class_counts, run, split)
+    summaries = summarise(predictions, train, run, split)
+    kinds = dict.fromkeys(summary.kind for summary in summaries)
+    lead = "Intervals are 95 % and hold over other groups (physical objects) where there are any."
+    if CLASS_KINDS[0] in kinds:
+        lead += " Majority is the accuracy of always predicting the class that is most frequent in training."
+    if any(kind != CLASS_KINDS[0] for kind in kinds):
+        lead += (
+            " Constant is the score of the best prediction that is the same for every image, chosen on the training "
+            "data."
+        )
     paragraphs = [
-        "Intervals are 95 % and hold over other groups (physical objects) where there are any. Majority is the "
-        "accuracy of always predicting the class that is most frequent in training.",
+        lead,
         *(sentence for task in predictions.tasks for sentence in _degenerate(predictions, task)),
     ]
     if below := [summary.task for summary in summaries if summary.n and not summary.above_majority]:
-        paragraphs.append(f"Not shown to be better than always answering the majority class: {', '.join(below)}.")
-    rows = [_score_row(summary, len(predictions.tasks[summary.task])) for summary in summaries]
-    return Section(f"Scores on {split}", paragraphs=paragraphs, tables={f"scores_{split}": pd.DataFrame(rows)})
+        what = "answering the majority class" if set(kinds) <= set(CLASS_KINDS) else "predicting the same"
+        paragraphs.append(f"Not shown to be better than always {what}: {', '.join(below)}.")
+    tables = {}
+    for kind in kinds:
+        rows = [_score_row(one, len(predictions.tasks[one.task])) for one in summaries if one.kind == kind]
+        tables[f"scores_{split}{f'_{kind}' if len(kinds) > 1 else ''}"] = pd.DataFrame(rows)
+    return Section(f"Scores on {split}", paragraphs=paragraphs, tables=tables)
 
 
 def classes_section(predictions: Predictions, class_counts: Mapping[str, Sequence[int]], split: str) -> Section:
@@ -361,17 +375,20 @@ def calibration_section(predictions: Predictions, temperatures: Mapping[str, flo
 
 
 def _score_row(summary: TaskSummary, num_classes: int) -> dict[str, Any]:
-    trivial = num_classes <= _ALWAYS_IN_TOP
+    scores = dict(summary.scores)
+    if num_classes <= _ALWAYS_IN_TOP and "top3_accuracy" in scores:
+        scores["top3_accuracy"] = Estimate(math.nan, Interval(math.nan, math.nan))
+    one_class = summary.kind == "single_label"
+    constant = {f"constant {HEADINGS[name]}": number_text(name, value) for name, value in summary.constant.items()}
+    what = {"single_label": "classes", "ordinal": "classes", "multi_label": "labels", "regression": ""}[summary.kind]
     return {
         "task": summary.task,
         "n": summary.n,
         "groups": summary.groups,
-        "classes": num_classes,
-        "majority": share(summary.majority),
-        "accuracy [95 %]": with_interval(summary.accuracy, summary.accuracy_interval),
-        "macro F1 [95 %]": with_interval(summary.f1_macro, summary.f1_macro_interval),
-        "weighted F1 [95 %]": with_interval(summary.f1_weighted, summary.f1_weighted_interval),
-        "top-3 [95 %]": "–" if trivial else with_interval(summary.top3_accuracy, summary.top3_interval),
+        **({what: num_classes} if what else {}),
+        **({"majority": share(summary.majority)} if one_class else {}),
+        **{f"{HEADINGS[name]} [95 %]": score_text(name, score) for name, score in scores.items()},
+        **({} if one_class else constant),
         "note": summary.note,
     }
 
@@ -379,6 +396,8 @@ def _score_row(summary: TaskSummary, num_classes: int) -> dict[str, Any]:
 def _degenerate(predictions: Predictions, task: str) -> list[str]:
     """What makes the scores of a task meaningless."""
     rows = known(predictions.targets[task])
+    if predictions.kind(task) not in CLASS_KINDS:
+        return []
     occur = np.unique(predictions.targets[task][rows])
     if len(occur) != 1:
         return []

@@ -1,12 +1,14 @@
 """Statistics of predictions with intervals that respect groups.
 
-Images of one physical object are not independent, so an interval by image is too narrow. Three intervals, each checked
+Images of one physical object are not independent, so an interval by image is too narrow. Four intervals, each checked
 by simulation (``tests/evaluation/statistics/test_coverage.py``):
 
 * Shares (accuracy, recall, a mean of scores from 0 to 1): ``share_interval``, in closed form. Wilson's interval (JASA
   22, 1927) of as many independent trials as the grouped sample is worth (Korn & Graubard, Survey Methodology 24, 1998).
-* Other statistics (macro F1, a harmonic mean): Student's interval with the standard error of a bootstrap of whole
-  groups (Efron & Tibshirani, An Introduction to the Bootstrap, 1993; Field & Welsh, JRSS B 69, 2007).
+* Means of errors in the units of the data: ``mean_interval``, Student's with the same variance.
+* Other statistics (macro F1, average precision, kappa, errors in the units of the data): Student's interval with the
+  standard error of a bootstrap of whole groups (Efron & Tibshirani, An Introduction to the Bootstrap, 1993; Field &
+  Welsh, JRSS B 69, 2007), cut to the range of the statistic.
 * Ranks: percentiles of that bootstrap, moved outwards for few groups (Hesterberg, The American Statistician 69, 2015).
 
 Targets equal to ``UNKNOWN`` are left out by ``known``; everything else expects known targets only.
@@ -81,11 +83,11 @@ def in_top_k(targets: NDArray[np.int64], logits: NDArray[np.float32], k: int) ->
 
 
 @dataclass(frozen=True)
-class Share:
-    """The weighted mean of what each sample scored, as a function of sample weights (a ``Statistic``).
+class Mean:
+    """The weighted mean of a number of each sample, as a function of sample weights (a ``Statistic``).
 
     Attributes:
-        scores: float64 ``(N,)``, each from 0 to 1.
+        scores: float64 ``(N,)``.
     """
 
     scores: NDArray[np.float64]
@@ -94,6 +96,11 @@ class Share:
         """Return the means for weights ``(R, N)``, float64 ``(R,)``."""
         values: NDArray[np.float64] = weights @ self.scores / weights.sum(axis=1)
         return values
+
+
+@dataclass(frozen=True)
+class Share(Mean):
+    """A ``Mean`` of scores that are each from 0 to 1."""
 
 
 def accuracy_statistic(targets: NDArray[np.int64], predicted: NDArray[np.int64]) -> Share:
@@ -141,11 +148,13 @@ def group_interval(
     seed: int = 0,
     level: float = 0.95,
     percentiles: bool = False,
+    bounds: tuple[float, float] = (0.0, 1.0),
 ) -> Interval:
-    """Return the interval of a statistic between 0 and 1 over other groups.
+    """Return the interval of a statistic over other groups.
 
     Args:
-        statistic: from sample weights ``(R, N)`` to ``(R,)``. A ``Share`` has ``share_interval``, without resampling.
+        statistic: from sample weights ``(R, N)`` to ``(R,)``. A ``Share`` has ``share_interval`` and a ``Mean``
+            ``mean_interval``, without resampling.
         groups: ``(N,)``, the group of each sample.
         n_resamples: of the bootstrap; more give steadier ends.
         seed: of the resamples.
@@ -154,30 +163,55 @@ def group_interval(
             around the value with the standard deviation of the resamples. Its quantile has as many degrees of freedom
             as there are groups of equal size that would be worth as much (Kish), less one. Percentiles would shift the
             interval twice where a statistic is biased in small samples, as macro F1 of small classes is.
+        bounds: lowest and highest value that the statistic can have; infinite where there is no limit.
 
     Returns:
-        Wilson's interval of as many trials as effective groups where all resamples are equal: the data then show
-        nothing of their spread. NaN for no samples.
+        Where all resamples are equal, the data show nothing of their spread: Wilson's interval of as many trials as
+        effective groups, stretched to finite bounds, and NaN without such bounds. NaN for no samples, and where the
+        statistic, or that of half of the resamples, is not defined (NaN).
     """
-    from scipy.special import stdtrit
-
-    if isinstance(statistic, Share):
-        return share_interval(statistic.scores, groups, level)
+    if isinstance(statistic, Mean):
+        is_share = isinstance(statistic, Share)
+        return (
+            share_interval(statistic.scores, groups, level)
+            if is_share
+            else mean_interval(statistic.scores, groups, level, bounds)
+        )
     if not len(groups):
         return Interval(math.nan, math.nan)
     index, sizes = _by_group(groups)
     resampled = resamples(statistic, index, n_resamples, seed=seed)
-    if np.ptp(resampled) < 1e-12:
-        return wilson(float(resampled[0]), effective_groups(sizes), level)
+    value = float(statistic(np.ones((1, len(groups))))[0])
+    resampled = resampled[~np.isnan(resampled)]
+    if math.isnan(value) or len(resampled) < n_resamples / 2:
+        return Interval(math.nan, math.nan)
+    if np.ptp(resampled) <= 1e-12 * max(1.0, abs(value)):
+        return _of_no_spread(value, sizes, level, bounds)
     if percentiles:
         tail = _expanded_tail((1 - level) / 2, len(sizes))
         low, high = np.quantile(resampled, [tail, 1 - tail])
         return Interval(float(low), float(high))
-    value = float(statistic(np.ones((1, len(groups))))[0])
     # A resample of G groups spreads by (G - 1) / G of the variance.
     spread = float(resampled.std(ddof=1)) * math.sqrt(len(sizes) / (len(sizes) - 1))
+    return _student(value, spread, sizes, level, bounds)
+
+
+def _student(
+    value: float, spread: float, sizes: NDArray[np.float64], level: float, bounds: tuple[float, float]
+) -> Interval:
+    """Student's interval of a value with a standard error, from groups of these sizes."""
+    from scipy.special import stdtrit
+
     half = float(stdtrit(max(effective_groups(sizes) - 1, 1), (1 + level) / 2)) * spread
-    return Interval(max(0.0, value - half), min(1.0, value + half))
+    return Interval(max(bounds[0], value - half), min(bounds[1], value + half))
+
+
+def _of_no_spread(value: float, sizes: NDArray[np.float64], level: float, bounds: tuple[float, float]) -> Interval:
+    lowest, span = bounds[0], bounds[1] - bounds[0]
+    if math.isinf(span):
+        return Interval(math.nan, math.nan)
+    low, high = wilson((value - lowest) / span, effective_groups(sizes), level)
+    return Interval(lowest + span * low, lowest + span * high)
 
 
 def resamples(statistic: Statistic, groups: NDArray[Any], n_resamples: int, *, seed: int = 0) -> NDArray[np.float64]:
@@ -197,11 +231,18 @@ def resamples(statistic: Statistic, groups: NDArray[Any], n_resamples: int, *, s
 
 
 def estimate(
-    statistic: Statistic, groups: NDArray[Any], n_resamples: int = 5_000, *, seed: int = 0, percentiles: bool = False
+    statistic: Statistic,
+    groups: NDArray[Any],
+    n_resamples: int = 5_000,
+    *,
+    seed: int = 0,
+    percentiles: bool = False,
+    bounds: tuple[float, float] = (0.0, 1.0),
 ) -> Estimate:
     """Return a statistic of all samples with its interval by ``group_interval``."""
     value = float(statistic(np.ones((1, len(groups))))[0])
-    return Estimate(value, group_interval(statistic, groups, n_resamples, seed=seed, percentiles=percentiles))
+    interval = group_interval(statistic, groups, n_resamples, seed=seed, percentiles=percentiles, bounds=bounds)
+    return Estimate(value, interval)
 
 
 def share_interval(scores: NDArray[np.float64], groups: NDArray[Any], level: float = 0.95) -> Interval:
@@ -233,6 +274,35 @@ def share_interval(scores: NDArray[np.float64], groups: NDArray[Any], level: flo
     upper = (1 + level) / 2
     shrink = float(ndtri(upper) / stdtrit(len(sizes) - 1, upper))
     return wilson(share, max(1.0, share * (1 - share) / variance) * shrink * shrink, level)
+
+
+def mean_interval(
+    scores: NDArray[np.float64],
+    groups: NDArray[Any],
+    level: float = 0.95,
+    bounds: tuple[float, float] = (-math.inf, math.inf),
+) -> Interval:
+    """Return Student's interval of a mean of numbers over other groups, with ``variance_of_mean``.
+
+    Args:
+        scores: ``(N,)``, in any units.
+        groups: ``(N,)``, the group of each sample.
+        level: of the interval.
+        bounds: of the mean.
+
+    Returns:
+        For fewer than two groups, and where the numbers do not vary, as ``group_interval`` where all resamples are
+        equal.
+    """
+    if not len(scores):
+        return Interval(math.nan, math.nan)
+    index, sizes = _by_group(groups)
+    mean, variance = float(scores.mean()), variance_of_mean(scores, index)
+    return (
+        _student(mean, math.sqrt(variance), sizes, level, bounds)
+        if variance
+        else _of_no_spread(mean, sizes, level, bounds)
+    )
 
 
 def variance_of_mean(scores: NDArray[np.float64], groups: NDArray[Any]) -> float:
@@ -299,15 +369,17 @@ def wilson(share: float, trials: float, level: float = 0.95) -> Interval:
     return Interval(centre - half if share > 0 else 0.0, centre + half if share < 1 else 1.0)
 
 
-def student_interval(values: Sequence[float], level: float = 0.95) -> Interval:
-    """Return Student's interval of the mean of shares from independent runs, cut to 0 … 1; NaN for fewer than two."""
+def student_interval(
+    values: Sequence[float], level: float = 0.95, bounds: tuple[float, float] = (0.0, 1.0)
+) -> Interval:
+    """Return Student's interval of the mean score of independent runs, cut to ``bounds``; NaN for fewer than two."""
     from scipy.special import stdtrit
 
     if len(values) < 2:
         return Interval(math.nan, math.nan)
     mean, spread = float(np.mean(values)), float(np.std(values, ddof=1))
     half = float(stdtrit(len(values) - 1, (1 + level) / 2)) * spread / math.sqrt(len(values))
-    return Interval(max(0.0, mean - half), min(1.0, mean + half))
+    return Interval(max(bounds[0], mean - half), min(bounds[1], mean + half))
 
 
 def majority_baseline(targets: NDArray[np.int64], train_counts: Sequence[int] | None = None) -> Baseline:

@@ -1,11 +1,13 @@
 """Paired comparison of two models on the same test samples: differences, tests, and corrections for several.
 
-* Difference with its interval by group: Tango's for accuracy, a bootstrap with the same resamples for both models for
-  macro F1 (``pooled.paired_difference``).
+* Difference with its interval by group: Tango's for shares as accuracy, Student's for mean errors, a bootstrap with the
+  same resamples for both models for others, as macro F1 and mAP (``pooled.paired_difference``).
 * Exact test by group: under the null hypothesis the models are exchangeable, so every group's difference could as well
   have the other sign (a randomisation test; Good, Permutation, Parametric and Bootstrap Tests of Hypotheses, 2005).
   With single samples as groups it is McNemar's exact test; with few groups it cannot reach small p-values, whatever
   the differences, which is as it should be: five objects are never enough for p < .05.
+  Errors of regression are compared in the same way, mean absolute error being a mean over samples, too. For mAP, which
+  is none, there is no such test: the interval alone decides.
 * McNemar (Psychometrika 12, 1947), exact: the cross-check, which takes samples for independent.
 * Several comparisons: Holm, Scandinavian Journal of Statistics 6 (1979).
 * Interval over seeds: a test set shows how sure a difference between these very models is, not what other seeds would
@@ -14,22 +16,25 @@
   spread is taken for that of the others (Student).
 
 Two models differ clearly only where the interval leaves out 0 and the test by group has p < .05: with few groups either
-alone is too bold at times. Of several seeds the interval over seeds must leave out 0 as well.
+alone is too bold at times (where there is a test). Of several seeds the interval over seeds must leave out 0 as well.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluation.statistics.intervals import Estimate, Interval, f1_statistic, known, share_statistic
-from evaluation.statistics.pooled import in_order_of, mean_statistic, paired_difference, repetitions
+from evaluation.statistics.intervals import Estimate, Interval, Mean, Statistic
+from evaluation.statistics.pooled import in_order_of, mean_statistic, paired_difference, repetitions, same_outputs
+from evaluation.statistics.scores import HEADINGS, LOWER_IS_BETTER, MAIN, NAMES, scores_of
 from vitrail.errors import UserError
 from vitrail.predictions import Predictions
+from vitrail.types import CLASS_KINDS, TaskKind
 
 
 def seed_interval(
@@ -64,6 +69,18 @@ ALPHA = 0.05
 """Level of the tests."""
 
 
+class PairedScore(NamedTuple):
+    """One score of two models, or two sets of runs, on the same samples.
+
+    Attributes:
+        values: of the first and the second; NaN for no samples.
+        difference: first less second, with its 95 % interval by group.
+    """
+
+    values: tuple[float, float]
+    difference: Estimate
+
+
 @dataclass(frozen=True)
 class PairedComparison:
     """Two models, or two sets of runs, on the same samples of one task.
@@ -73,63 +90,100 @@ class PairedComparison:
         task: name of the task.
         n: samples with a known target.
         groups: different groups among them.
-        accuracy: of each, 0 to 1; NaN for no samples.
-        f1_macro: of each, 0 to 1; NaN for no samples.
-        accuracy_difference: first less second, -1 to 1, with its 95 % interval by group; above 0 the first is better.
-        f1_macro_difference: the same of macro F1.
-        over_seeds: of the difference of accuracy, 95 % interval over the runs' seeds; NaN where both sides have one.
-        p_value: of equal accuracy, exact test by group.
-        only_first_right: samples that only the first answered rightly; None where a side is several runs.
+        scores: by name, the main one first (``statistics.scores``).
+        over_seeds: of the difference of the main score, 95 % interval over the runs' seeds; NaN where both sides have
+            one.
+        p_value: of equal main scores, test by group; NaN where the main score is no mean over samples, as mAP, of which
+            the interval alone decides.
+        only_first_right: samples that only the first answered rightly; None where a side is several runs, and of
+            multi-label and regression tasks.
         only_second_right: samples that only the second answered rightly; likewise.
-        mcnemar_p: of equal accuracy, exact, as if samples were independent; NaN where a side is several runs.
+        mcnemar_p: of equal accuracy, exact, as if samples were independent; NaN likewise.
+        single: whether each side is a single run, which shows nothing of what its method gives with other seeds.
+        kind: of the task.
     """
 
     names: tuple[str, str]
     task: str
     n: int
     groups: int
-    accuracy: tuple[float, float]
-    f1_macro: tuple[float, float]
-    accuracy_difference: Estimate
-    f1_macro_difference: Estimate
+    scores: Mapping[str, PairedScore]
     over_seeds: Interval
     p_value: float
     only_first_right: int | None
     only_second_right: int | None
     mcnemar_p: float
+    single: bool = True
+    kind: TaskKind = "single_label"
 
     @property
-    def single(self) -> bool:
-        """Whether each side is a single run, which shows nothing of what its method gives with other seeds."""
-        return self.only_first_right is not None
+    def main(self) -> str:
+        """Name of the main score."""
+        return MAIN[self.kind]
+
+    @property
+    def difference(self) -> Estimate:
+        """Of the main score, first less second."""
+        return self.scores[self.main].difference
+
+    @property
+    def accuracy(self) -> tuple[float, float]:
+        """Of each, of single-label and ordinal tasks."""
+        return self.scores["accuracy"].values
+
+    @property
+    def f1_macro(self) -> tuple[float, float]:
+        """Of each, of tasks with classes or labels."""
+        return self.scores["f1_macro"].values
+
+    @property
+    def accuracy_difference(self) -> Estimate:
+        """First less second, with its 95 % interval by group."""
+        return self.scores["accuracy"].difference
+
+    @property
+    def f1_macro_difference(self) -> Estimate:
+        """First less second, with its 95 % interval by group."""
+        return self.scores["f1_macro"].difference
+
+    @property
+    def first_is_better(self) -> bool:
+        """Whether the first has the better main score here, however small the difference."""
+        value = self.difference.value
+        return value < 0 if self.main in LOWER_IS_BETTER else value > 0
 
     def differs(self, p_value: float | None = None) -> bool:
-        """Return whether the data show which has the higher accuracy: which model, of single runs, not which method.
+        """Return whether the data show which has the better main score: which model, of single runs, not which method.
 
         Args:
-            p_value: corrected for several comparisons (``holm``); by default this comparison's own.
+            p_value: corrected for several comparisons (``holm``); by default this comparison's own. NaN where there is
+                no test.
         """
-        low, high = self.accuracy_difference.interval
+        low, high = self.difference.interval
         p_value = self.p_value if p_value is None else p_value
         may_be_the_seed = self.over_seeds.low <= 0 <= self.over_seeds.high
-        return bool((low > 0 or high < 0) and p_value < ALPHA and not may_be_the_seed)
+        return bool((low > 0 or high < 0) and not p_value >= ALPHA and not may_be_the_seed)
 
     def verdict(self, p_value: float | None = None) -> str:
         """Return a sentence: which is better, or that they do not differ clearly; ``p_value`` as in ``differs``."""
         first, second = self.names
         if not self.n:
             return f"{first} and {second} cannot be compared on '{self.task}': no sample has a known target."
-        low, high = self.accuracy_difference.interval
+        form = "+.4g" if self.main in LOWER_IS_BETTER else "+.3f"
+        low, high = self.difference.interval
         shown = self.p_value if p_value is None else p_value
         seeds = self.over_seeds
-        over_seeds = "" if math.isnan(seeds.low) else f"over seeds [{seeds.low:+.3f}, {seeds.high:+.3f}], "
+        over_seeds = "" if math.isnan(seeds.low) else f"over seeds [{seeds.low:{form}}, {seeds.high:{form}}], "
+        tested = "no test, by the interval alone" if math.isnan(shown) else f"p = {shown:.3g}"
+        what = "" if self.main == "accuracy" else f" of {HEADINGS[self.main]}"
+        interval = "" if math.isnan(low) else f" [{low:{form}}, {high:{form}}]"
         basis = (
-            f"difference {self.accuracy_difference.value:+.3f} [{low:+.3f}, {high:+.3f}], {over_seeds}p = {shown:.3g}, "
+            f"difference{what} {self.difference.value:{form}}{interval}, {over_seeds}{tested}, "
             f"n = {self.n} of {self.groups} groups"
         )
         if not self.differs(p_value):
             return f"{first} and {second} do not differ clearly on '{self.task}' ({basis})."
-        better, worse = self.names if low > 0 else (second, first)
+        better, worse = self.names if self.first_is_better else (second, first)
         if self.single:
             return (
                 f"{better} is a better model than {worse} on '{self.task}' ({basis}); whether its method is better, "
@@ -175,46 +229,65 @@ def compare_joined(
     sides = [_whole(runs, task, name) for runs, name in zip((first, second), names, strict=True)]
     base = sides[0][0]
     sides[1] = [in_order_of(base, run, task, (f"in {names[0]}", f"in {names[1]}")) for run in sides[1]]
-    rows = known(base.targets[task])
-    targets, groups = base.targets[task][rows], base.groups[rows]
+    rows, kind = base.known(task), base.kind(task)
+    groups, single = base.groups[rows], all(len(side) == 1 for side in sides)
     if not len(rows):
-        nan, unknown = math.nan, Interval(math.nan, math.nan)
-        none, pair = Estimate(nan, unknown), (nan, nan)
-        return PairedComparison(names, task, 0, 0, pair, pair, none, none, unknown, nan, 0, 0, nan)
-    predicted = [np.stack([run.predicted(task)[rows] for run in side]) for side in sides]
-    hits = [side == targets for side in predicted]
-    right = [hit.mean(axis=0) for hit in hits]
-    f1 = [mean_statistic([f1_statistic(targets, run) for run in side]) for side in predicted]
-    plain_f1 = [float(statistic(np.ones((1, len(rows))))[0]) for statistic in f1]
-    single = all(len(side) == 1 for side in sides)
-    only = [int((right[0] > right[1]).sum()), int((right[1] > right[0]).sum())]
+        nothing = Interval(math.nan, math.nan)
+        empty = dict.fromkeys(NAMES[kind], PairedScore((math.nan, math.nan), Estimate(math.nan, nothing)))
+        return PairedComparison(names, task, 0, 0, empty, nothing, math.nan, None, None, math.nan, single, kind)
+    scores = [[scores_of(run, task) for run in side] for side in sides]
+    agree = all(same_outputs(base, run, task) for side in sides for run in side)
+    found = {}
+    for name, one in scores[0][0].items():
+        first_mean, second_mean = (mean_statistic([own[name].statistic for own in side]) for side in scores)
+        same = agree
+        if isinstance(first_mean, Mean) and isinstance(second_mean, Mean):
+            same = np.array_equal(first_mean.scores, second_mean.scores)
+        found[name] = PairedScore(
+            (_of_all(first_mean, len(rows)), _of_all(second_mean, len(rows))),
+            paired_difference(
+                first_mean,
+                second_mean,
+                groups,
+                same,
+                min(n_resamples, one.resamples),
+                seed=seed,
+                bounds=one.bounds,
+            ),
+        )
+    main = [[own[MAIN[kind]].statistic for own in side] for side in scores]
+    only, p_value = None, math.nan
+    if kind in CLASS_KINDS:
+        hits = [np.stack([run.predicted(task)[rows] == base.targets[task][rows] for run in side]) for side in sides]
+        p_value = sign_flip_p(_by_group(hits, groups))
+        if single:
+            only = int((hits[0] & ~hits[1]).sum()), int((hits[1] & ~hits[0]).sum())
+    elif all(isinstance(one, Mean) for side in main for one in side):
+        losses = [mean_statistic(side) for side in main]
+        differences = losses[0].scores - losses[1].scores  # type: ignore[attr-defined]
+        p_value = sign_flip_p(np.bincount(np.unique(groups.astype(str), return_inverse=True)[1], weights=differences))
     return PairedComparison(
         names=names,
         task=task,
         n=len(rows),
         groups=len(set(groups.tolist())),
-        accuracy=(float(right[0].mean()), float(right[1].mean())),
-        f1_macro=(plain_f1[0], plain_f1[1]),
-        accuracy_difference=paired_difference(
-            share_statistic(right[0]),
-            share_statistic(right[1]),
-            groups,
-            np.array_equal(right[0], right[1]),
-            n_resamples,
-            seed=seed,
-        ),
-        f1_macro_difference=paired_difference(
-            f1[0], f1[1], groups, np.array_equal(predicted[0], predicted[1]), n_resamples, seed=seed
-        ),
+        scores=found,
         over_seeds=seed_interval(
-            *(hit.mean(axis=1).tolist() for hit in hits),
-            same_answers=all(bool((side == side[:1]).all()) for side in predicted),
+            [_of_all(one, len(rows)) for one in main[0]],
+            [_of_all(one, len(rows)) for one in main[1]],
+            same_answers=all(same_outputs(side[0], run, task) for side in sides for run in side[1:]),
         ),
-        p_value=sign_flip_p(_by_group(hits, groups)),
-        only_first_right=only[0] if single else None,
-        only_second_right=only[1] if single else None,
-        mcnemar_p=mcnemar_p(only[0], only[1]) if single else math.nan,
+        p_value=p_value,
+        only_first_right=None if only is None else only[0],
+        only_second_right=None if only is None else only[1],
+        mcnemar_p=math.nan if only is None else mcnemar_p(*only),
+        single=single,
+        kind=kind,
     )
+
+
+def _of_all(statistic: Statistic, n: int) -> float:
+    return float(statistic(np.ones((1, n)))[0])
 
 
 def mcnemar_p(only_first_right: int, only_second_right: int) -> float:
@@ -225,16 +298,46 @@ def mcnemar_p(only_first_right: int, only_second_right: int) -> float:
     return float(binomtest(only_first_right, total).pvalue) if total else 1.0
 
 
-def sign_flip_p(differences: NDArray[np.int64]) -> float:
-    """Return the two-sided exact p-value that differences of independent groups could as well have the other sign.
+_EXACT_SIGNS = 16
+"""Groups of which all signs of differences that are no whole numbers are tried; of more groups, a sample."""
+
+_SAMPLED_SIGNS = 100_000
+
+
+def sign_flip_p(differences: NDArray[Any], *, seed: int = 0) -> float:
+    """Return the two-sided p-value that differences of independent groups could as well have the other sign.
+
+    Exact for whole numbers and for up to 16 groups that differ, otherwise of 100,000 sampled signs, the signs as they
+    are counted among them (Phipson & Smyth, Statistical Applications in Genetics and Molecular Biology 9, 2010).
 
     Args:
-        differences: int64 ``(G,)``, how many more right predictions the first model has in each group.
+        differences: int64 ``(G,)``, how many more right predictions the first model has in each group; or float64, how
+            much larger its sum of losses is.
+        seed: of sampled signs.
     """
+    differing = differences[differences != 0]
+    if differing.dtype.kind != "f":
+        return _whole_sign_flip_p(differing)
+    if not len(differing):
+        return 1.0
+    observed = abs(float(differing.sum())) * (1 - 1e-9)
+    if len(differing) <= _EXACT_SIGNS:
+        numbers = np.arange(2 ** len(differing))[:, None]
+        signs = 1.0 - 2.0 * ((numbers >> np.arange(len(differing))) & 1)
+        return float((np.abs(signs @ differing) >= observed).mean())
+    rng, extreme, rows = np.random.default_rng(seed), 1, max(1, 4_000_000 // len(differing))
+    for start in range(0, _SAMPLED_SIGNS, rows):
+        size = min(rows, _SAMPLED_SIGNS - start), len(differing)
+        signs = rng.integers(2, size=size, dtype=np.int8) * 2.0 - 1.0
+        extreme += int((np.abs(signs @ differing) >= observed).sum())
+    return extreme / (_SAMPLED_SIGNS + 1)
+
+
+def _whole_sign_flip_p(differences: NDArray[np.int64]) -> float:
     from scipy.signal import fftconvolve
     from scipy.stats import binom
 
-    sizes, counts = np.unique(np.abs(differences[differences != 0]), return_counts=True)
+    sizes, counts = np.unique(np.abs(differences), return_counts=True)
     chances = np.ones(1)
     # The sum of m signs times s is s · (2 · heads − m): one binomial a size, then the sum of independent ones.
     for size, count in zip(sizes.tolist(), counts.tolist(), strict=True):

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -21,24 +21,29 @@ from numpy.typing import NDArray
 from evaluation.statistics.intervals import (
     Estimate,
     Interval,
+    Mean,
     Share,
     Statistic,
-    accuracy_statistic,
-    estimate,
-    f1_statistic,
     group_interval,
-    known,
     student_interval,
     variance_of_mean,
     wilson,
 )
+from evaluation.statistics.scores import MAIN, NAMES, scores_of
 from vitrail.errors import UserError
 from vitrail.predictions import Predictions, concatenate
-from vitrail.types import UNKNOWN
+from vitrail.types import CLASS_KINDS, UNKNOWN, TaskKind
 
 
 def paired_difference(
-    later: Statistic, earlier: Statistic, groups: NDArray[Any], agree: bool, n_resamples: int = 5_000, *, seed: int = 0
+    later: Statistic,
+    earlier: Statistic,
+    groups: NDArray[Any],
+    agree: bool,
+    n_resamples: int = 5_000,
+    *,
+    seed: int = 0,
+    bounds: tuple[float, float] = (0.0, 1.0),
 ) -> Estimate:
     """Return the difference of a statistic of two models on the same N samples, with its 95 % interval by group.
 
@@ -46,27 +51,31 @@ def paired_difference(
     of other statistics both models have the same resamples.
 
     Args:
-        later: of the one model, from 0 to 1.
+        later: of the one model.
         earlier: of the other; it is subtracted.
         groups: ``(N,)``, the group of each sample.
         agree: whether the models predict every sample alike. No resample can differ then: the interval is that of as
-            many trials as groups in which none differed (Wilson), to both sides.
+            many trials as groups in which none differed (Wilson), to both sides; NaN without finite bounds.
         n_resamples: of the bootstrap.
         seed: of the bootstrap.
+        bounds: lowest and highest value of the statistic.
     """
+    span = bounds[1] - bounds[0]
+    difference: Statistic
+    if isinstance(later, Mean) and isinstance(earlier, Mean):
+        difference = Mean(later.scores - earlier.scores)
+    else:
 
-    def shifted(weights: NDArray[np.float64]) -> NDArray[np.float64]:
-        # From 0 to 1, for which the bootstrap is made.
-        return (later(weights) - earlier(weights) + 1) / 2
+        def difference(weights: NDArray[np.float64]) -> NDArray[np.float64]:
+            return later(weights) - earlier(weights)
 
-    value = 2 * float(shifted(np.ones((1, len(groups))))[0]) - 1
+    value = float(difference(np.ones((1, len(groups))))[0])
     if agree:
-        most = wilson(0.0, len(np.unique(groups))).high
+        most = math.nan if math.isinf(span) else span * wilson(0.0, len(np.unique(groups))).high
         return Estimate(value, Interval(-most, most))
     if isinstance(later, Share) and isinstance(earlier, Share):
         return Estimate(value, paired_share_interval(later.scores - earlier.scores, groups))
-    low, high = group_interval(shifted, groups, n_resamples, seed=seed)
-    return Estimate(value, Interval(2 * low - 1, 2 * high - 1))
+    return Estimate(value, group_interval(difference, groups, n_resamples, seed=seed, bounds=(-span, span)))
 
 
 def paired_share_interval(differences: NDArray[np.float64], groups: NDArray[Any], level: float = 0.95) -> Interval:
@@ -131,6 +140,8 @@ def in_order_of(
     def refused(what: str) -> UserError:
         return UserError(f"predictions {labels[1]} and {labels[0]}: {what}; test both on the same data")
 
+    if (kind := before.kind(task)) != after.kind(task):
+        raise refused(f"task '{task}' is {after.kind(task)} {labels[0]} and {kind} {labels[1]}")
     classes = [list(predictions.tasks.get(task, [])) for predictions in (after, before)]
     if classes[0] != classes[1]:
         raise refused(f"the classes of '{task}' differ: {_first_difference(classes[0], classes[1], labels)}")
@@ -143,7 +154,8 @@ def in_order_of(
     if differing:
         raise refused(f"the samples differ: {', '.join(differing)}")
     ordered = before.take(np.array([row_of[name] for name in names], dtype=np.int64))
-    bad = np.flatnonzero(ordered.targets[task] != after.targets[task])
+    same = np.isclose(ordered.targets[task], after.targets[task], rtol=0, atol=0, equal_nan=True)
+    bad = np.flatnonzero(~(same.all(axis=1) if same.ndim > 1 else same))
     if bad.size:
         first = names[bad[0]]
         raise refused(f"{bad.size} of {len(names)} samples have another target of '{task}', first '{first}'")
@@ -162,7 +174,7 @@ Kind = Literal["one run", "seeds", "folds", "seeds and folds"]
 
 @dataclass(frozen=True)
 class JoinedScore:
-    """One score of several runs, 0 to 1, higher is better.
+    """One score of several runs.
 
     Attributes:
         values: of each run, on its own test samples; NaN where it has none with a known target.
@@ -191,8 +203,8 @@ class JoinedRuns:
         n: different samples with a known target in all test sets together.
         groups: different groups among them.
         unanswered: how many of them have no prediction and so count as wrong; the mean over seeds.
-        accuracy: share of right predictions.
-        f1_macro: mean F1 over classes.
+        scores: by name, the main one first (``statistics.scores``).
+        task_kind: of the task.
     """
 
     kind: Kind
@@ -201,8 +213,28 @@ class JoinedRuns:
     n: int
     groups: int
     unanswered: float
-    accuracy: JoinedScore
-    f1_macro: JoinedScore
+    scores: Mapping[str, JoinedScore]
+    task_kind: TaskKind = "single_label"
+
+    @property
+    def main(self) -> str:
+        """Name of the main score."""
+        return MAIN[self.task_kind]
+
+    @property
+    def main_score(self) -> JoinedScore:
+        """The score by which models are compared."""
+        return self.scores[self.main]
+
+    @property
+    def accuracy(self) -> JoinedScore:
+        """Share of right predictions, of single-label and ordinal tasks."""
+        return self.scores["accuracy"]
+
+    @property
+    def f1_macro(self) -> JoinedScore:
+        """Mean F1 over classes or labels."""
+        return self.scores["f1_macro"]
 
 
 def join_runs(
@@ -229,17 +261,17 @@ def join_runs(
         (False, True): "folds",
         (True, True): "seeds and folds",
     }
-    rows = known(whole[0].targets[task])
-    bootstrap = (n_resamples, seed)
+    rows, kind = whole[0].known(task), whole[0].kind(task)
+    without = [(run.predicted(task)[rows] == UNKNOWN).sum() for run in whole] if kind in CLASS_KINDS else [0]
     return JoinedRuns(
         kind=kinds.get(several, "one run"),
         task=task,
         runs=tuple(names),
         n=len(rows),
         groups=len(set(whole[0].groups[rows].tolist())),
-        unanswered=float(np.mean([(run.predicted(task)[rows] == UNKNOWN).sum() for run in whole])),
-        accuracy=_score(runs, whole, task, accuracy_statistic, bootstrap),
-        f1_macro=_score(runs, whole, task, f1_statistic, bootstrap),
+        unanswered=float(np.mean(without)),
+        scores=_scores(runs, whole, task, (n_resamples, seed)),
+        task_kind=kind,
     )
 
 
@@ -276,10 +308,11 @@ def repetitions(runs: Sequence[Predictions], task: str, names: Sequence[str]) ->
 
 
 def mean_statistic(statistics: Sequence[Statistic]) -> Statistic:
-    """Return the mean of several statistics of the same samples; of shares a share."""
-    shares = [single.scores for single in statistics if isinstance(single, Share)]
-    if len(shares) == len(statistics):
-        return Share(np.mean(shares, axis=0))
+    """Return the mean of several statistics of the same samples; of means a mean, of shares a share."""
+    means = [single.scores for single in statistics if isinstance(single, Mean)]
+    if len(means) == len(statistics):
+        kind = Share if all(isinstance(single, Share) for single in statistics) else Mean
+        return kind(np.mean(means, axis=0))
 
     def statistic(weights: NDArray[np.float64]) -> NDArray[np.float64]:
         values: NDArray[np.float64] = np.mean([single(weights) for single in statistics], axis=0)
@@ -309,7 +342,21 @@ def _by_samples(runs: Sequence[Predictions], names: Sequence[str]) -> list[list[
 
 
 def _with_common_classes(runs: Sequence[Predictions], task: str, names: Sequence[str]) -> list[Predictions]:
-    """The runs with this task alone and all its classes: as they are where all have the same, else by name."""
+    """The runs with this task alone and all its classes: as they are where all have the same, else by name.
+
+    Labels are counted from each fold's own thresholds (the logit of a probability less that of the threshold): folds
+    choose different ones, and the threshold of all together is 0.5.
+    """
+    kind = runs[0].kind(task)
+    if other := [name for run, name in zip(runs, names, strict=True) if run.kind(task) != kind]:
+        raise UserError(f"runs to join: '{task}' is {kind} in {names[0]} and not in {other[0]}; join runs of one kind")
+    if kind == "multi_label":
+        runs = [_from_thresholds(run, task) for run in runs]
+    if kind == "regression":
+        kept = {task: list(runs[0].tasks[task])}
+        return [
+            replace(run, tasks=kept, targets={task: run.targets[task]}, logits={task: run.logits[task]}) for run in runs
+        ]
     for run, name in zip(runs[1:], names[1:], strict=True):
         if not set(run.tasks[task]) & set(runs[0].tasks[task]):
             raise UserError(
@@ -318,45 +365,75 @@ def _with_common_classes(runs: Sequence[Predictions], task: str, names: Sequence
     own = [list(run.tasks[task]) for run in runs]
     # Not in the order of the runs, so that the folds of two experiments can be compared whichever came first.
     common = own[0] if all(classes == own[0] for classes in own) else sorted({*itertools.chain(*own)})
+    if kind == "ordinal" and any(classes != own[0] for classes in own):
+        raise UserError(
+            f"runs to join: the ordered classes of '{task}' are not the same in all folds; name all of them in their "
+            "order in the data (data columns.classes)"
+        )
     number = {class_name: index for index, class_name in enumerate(common)}
     found = []
     for run, class_names in zip(runs, own, strict=True):
         index = np.array([number[class_name] for class_name in class_names], dtype=np.int64)
         targets, logits = run.targets[task], np.full((len(run), len(common)), np.finfo(np.float32).min, np.float32)
         logits[:, index] = run.logits[task]
-        moved = np.where(targets == UNKNOWN, UNKNOWN, index[np.maximum(targets, 0)])
+        if kind == "multi_label":
+            moved = np.full(logits.shape, UNKNOWN, targets.dtype)
+            moved[:, index] = targets
+        else:
+            moved = np.where(targets == UNKNOWN, UNKNOWN, index[np.maximum(targets, 0)])
         found.append(replace(run, tasks={task: common}, targets={task: moved}, logits={task: logits}))
     return found
 
 
-def _score(
-    runs: Sequence[Predictions],
-    whole: Sequence[Predictions],
-    task: str,
-    make: Callable[[NDArray[np.int64], NDArray[np.int64]], Statistic],
-    bootstrap: tuple[int, int],
-) -> JoinedScore:
-    values = tuple(_value(run, task, make) for run in runs)
-    there = [value for value in values if not math.isnan(value)]
+def _from_thresholds(run: Predictions, task: str) -> Predictions:
+    """The predictions with logits less those of the thresholds, and without thresholds."""
+    from scipy.special import logit
+
+    offset = logit(np.clip(run.thresholds_of(task), 1e-6, 1 - 1e-6))
+    logits = (run.logits[task].astype(np.float64) - offset).astype(np.float32)
+    return replace(run, logits={**run.logits, task: logits}, thresholds={})
+
+
+def _scores(
+    runs: Sequence[Predictions], whole: Sequence[Predictions], task: str, bootstrap: tuple[int, int]
+) -> dict[str, JoinedScore]:
     nothing = Interval(math.nan, math.nan)
-    if not there:
-        return JoinedScore(values, math.nan, math.nan, nothing, Estimate(math.nan, nothing))
-    rows = known(whole[0].targets[task])
-    statistic = mean_statistic([make(run.targets[task][rows], run.predicted(task)[rows]) for run in whole])
-    # Whether all runs are of the same samples and predict each of them alike.
-    first = whole[0].predicted(task)
-    alike = len(whole) == len(runs) and all(bool((run.predicted(task) == first).all()) for run in whole[1:])
-    return JoinedScore(
-        values=values,
-        mean=float(np.mean(there)),
-        std=float(np.std(there, ddof=1)) if len(there) > 1 else math.nan,
-        interval=student_interval(there) if np.ptp(there) > 0 or alike else nothing,
-        pooled=estimate(statistic, whole[0].groups[rows], bootstrap[0], seed=bootstrap[1]),
-    )
-
-
-def _value(run: Predictions, task: str, make: Callable[[NDArray[np.int64], NDArray[np.int64]], Statistic]) -> float:
-    rows = known(run.targets[task])
+    rows = whole[0].known(task)
     if not len(rows):
-        return math.nan
-    return float(make(run.targets[task][rows], run.predicted(task)[rows])(np.ones((1, len(rows))))[0])
+        empty = JoinedScore((math.nan,) * len(runs), math.nan, math.nan, nothing, Estimate(math.nan, nothing))
+        return dict.fromkeys(NAMES[whole[0].kind(task)], empty)
+    # Of seeds, whose sets are the runs themselves, each run's scores are known already.
+    of_whole = [scores_of(run, task) for run in whole]
+    of_runs = of_whole
+    if len(whole) < len(runs):
+        of_runs = [scores_of(run, task) if len(run.known(task)) else {} for run in runs]
+    sizes = [len(run.known(task)) for run in (whole if of_runs is of_whole else runs)]
+    alike = len(whole) == len(runs) and all(same_outputs(whole[0], run, task) for run in whole[1:])
+    found = {}
+    for name, first in of_whole[0].items():
+        values = tuple(
+            float(own[name].statistic(np.ones((1, size)))[0]) if own else math.nan
+            for own, size in zip(of_runs, sizes, strict=True)
+        )
+        there = [value for value in values if not math.isnan(value)]
+        varies = len(there) > 0 and (np.ptp(there) > 0 or alike)
+        pooled = replace(first, statistic=mean_statistic([own[name].statistic for own in of_whole]))
+        found[name] = JoinedScore(
+            values=values,
+            mean=float(np.mean(there)) if there else math.nan,
+            std=float(np.std(there, ddof=1)) if len(there) > 1 else math.nan,
+            interval=student_interval(there, bounds=first.bounds) if varies else nothing,
+            pooled=pooled.estimate(whole[0].groups[rows], bootstrap[0], seed=bootstrap[1]),
+        )
+    return found
+
+
+def same_outputs(first: Predictions, second: Predictions, task: str) -> bool:
+    """Return whether two sets of predictions of the same samples predict the same class, labels or number for each."""
+    match first.kind(task):
+        case "multi_label":
+            return np.array_equal(first.logits[task], second.logits[task])
+        case "regression":
+            return np.array_equal(first.values(task), second.values(task))
+        case _:
+            return np.array_equal(first.predicted(task), second.predicted(task))

@@ -7,7 +7,6 @@ are the same. Every comparison of a table counts as one of several: their p-valu
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,11 +20,19 @@ from evaluation.statistics.calibration import joined_calibration_error
 from evaluation.statistics.intervals import Estimate, Interval
 from evaluation.statistics.paired import PairedComparison, compare_joined, holm
 from evaluation.statistics.pooled import JoinedRuns, join_runs
-from evaluation.tables.summary import predictions_of, refuse_other_configurations, with_interval
+from evaluation.statistics.scores import HEADINGS, LOWER_IS_BETTER
+from evaluation.tables.summary import (
+    SHOWN,
+    number_text,
+    predictions_of,
+    refuse_other_configurations,
+    score_text,
+    with_interval,
+)
 from vitrail.errors import UserError
-from vitrail.predictions import Predictions, other_kinds, refuse_kinds
+from vitrail.predictions import Predictions
 from vitrail.runs import Run
-from vitrail.types import CLASS_KINDS
+from vitrail.types import CLASS_KINDS, TaskKind
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -69,7 +76,7 @@ class ComparedRow:
         comparison: with the reference, this side first; None for the reference itself.
         p_value: of the test by group, corrected for all comparisons of the table; NaN for the reference.
         mcnemar_p: of McNemar's test, corrected likewise; NaN where a side is several runs.
-        calibration: ECE without a temperature.
+        calibration: ECE without a temperature; NaN of multi-label and regression tasks.
         calibrated: ECE with the temperatures that ``calibrate`` fitted; None where some run has none.
     """
 
@@ -95,7 +102,7 @@ class ComparedRow:
             return "no known targets"
         if not self.comparison.differs(self.p_value):
             return "no clear difference"
-        found = "better" if self.comparison.accuracy_difference.value > 0 else "worse"
+        found = "better" if self.comparison.first_is_better else "worse"
         return f"{found} model, one seed" if self.comparison.single else found
 
 
@@ -179,14 +186,7 @@ def common_tasks(sides: Sequence[Side], task: str | None = None) -> list[str]:
         UserError: there is none, or not the one that is wanted.
     """
     every = [set(run.tasks) for side in sides for run in side.predictions]
-    first = sides[0].predictions[0]
-    tasks = [name for name in first.tasks if all(name in own for own in every)]
-    if task is None:
-        if left_out := other_kinds(tasks, first.kinds):
-            sys.stderr.write(f"compare: left out {left_out}, which have no single class\n")
-        tasks = [name for name in tasks if first.kind(name) in CLASS_KINDS]
-    else:
-        refuse_kinds({task: first.kind(task)}, "compare")
+    tasks = [name for name in sides[0].predictions[0].tasks if all(name in own for own in every)]
     if task is not None and task not in tasks:
         raise UserError(
             f"--task {task}: not all runs predict it; all predict {', '.join(tasks) or 'no task in common'}"
@@ -211,7 +211,7 @@ def compare_sides(
     Args:
         sides: at least two.
         tasks: that all of them predict.
-        reference: ``first`` for the first side, ``best`` for the one with the highest accuracy on the first task that
+        reference: ``first`` for the first side, ``best`` for the one with the best main score on the first task that
             has known targets (the first side where there is none).
         n_resamples: of the bootstrap.
         split: that the predictions are of.
@@ -230,7 +230,7 @@ def compare_sides(
         for side in sides[1:]:
             compare_joined(side.predictions, base.predictions, task, (side.name, base.name), n_resamples=1)
     if reference == "best":
-        base = _most_accurate(sides, tasks)
+        base = _best(sides, tasks)
     rows = [row for task in tasks for row in _compared(sides, task, base.name, n_resamples, split)]
     for one in evaluations:
         for task in tasks:
@@ -239,13 +239,14 @@ def compare_sides(
     return _corrected([row for row in rows if row.joined.n or not row.data])
 
 
-def _most_accurate(sides: Sequence[Side], tasks: Sequence[str]) -> Side:
-    """The side with the highest accuracy on the first task that has known targets."""
+def _best(sides: Sequence[Side], tasks: Sequence[str]) -> Side:
+    """The side with the best main score on the first task that has known targets."""
     for task in tasks:
         joined = [join_runs(side.predictions, task, [run.name for run in side.runs], n_resamples=1) for side in sides]
         if joined[0].n:
-            values = [one.accuracy.pooled.value for one in joined]
-            return sides[int(np.argmax(np.nan_to_num(values, nan=-1.0)))]
+            sign = -1.0 if joined[0].main in LOWER_IS_BETTER else 1.0
+            values = [sign * one.main_score.pooled.value for one in joined]
+            return sides[int(np.argmax(np.nan_to_num(values, nan=-np.inf)))]
     return sides[0]
 
 
@@ -321,6 +322,8 @@ def caveats(sides: Sequence[Side], split: str = "test") -> list[str]:
 
 def _calibration(side: Side, task: str, split: str, n_resamples: int) -> tuple[Estimate, Estimate | None]:
     """Calibration error as trained, and with the runs' temperatures where all have one."""
+    if side.predictions[0].kind(task) not in CLASS_KINDS:
+        return Estimate(math.nan, Interval(math.nan, math.nan)), None
     names = [run.name for run in side.runs]
     own = [run.temperatures_for(split) for run in side.runs]
     fitted = [temperatures[task] for temperatures in own if task in temperatures]
@@ -360,8 +363,14 @@ COST_COLUMNS = ("parameters", "train min", "ms/image")
 """Those of ``comparison_frame`` that are the same for all tasks."""
 
 
+def comparison_frames(rows: Sequence[ComparedRow], costs: dict[str, Cost]) -> dict[TaskKind, pd.DataFrame]:
+    """Return ``comparison_frame`` of the tasks of each kind, whose scores differ."""
+    kinds = dict.fromkeys(row.joined.task_kind for row in rows)
+    return {kind: comparison_frame([row for row in rows if row.joined.task_kind == kind], costs) for kind in kinds}
+
+
 def comparison_frame(rows: Sequence[ComparedRow], costs: dict[str, Cost]) -> pd.DataFrame:
-    """Return the rows as texts, for terminal, Markdown and page, without the columns that are empty in all rows."""
+    """Return rows of one kind as texts, for terminal, Markdown and page, without columns that are empty in all rows."""
     import pandas as pd
 
     frame = pd.DataFrame([_cells(row, costs[row.side]) for row in rows])
@@ -373,9 +382,19 @@ def comparison_frame(rows: Sequence[ComparedRow], costs: dict[str, Cost]) -> pd.
 
 def _cells(row: ComparedRow, cost: Cost) -> dict[str, str]:
     joined, made = row.joined, row.comparison
-    several = len(joined.runs) > 1
-    spread = f"{_number(joined.accuracy.mean, '.3f')} ± {_number(joined.accuracy.std, '.3f')}" if several else "–"
+    main, several = joined.main, len(joined.runs) > 1
+    own = joined.main_score
+    spread = f"{number_text(main, own.mean)} ± {number_text(main, own.std)}" if several else "–"
     costs = (_number(cost.parameters, ",.0f"), _number(cost.minutes, ".1f"), _number(cost.latency, ".2f"))
+    others: dict[str, str] = {}
+    for name in SHOWN[joined.task_kind]:
+        if name != main:
+            heading = HEADINGS[name]
+            others[f"{heading} [95 %]"] = score_text(name, joined.scores[name].pooled)
+            its = "its" if name == "f1_macro" else f"{heading}:"
+            others[f"{its} difference [95 %]"] = (
+                "–" if made is None else _difference(name, made.scores[name].difference)
+            )
     return {
         "run": row.side,
         "data": row.data or "own",
@@ -384,16 +403,15 @@ def _cells(row: ComparedRow, cost: Cost) -> dict[str, str]:
         "n": str(joined.n),
         "groups": str(joined.groups),
         "no prediction": f"{joined.unanswered:g}" if joined.unanswered else "–",
-        "accuracy [95 %]": with_interval(*joined.accuracy.pooled),
+        f"{HEADINGS[main]} [95 %]": score_text(main, own.pooled),
         "mean ± sd of runs": spread,
-        "difference [95 %]": "–" if made is None else _difference(made.accuracy_difference),
-        "over seeds [95 %]": "–" if made is None else _signed(made.over_seeds),
+        "difference [95 %]": "–" if made is None else _difference(main, made.difference),
+        "over seeds [95 %]": "–" if made is None else _signed(main, made.over_seeds),
         "p": _number(row.p_value, ".3g"),
         "McNemar p": _number(row.mcnemar_p, ".3g"),
         "verdict": row.verdict,
         "note": row.note or "–",
-        "macro F1 [95 %]": with_interval(*joined.f1_macro.pooled),
-        "its difference [95 %]": "–" if made is None else _difference(made.f1_macro_difference),
+        **others,
         "ECE [95 %]": _error(row.calibration),
         "calibrated ECE [95 %]": "–" if row.calibrated is None else _error(row.calibrated),
         **dict(zip(COST_COLUMNS, costs, strict=True)),
@@ -409,14 +427,20 @@ def _error(estimate: Estimate) -> str:
     return _number(estimate.value, ".3f") if math.isnan(estimate.interval.low) else with_interval(*estimate)
 
 
-def _difference(estimate: Estimate) -> str:
+def _difference(name: str, estimate: Estimate) -> str:
     if math.isnan(estimate.value):
         return "–"
-    return f"{estimate.value:+.3f} {_signed(estimate.interval)}"
+    found = _signed(name, estimate.interval)
+    return f"{estimate.value:{_form(name)}}{'' if found == '–' else f' {found}'}"
 
 
-def _signed(interval: Interval) -> str:
-    return "–" if math.isnan(interval.low) else f"[{interval.low:+.3f}, {interval.high:+.3f}]"
+def _signed(name: str, interval: Interval) -> str:
+    form = _form(name)
+    return "–" if math.isnan(interval.low) else f"[{interval.low:{form}}, {interval.high:{form}}]"
+
+
+def _form(name: str) -> str:
+    return "+.4g" if name in LOWER_IS_BETTER else "+.3f"
 
 
 def parts(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
@@ -431,7 +455,10 @@ def parts(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
     if "runs" in names:
         middle = names.index("mean ± sd of runs") + 1
         columns = {"accuracies": names[:middle], "differences": [*row, *names[middle:end]]}
-    columns["other_scores"] = [*row, *(name for name in names[end:] if name not in COST_COLUMNS)]
+    others = [name for name in names[end:] if name not in COST_COLUMNS]
+    # More than two scores with their differences would not fit the window next to each other.
+    for number, begin in enumerate(range(0, len(others), 4)):
+        columns[f"other_scores{f'_{number + 1}' if number else ''}"] = [*row, *others[begin : begin + 4]]
     if cost := [name for name in names if name in COST_COLUMNS]:
         columns["cost"] = ["run", *cost]
     # A run's cost is the same on all tasks.

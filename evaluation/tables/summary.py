@@ -1,7 +1,7 @@
-"""The table of results: per run and task n, groups, majority baseline, accuracy and macro F1 with intervals by group.
+"""The table of results: per run and task n, groups, scores with intervals by group, and a constant prediction's scores.
 
-A result whose interval does not lie above the majority baseline has a note. Runs of one experiment that differ in seed
-or fold can be joined (see ``statistics.pooled`` for their two intervals).
+A result whose interval is not better than always predicting the same (the majority class) has a note. Runs of one
+experiment that differ in seed or fold can be joined (see ``statistics.pooled`` for their two intervals).
 """
 
 from __future__ import annotations
@@ -9,50 +9,72 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
-
-import numpy as np
-from numpy.typing import NDArray
 
 from evaluation.retrieval import BOTH, Row, read_report
 from evaluation.retrieval import with_interval as score_with_interval
 from evaluation.statistics import intervals as statistics
-from evaluation.statistics import kinds
 from evaluation.statistics.intervals import Estimate, Interval
 from evaluation.statistics.pooled import JoinedRuns, join_runs
+from evaluation.statistics.scores import (
+    HEADINGS,
+    LOWER_IS_BETTER,
+    MAIN,
+    NAMES,
+    ConstantPrediction,
+    TrainTargets,
+    constant_prediction,
+    few_large_errors,
+    scores_of,
+    small_labels,
+)
 from vitrail.console import Table
 from vitrail.errors import UserError
-from vitrail.predictions import Predictions, other_kinds, read_predictions
+from vitrail.predictions import Predictions, read_predictions
 from vitrail.runs import Run, read_class_counts
 from vitrail.types import CLASS_KINDS, UNKNOWN, TaskKind
 
 COLUMNS = ("run", "split", "task", "n", "groups", "majority", "accuracy [95 %]", "macro F1 [95 %]", "note")
+"""Of single-label tasks; other kinds have a column for each score, and the constant prediction in a row of its own."""
+
+SHOWN: dict[TaskKind, tuple[str, ...]] = {**NAMES, "single_label": ("accuracy", "f1_macro")}
+"""Scores of each kind that tables show."""
+
+_CONSTANT: dict[TaskKind, str] = {
+    "single_label": "majority class",
+    "ordinal": "majority or median class",
+    "multi_label": "labels by prevalence",
+    "regression": "median or mean",
+}
+"""What is predicted for every image in the row of the constant prediction."""
+
+_NOTHING = Estimate(math.nan, Interval(math.nan, math.nan))
 
 
 @dataclass(frozen=True)
 class TaskSummary:
-    """What is known of one task of one run; shares are 0 to 1, higher is better, NaN where nothing is known.
+    """What is known of one task of one run; NaN where nothing is known.
 
     Attributes:
         run: name of the experiment and of the run directory.
         split: that was predicted.
         task: its name.
+        kind: of the task.
         n: samples with a known target.
         groups: different groups (objects, products) among them; the intervals rest on these.
-        majority: accuracy of always predicting the majority class.
-        majority_source: split whose class counts chose the majority class.
-        majority_label: name of that class, empty where n is 0.
-        accuracy: share of right predictions; the intervals are by group, see ``statistics.intervals``.
-        f1_macro: mean F1 over classes.
-        f1_weighted: mean F1 weighted by support.
-        top3_accuracy: share of samples whose target is among the three largest logits.
+        scores: by name, the main one first (``statistics.scores``), each with its interval by group.
+        constant: scores of always predicting the same, as far as they are defined.
+        majority_source: split that the constant prediction was chosen on.
+        majority_label: what it is for the main score, such as the majority class; empty where n is 0.
         unanswered: samples with a known target for which the model predicts no class; they count as wrong.
         checkpoint: name of the checkpoint that was evaluated where it is another one than ``best``, else empty.
         restricted: number of classes that the model was restricted to (``evaluate --restrict-classes``); 0 for all.
-        small_classes: classes that too few groups show for the interval of macro F1 to hold its level.
-        classes: classes among the targets.
+        small_classes: classes or labels that too few groups show for the interval of macro F1 (of labels also of mAP)
+            to hold its level.
+        classes: classes or labels among the targets.
+        few_errors: of regression, how many groups make half of the squared error; 0 where they are not few.
     """
 
     run: str
@@ -60,60 +82,106 @@ class TaskSummary:
     task: str
     n: int
     groups: int
-    majority: float
+    scores: Mapping[str, Estimate]
+    constant: Mapping[str, float]
     majority_source: Literal["train", "split"]
     majority_label: str
-    accuracy: float
-    accuracy_interval: Interval
-    f1_macro: float
-    f1_macro_interval: Interval
-    f1_weighted: float
-    f1_weighted_interval: Interval
-    top3_accuracy: float
-    top3_interval: Interval
     unanswered: int
+    kind: TaskKind = "single_label"
     checkpoint: str = ""
     restricted: int = 0
     small_classes: int = 0
     classes: int = 0
+    few_errors: int = 0
+
+    @property
+    def main(self) -> str:
+        """Name of the main score."""
+        return MAIN[self.kind]
+
+    @property
+    def main_score(self) -> Estimate:
+        """The score by which models are compared."""
+        return self.scores.get(self.main, _NOTHING)
+
+    @property
+    def accuracy(self) -> float:
+        """Share of right predictions, of single-label and ordinal tasks."""
+        return self.scores.get("accuracy", _NOTHING).value
+
+    @property
+    def accuracy_interval(self) -> Interval:
+        """Its interval by group."""
+        return self.scores.get("accuracy", _NOTHING).interval
+
+    @property
+    def f1_macro(self) -> float:
+        """Mean F1 over classes or labels."""
+        return self.scores.get("f1_macro", _NOTHING).value
+
+    @property
+    def majority(self) -> float:
+        """Main score of always predicting the same: the accuracy of the majority class."""
+        return self.constant.get(self.main, math.nan)
 
     @property
     def above_majority(self) -> bool:
-        """True where the whole interval of accuracy lies above the majority baseline."""
-        return self.accuracy_interval.low > self.majority
+        """True where the whole interval of the main score is better than always predicting the same."""
+        low, high = self.main_score.interval
+        return high < self.majority if self.main in LOWER_IS_BETTER else low > self.majority
 
     @property
     def note(self) -> str:
         """What a reader must know next to the numbers, empty where there is nothing."""
         if not self.n:
             return "no known targets"
-        notes = [] if self.above_majority else ["not above majority"]
+        one_class = self.kind in CLASS_KINDS
+        baseline = "majority" if one_class else "constant prediction"
+        notes = [] if self.above_majority else [f"not above {baseline}" if one_class else f"not better than {baseline}"]
         if self.majority_source == "split":
-            notes.append("majority of the split itself")
+            notes.append(f"{baseline} of the split itself")
         if self.unanswered:
             notes.append(f"{self.unanswered} without a prediction")
         if self.groups == 1:
-            notes.append("one group: its interval is a guess")
+            notes.append("one group: its interval is a guess" if one_class else "one group: no intervals")
         if self.small_classes:
-            notes.append(small_classes_note(self.small_classes, self.classes))
+            notes.append(small_classes_note(self.small_classes, self.classes, self.kind))
+        if self.few_errors:
+            notes.append(
+                f"half of the squared error is of {self.few_errors} of {self.groups} groups: the intervals of RMSE and "
+                "R² may be too narrow"
+            )
         if self.checkpoint:
             notes.append(f"of checkpoint {self.checkpoint}, not best")
         if self.restricted:
             notes.append(f"restricted to {self.restricted} of its classes")
         return "; ".join(notes)
 
+    def values(self) -> dict[str, Any]:
+        """Return the numbers for JSON: each score as ``NAME`` and ``NAME_interval``, and ``constant_NAME``."""
+        own = {name: value for name, value in asdict(self).items() if name not in ("scores", "constant")}
+        for name, score in self.scores.items():
+            own |= {name: score.value, f"{_JSON.get(name, name)}_interval": score.interval}
+        constant = {f"constant_{name}": value for name, value in self.constant.items()}
+        return {**own, **constant, "majority": self.majority, "above_majority": self.above_majority}
 
-def small_classes_note(small: int, classes: int) -> str:
-    """Return what to know of the interval of macro F1 where ``small`` of the classes have few groups."""
+
+_JSON = {"top3_accuracy": "top3"}
+
+
+def small_classes_note(small: int, classes: int, kind: TaskKind = "single_label") -> str:
+    """Return what to know of the interval of macro F1 where ``small`` of the classes or labels have few groups."""
+    what, scores = ("labels", "mAP and macro F1") if kind == "multi_label" else ("classes", "macro F1")
+    plural = "intervals" if kind == "multi_label" else "interval"
     return (
-        f"{small} of {classes} classes have fewer than {statistics.FEW_GROUPS} groups: the interval of macro F1 may be "
+        f"{small} of {classes} {what} have fewer than {statistics.FEW_GROUPS} groups: the {plural} of {scores} may be "
         "too narrow"
     )
 
 
 def summarise(
     predictions: Predictions,
-    class_counts: Mapping[str, Sequence[int]],
+    train: Mapping[str, TrainTargets | Sequence[int]],
     run: str,
     split: str,
     *,
@@ -124,184 +192,28 @@ def summarise(
 
     Args:
         predictions: of one split.
-        class_counts: samples of each class in the train split, by task; a task may be missing.
+        train: what is known of the train split by task, of classes and labels their counts at least; a task may be
+            missing.
         run: name for the table.
         split: name for the table.
         n_resamples: of the bootstrap.
         seed: of the bootstrap.
     """
     return [
-        _summarise_task(predictions, task, class_counts.get(task), run=run, split=split, bootstrap=(n_resamples, seed))
-        for task in predictions.of_kinds(*CLASS_KINDS).tasks
+        _summarise_task(
+            predictions, task, train_targets(train.get(task)), run=run, split=split, bootstrap=(n_resamples, seed)
+        )
+        for task in predictions.tasks
     ]
 
 
-SCORE_COLUMNS = ("run", "split", "task", "kind", "n", "groups", "score", "value [95 %]", "baseline", "note")
-
-_SCORE_RESAMPLES = 1_000
-_LOWER_IS_BETTER = ("MAE",)
-
-
-@dataclass(frozen=True)
-class ScoreSummary:
-    """One score of a task whose targets are labels, numbers or an ordered scale; NaN where nothing is known.
-
-    Attributes:
-        run: name of the experiment and of the run directory.
-        split: that was predicted.
-        task: its name.
-        kind: of the task.
-        n: samples with a known target.
-        groups: different groups (objects, products) among them; the interval rests on these.
-        score: name, ``mAP``, ``F1 micro``, ``exact match``, ``MAE``, ``R²`` or ``quadratic kappa``.
-        value: of the score, ``MAE`` in the units of the data or in classes.
-        interval: by group bootstrap, percentiles.
-        baseline: the score without looking at images: the labels' frequency for ``mAP``, always predicting the mean of
-            training, or its most frequent class; NaN where there is none to compare with.
-        checkpoint: name of the checkpoint that was evaluated where it is another one than ``best``, else empty.
-    """
-
-    run: str
-    split: str
-    task: str
-    kind: TaskKind
-    n: int
-    groups: int
-    score: str
-    value: float
-    interval: Interval
-    baseline: float
-    checkpoint: str = ""
-
-    @property
-    def better(self) -> bool:
-        """Whether the whole interval is better than the baseline."""
-        if self.score in _LOWER_IS_BETTER:
-            return self.interval.high < self.baseline
-        return self.interval.low > self.baseline
-
-    @property
-    def note(self) -> str:
-        """What a reader must know next to the number, empty where there is nothing."""
-        if not self.n:
-            return "no known targets"
-        notes = [] if self.better or math.isnan(self.baseline) else ["not better than the baseline"]
-        if self.groups == 1:
-            notes.append("one group: its interval is a guess")
-        if self.checkpoint:
-            notes.append(f"of checkpoint {self.checkpoint}, not best")
-        return "; ".join(notes)
-
-
-def summarise_scores(
-    predictions: Predictions,
-    class_counts: Mapping[str, Sequence[int]],
-    target_stats: Mapping[str, Sequence[float]],
-    run: str,
-    split: str,
-    *,
-    seed: int = 0,
-) -> list[ScoreSummary]:
-    """Summarise each multi-label, ordinal and regression task, a row for each score.
-
-    Args:
-        predictions: of one split.
-        class_counts: samples of each class in the train split, by task; a task may be missing.
-        target_stats: mean and standard deviation of training targets, by task; a task may be missing.
-        run: name for the table.
-        split: name for the table.
-        seed: of the bootstrap.
-    """
-    rows = []
-    for task in predictions.tasks:
-        kind, known = predictions.kind(task), predictions.known(task)
-        if kind == "single_label":
-            continue
-        groups = predictions.groups[known]
-        number = len(set(groups.tolist()))
-        found = _scores_of(predictions, task, known, class_counts.get(task), target_stats.get(task))
-        for score, (statistic, baseline) in found.items():
-            value = Estimate(math.nan, Interval(math.nan, math.nan))
-            if len(known):
-                value = statistics.estimate(statistic, groups, _SCORE_RESAMPLES, seed=seed, percentiles=True)
-            rows.append(
-                ScoreSummary(run, split, task, kind, len(known), number, score, value.value, value.interval, baseline)
-            )
-    return rows
-
-
-def _scores_of(
-    predictions: Predictions,
-    task: str,
-    known: NDArray[np.int64],
-    counts: Sequence[int] | None,
-    stats: Sequence[float] | None,
-) -> dict[str, tuple[statistics.Statistic, float]]:
-    """Statistics of a task by name, each with its baseline."""
-    targets = predictions.targets[task][known]
-    if predictions.kind(task) == "multi_label":
-        probabilities = predictions.label_probabilities(task)[known]
-        marked = predictions.predicted_labels(task)[known]
-        right = ((marked == (targets == 1)) | (targets == UNKNOWN)).all(axis=1)
-        of_labels = (targets == 1).sum(axis=0) / np.maximum((targets != UNKNOWN).sum(axis=0), 1)
-        frequency = float(of_labels[of_labels > 0].mean()) if (of_labels > 0).any() else math.nan
-        return {
-            "mAP": (kinds.mean_average_precision(targets, probabilities), frequency),
-            "F1 micro": (kinds.micro_f1(targets, marked), math.nan),
-            "exact match": (statistics.share_statistic(right), math.nan),
-        }
-    if predictions.kind(task) == "regression":
-        numbers, values = targets.astype(np.float64), predictions.values(task)[known]
-        mean = float(stats[0]) if stats else float(numbers.mean()) if len(numbers) else math.nan
-        return {
-            "MAE": (kinds.mean_error(values - numbers), _mean_distance(numbers, mean)),
-            "R²": (kinds.explained_variance(numbers, values), 0.0),
-        }
-    predicted = predictions.predicted(task)[known]
-    last = len(predictions.tasks[task]) - 1
-    predicted = np.where(predicted == UNKNOWN, np.where(targets * 2 > last, 0, last), predicted)
-    majority = statistics.majority_baseline(targets, counts).label if len(targets) else 0
-    return {
-        "MAE": (kinds.mean_error(predicted - targets), _mean_distance(targets, majority)),
-        "quadratic kappa": (kinds.quadratic_kappa(targets, predicted), 0.0),
-    }
-
-
-def _mean_distance(targets: NDArray[Any], constant: float) -> float:
-    return float(np.abs(targets - constant).mean()) if len(targets) else math.nan
-
-
-def scores_of_run(run: Path, split: str = "test") -> list[ScoreSummary]:
-    """Summarise the tasks of ``predictions/<split>.parquet`` that are not single-label, see ``summarise_scores``.
-
-    Raises:
-        UserError: as ``summarise_run``.
-    """
-    predictions = read_predictions(run / Run.PREDICTIONS / f"{split}.parquet")
-    opened = Run(run)
-    data = opened.record.get("data") or {}
-    counts = read_class_counts(run / Run.RECORD, predictions.tasks)
-    rows = summarise_scores(predictions, counts, data.get("target_stats") or {}, opened.name, split)
-    return [replace(row, checkpoint=opened.other_checkpoint(split)) for row in rows]
-
-
-def scores_table(summaries: Sequence[ScoreSummary]) -> Table:
-    """Return one row per run, task and score."""
-    cells = [
-        [
-            *(one.run, one.split, one.task, one.kind, str(one.n), str(one.groups), one.score),
-            with_interval(one.value, one.interval),
-            share(one.baseline),
-            one.note,
-        ]
-        for one in summaries
-    ]
-    values = [{**asdict(one), "better": one.better} for one in summaries]
-    return Table(SCORE_COLUMNS, cells, ("run", "split", "task", "kind", "score", "note"), values=values)
+def train_targets(known: TrainTargets | Sequence[int] | None) -> TrainTargets:
+    """Return what is known of a task's targets in training; of bare counts of classes nothing else is."""
+    return known if isinstance(known, TrainTargets) else TrainTargets(known)
 
 
 def summarise_run(run: Path, split: str = "test") -> list[TaskSummary]:
-    """Summarise ``predictions/<split>.parquet`` of a run directory, with the class counts of its ``run.json``.
+    """Summarise ``predictions/<split>.parquet`` of a run directory, with the train split as in its ``run.json``.
 
     Raises:
         UserError: The directory or its predictions are missing, or a file cannot be read.
@@ -311,78 +223,144 @@ def summarise_run(run: Path, split: str = "test") -> list[TaskSummary]:
     predictions = read_predictions(run / Run.PREDICTIONS / f"{split}.parquet")
     counts = read_class_counts(run / Run.RECORD, predictions.tasks)
     opened = Run(run)
-    rows = summarise(predictions, counts, opened.name, split)
+    rows = summarise(predictions, train_targets_of(opened, predictions.tasks, counts), opened.name, split)
     restricted = {task: len(names) for task, names in opened.restricted_to.items()}
     other = opened.other_checkpoint(split)
     return [replace(row, checkpoint=other, restricted=restricted.get(row.task, 0)) for row in rows]
 
 
-def summary_table(summaries: Sequence[TaskSummary]) -> Table:
-    """Return one row per run and task."""
-    values = [{**asdict(summary), "above_majority": summary.above_majority} for summary in summaries]
-    return Table(COLUMNS, [_cells(one) for one in summaries], ("run", "split", "task", "note"), values=values)
+def train_targets_of(
+    run: Run, tasks: Mapping[str, Sequence[str]], counts: Mapping[str, Sequence[int]] | None = None
+) -> dict[str, TrainTargets]:
+    """Return what a run's record knows of the train split, by task.
+
+    Args:
+        run: the run.
+        tasks: class names of its tasks.
+        counts: samples of each class, read from the record by default.
+    """
+    counts = run.class_counts(tasks) if counts is None else counts
+    data = run.record.get("data")
+    facts: Mapping[str, Any] = data if isinstance(data, dict) else {}
+    samples = facts.get("train_samples", (facts.get("samples") or {}).get("train", 0))
+    means, medians = facts.get("target_stats") or {}, facts.get("target_medians") or {}
+    return {
+        task: TrainTargets(
+            counts.get(task), int(samples), *(float(found.get(task, [math.nan])[0]) for found in (means, medians))
+        )
+        for task in tasks
+    }
+
+
+def summary_tables(summaries: Sequence[TaskSummary]) -> list[Table]:
+    """Return a table for each kind of task, with a row per run and task.
+
+    Except of single-label tasks, whose tables have a column for it, rows of the constant predictions follow.
+    """
+    tables = []
+    for kind in dict.fromkeys(summary.kind for summary in summaries):
+        own = [summary for summary in summaries if summary.kind == kind]
+        if kind == "single_label":
+            tables.append(Table(COLUMNS, [_cells(one) for one in own], ("run", "split", "task", "note")))
+            continue
+        headings = [f"{HEADINGS[name]} [95 %]" for name in SHOWN[kind]]
+        rows = [_cells(one) for one in own]
+        constant = [
+            [f"constant: {_CONSTANT[kind]}", one.split, one.task, "", "", *_constant_cells(one), ""]
+            for one in own
+            if one.n
+        ]
+        rows += [row for place, row in enumerate(constant) if row not in constant[:place]]
+        columns = ("run", "split", "task", "n", "groups", *headings, "note")
+        tables.append(Table(columns, rows, ("run", "split", "task", "note")))
+    return tables
+
+
+def show_summaries(summaries: Sequence[TaskSummary], *, as_markdown: bool = False, as_json: bool = False) -> None:
+    """Print the tables, or one list of all values as JSON."""
+    if as_json:
+        Table((), (), values=[summary.values() for summary in summaries]).show(as_json=True)
+        return
+    for number, table in enumerate(summary_tables(summaries)):
+        if as_markdown and number:
+            sys.stdout.write("\n")
+        table.show(as_markdown=as_markdown)
 
 
 def _summarise_task(
     predictions: Predictions,
     task: str,
-    counts: Sequence[int] | None,
+    train: TrainTargets,
     *,
     run: str,
     split: str,
     bootstrap: tuple[int, int],
 ) -> TaskSummary:
-    rows = statistics.known(predictions.targets[task])
-    targets, logits, groups = predictions.targets[task][rows], predictions.logits[task][rows], predictions.groups[rows]
-    predicted = predictions.predicted(task)[rows]
-    baseline = statistics.Baseline(math.nan, 0, "split" if counts is None else "train")
-    scores = [Estimate(math.nan, Interval(math.nan, math.nan))] * 4
-    if len(rows):
-        baseline = statistics.majority_baseline(targets, counts)
-        functions = (
-            statistics.accuracy_statistic(targets, predicted),
-            statistics.f1_statistic(targets, predicted),
-            statistics.f1_statistic(targets, predicted, "weighted"),
-            statistics.share_statistic(statistics.in_top_k(targets, logits, 3)),
-        )
-        scores = [statistics.estimate(one, groups, bootstrap[0], seed=bootstrap[1]) for one in functions]
-    accuracy, f1_macro, f1_weighted, top3 = scores
-    small, occurring = statistics.small_classes(targets, groups)
+    own = predictions.take(predictions.known(task))
+    targets, groups, kind = own.targets[task], own.groups, own.kind(task)
+    constant = ConstantPrediction(source="split" if train.counts is None else "train")
+    scores = dict.fromkeys(NAMES[kind], _NOTHING)
+    small, occurring, unanswered, few_errors = 0, 0, 0, 0
+    if len(own):
+        constant = constant_prediction(own, task, train)
+        scores = {
+            name: score.estimate(groups, bootstrap[0], seed=bootstrap[1])
+            for name, score in scores_of(own, task).items()
+        }
+    if kind == "multi_label":
+        small, occurring = small_labels(targets, groups)
+    elif kind == "regression":
+        few_errors = few_large_errors(own.values(task) - targets, groups)
+    else:
+        small, occurring = statistics.small_classes(targets, groups)
+        unanswered = int((own.predicted(task) == UNKNOWN).sum())
     return TaskSummary(
         run=run,
         split=split,
         task=task,
-        n=len(rows),
+        kind=kind,
+        n=len(own),
         groups=len(set(groups.tolist())),
-        majority=baseline.accuracy,
-        majority_source=baseline.source,
-        majority_label=str(predictions.tasks[task][baseline.label]) if len(rows) else "",
-        accuracy=accuracy.value,
-        accuracy_interval=accuracy.interval,
-        f1_macro=f1_macro.value,
-        f1_macro_interval=f1_macro.interval,
-        f1_weighted=f1_weighted.value,
-        f1_weighted_interval=f1_weighted.interval,
-        top3_accuracy=top3.value,
-        top3_interval=top3.interval,
-        unanswered=int((predicted == UNKNOWN).sum()),
+        scores=scores,
+        constant=constant.scores,
+        majority_source=constant.source,
+        majority_label=constant.prediction,
+        unanswered=unanswered,
         small_classes=small,
         classes=occurring,
+        few_errors=few_errors,
     )
 
 
 def _cells(summary: TaskSummary) -> list[str]:
+    baseline = [share(summary.majority)] if summary.kind == "single_label" else []
     return [
         summary.run,
         summary.split,
         summary.task,
         str(summary.n),
         str(summary.groups),
-        share(summary.majority),
-        with_interval(summary.accuracy, summary.accuracy_interval),
-        with_interval(summary.f1_macro, summary.f1_macro_interval),
+        *baseline,
+        *(score_text(name, summary.scores.get(name, _NOTHING)) for name in SHOWN[summary.kind]),
         summary.note,
     ]
+
+
+def _constant_cells(summary: TaskSummary) -> list[str]:
+    return [number_text(name, summary.constant.get(name, math.nan)) for name in SHOWN[summary.kind]]
+
+
+def number_text(name: str, value: float) -> str:
+    """Return a score as text: errors in the units of the data with four digits, others with three decimals."""
+    return share(value) if name not in LOWER_IS_BETTER or math.isnan(value) else f"{value:.4g}"
+
+
+def score_text(name: str, score: Estimate) -> str:
+    """Return a score and its interval, where there is one, as text."""
+    value, (low, high) = score
+    if math.isnan(value) or math.isnan(low):
+        return number_text(name, value)
+    return f"{number_text(name, value)} [{number_text(name, low)}, {number_text(name, high)}]"
 
 
 def share(value: float) -> str:
@@ -398,7 +376,9 @@ def with_interval(value: float, interval: Interval) -> str:
 def task_heading(summaries: Sequence[TaskSummary]) -> str:
     """Return a task with split and n, where all these summaries of it have the same, otherwise without n."""
     split = {summary.split for summary in summaries}
-    heading = ", ".join([summaries[0].task, *(split if len(split) == 1 else [])])
+    first = summaries[0]
+    score = [] if first.kind in CLASS_KINDS else [HEADINGS[first.main]]
+    heading = ", ".join([first.task, *score, *(split if len(split) == 1 else [])])
     sizes = {(summary.n, summary.groups) for summary in summaries}
     if len(sizes) > 1:
         return heading
@@ -407,7 +387,7 @@ def task_heading(summaries: Sequence[TaskSummary]) -> str:
 
 
 def wide_table(summaries: Sequence[TaskSummary]) -> Table:
-    """Return one row per run and one column per task: accuracies, below the majority baseline if all runs share it.
+    """Return one row per run and one column per task: main scores, below the constant prediction if all runs share it.
 
     A run whose n is another than that of the rest has it in its cell.
     """
@@ -416,7 +396,8 @@ def wide_table(summaries: Sequence[TaskSummary]) -> Table:
     rows = []
     baselines = [{(one.majority, one.majority_label) for one in own} for own in tasks.values()]
     if all(len(found) == 1 for found in baselines):
-        rows.append(["majority", *map(_baseline, tasks.values())])
+        one_class = all(own[0].kind in CLASS_KINDS for own in tasks.values())
+        rows.append(["majority" if one_class else "constant prediction", *map(_baseline, tasks.values())])
     for run in dict.fromkeys(summary.run for summary in summaries):
         rows.append([run, *(_wide_cell(run, own) for own in tasks.values())])
     return Table(headings, rows, None)
@@ -424,7 +405,7 @@ def wide_table(summaries: Sequence[TaskSummary]) -> Table:
 
 def _baseline(of_task: Sequence[TaskSummary]) -> str:
     """The majority baseline, and where its class does not come from training."""
-    value = share(of_task[0].majority)
+    value = number_text(of_task[0].main, of_task[0].majority)
     of_split = any(one.n and one.majority_source == "split" for one in of_task)
     return f"{value} (of the split itself)" if of_split else value
 
@@ -433,7 +414,7 @@ def _wide_cell(run: str, of_task: Sequence[TaskSummary]) -> str:
     found = next((summary for summary in of_task if summary.run == run), None)
     if found is None:
         return "–"
-    cell = with_interval(found.accuracy, found.accuracy_interval)
+    cell = score_text(found.main, found.main_score)
     cell = f"{cell}, checkpoint {found.checkpoint}" if found.checkpoint else cell
     return cell if len({summary.n for summary in of_task}) == 1 else f"{cell}, n {found.n}"
 
@@ -515,9 +496,11 @@ class JoinedSummary:
     Attributes:
         experiment: names of the runs' experiments.
         split: that was predicted.
-        majority: accuracy of always predicting the majority class of each run's own train split; 0 to 1.
+        majority: main score of always predicting the same, chosen on each run's own train split: accuracy of the
+            majority class.
         joined: scores, and what the runs have in common.
         note: what a reader must know next to the numbers.
+        constant: scores of always predicting the same, by name; NaN where there are none.
     """
 
     experiment: str
@@ -525,6 +508,12 @@ class JoinedSummary:
     majority: float
     joined: JoinedRuns
     note: str
+    constant: Mapping[str, float] = field(default_factory=dict)
+
+    def values(self) -> dict[str, Any]:
+        """Return the numbers for JSON; each score is a key of ``joined``."""
+        own = asdict(self)
+        return {**own, "joined": {**own["joined"], **own["joined"].pop("scores")}}
 
 
 def join_summaries(paths: Sequence[Path], split: str = "test") -> list[JoinedSummary]:
@@ -539,12 +528,10 @@ def join_summaries(paths: Sequence[Path], split: str = "test") -> list[JoinedSum
         raise UserError("summary --join: name at least two runs, each once")
     predictions = [predictions_of(run, split) for run in runs]
     compared = refuse_other_configurations(runs)
-    if left_out := other_kinds(predictions[0].tasks, predictions[0].kinds):
-        sys.stderr.write(f"summary --join: left out {left_out}, which have no single class\n")
-    counts = [run.class_counts(part.tasks) for run, part in zip(runs, predictions, strict=True)]
+    counts = [train_targets_of(run, part.tasks) for run, part in zip(runs, predictions, strict=True)]
     return [
-        _row(runs, split, task, predictions, [of_run.get(task) for of_run in counts], compared)
-        for task in predictions[0].of_kinds(*CLASS_KINDS).tasks
+        _row(runs, split, task, predictions, [of_run.get(task, TrainTargets()) for of_run in counts], compared)
+        for task in predictions[0].tasks
     ]
 
 
@@ -552,7 +539,7 @@ def joined_table(rows: Sequence[JoinedSummary]) -> Table:
     """Return two rows per task."""
     left = ("experiment", "runs", "split", "task", "score", "note")
     unbroken = [column for column in _JOINED_COLUMNS if column not in left or column == "score"]
-    return Table(_JOINED_COLUMNS, _joined_cells(rows), left, unbroken=unbroken, values=[asdict(row) for row in rows])
+    return Table(_JOINED_COLUMNS, _joined_cells(rows), left, unbroken=unbroken, values=[row.values() for row in rows])
 
 
 def _row(
@@ -560,23 +547,26 @@ def _row(
     split: str,
     task: str,
     predictions: Sequence[Predictions],
-    counts: Sequence[Sequence[int] | None],
+    counts: Sequence[TrainTargets],
     compared: bool,
 ) -> JoinedSummary:
     joined = join_runs(predictions, task, [run.name for run in runs])
-    hits, total = 0.0, 0
+    total, constants, sources = 0, dict.fromkeys(joined.scores, 0.0), set()
     for part, of_run in zip(predictions, counts, strict=True):
-        targets = part.targets[task][statistics.known(part.targets[task])]
-        if len(targets):
-            hits += statistics.majority_baseline(targets, of_run).accuracy * len(targets)
-            total += len(targets)
-    majority = hits / total if total else float("nan")
+        if n := len(part.known(task)):
+            found = constant_prediction(part, task, of_run)
+            total += n
+            sources.add(found.source)
+            constants = {name: sum_ + n * found.scores.get(name, math.nan) for name, sum_ in constants.items()}
+    constant = {name: sum_ / total if total else math.nan for name, sum_ in constants.items()}
+    main, one_class = joined.main, joined.task_kind in CLASS_KINDS
+    baseline, (low, high) = constant[main], joined.scores[main].pooled.interval
     notes = [] if total else ["no known targets"]
-    if total and not joined.accuracy.pooled.interval.low > majority:
-        notes.append("not above majority")
-    if total and any(not of_run or not any(of_run) for of_run in counts):
-        notes.append("majority of the split itself")
-    without = sum(math.isnan(value) for value in joined.accuracy.values)
+    if total and not (high < baseline if main in LOWER_IS_BETTER else low > baseline):
+        notes.append("not above majority" if one_class else "not better than constant prediction")
+    if total and "split" in sources:
+        notes.append(f"{'majority' if one_class else 'constant prediction'} of the split itself")
+    without = sum(math.isnan(value) for value in joined.scores[main].values)
     if total and without:
         notes.append(f"{without} of {len(runs)} runs without known targets")
     if total and joined.groups == 1:
@@ -586,7 +576,7 @@ def _row(
     if not compared:
         notes.append("configurations not compared")
     experiments = dict.fromkeys(run.path.resolve().parent.name for run in runs)
-    return JoinedSummary(" + ".join(experiments), split, majority, joined, "; ".join(notes))
+    return JoinedSummary(" + ".join(experiments), split, baseline, joined, "; ".join(notes), constant)
 
 
 def predictions_of(run: Run, split: str) -> Predictions:
@@ -653,10 +643,13 @@ def _joined_cells(rows: Sequence[JoinedSummary]) -> list[list[str]]:
     cells = []
     for row in rows:
         joined = row.joined
-        for name, score in (("accuracy", joined.accuracy), ("macro F1", joined.f1_macro)):
+        for name in SHOWN[joined.task_kind]:
+            score, is_main = joined.scores[name], name == joined.main
+            baseline = row.constant.get(name, math.nan)
             own = [row.experiment, f"{len(joined.runs)} ({joined.kind})", row.split, joined.task]
-            own += [str(joined.n), str(joined.groups), share(row.majority) if name == "accuracy" else ""]
-            interval = f"[{share(score.interval.low)}, {share(score.interval.high)}]"
-            own += [name, f"{share(score.mean)} ± {share(score.std)}", interval, with_interval(*score.pooled)]
-            cells.append([*own, row.note if name == "accuracy" else ""])
+            own += [str(joined.n), str(joined.groups)]
+            own.append(number_text(name, baseline) if is_main or not math.isnan(baseline) else "")
+            interval = f"[{number_text(name, score.interval.low)}, {number_text(name, score.interval.high)}]"
+            own += [HEADINGS[name], f"{number_text(name, score.mean)} ± {number_text(name, score.std)}", interval]
+            cells.append([*own, score_text(name, score.pooled), row.note if is_main else ""])
     return cells

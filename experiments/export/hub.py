@@ -11,13 +11,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evaluation.tables.summary import TaskSummary, summarise, summary_table
+from evaluation.statistics.scores import HEADINGS
+from evaluation.tables.summary import TaskSummary, summarise, summary_tables, train_targets_of
 from experiments.export.graphs import first_line
 from experiments.export.parity import Form, parity_table
 from experiments.export.weights import SUMMARY
 from vitrail.errors import UserError
 from vitrail.runs import Run
-from vitrail.types import CLASS_KINDS
 
 if TYPE_CHECKING:
     from huggingface_hub import ModelCardData
@@ -157,7 +157,9 @@ def write_card(
         parameters=_part(record, "model").get("parameters"),
         resizing=_RESIZING[image.get("resize", "crop")],
         scaled_side=scaled_side(image),
-        results=summary_table([row for rows in found.values() for row in rows]).markdown() if found else "",
+        results="\n\n".join(
+            table.markdown() for table in summary_tables([row for rows in found.values() for row in rows])
+        ),
         split=split,
         forms=parity_table(forms).markdown(),
         data=data and {**data, **{key: _part(data, key) for key in ("samples", "groups", "unseen")}},
@@ -185,14 +187,14 @@ def _card_data(
             # Of two results of one data set the hub keeps the tasks apart by this only.
             dataset_config=row.task,
             dataset_split=split,
-            metric_type=metric,
-            metric_name=metric_name,
+            metric_type="f1" if metric == "f1_macro" else metric,
+            metric_name=HEADINGS[metric],
             metric_value=round(value, 4),
         )
         for split, rows in found.items()
         for row in rows
-        for metric, metric_name, value in (("accuracy", "accuracy", row.accuracy), ("f1", "macro F1", row.f1_macro))
-        if not math.isnan(value)
+        for metric, value in ((name, score.value) for name, score in row.scores.items())
+        if (metric not in ("f1_weighted", "top3_accuracy")) and not math.isnan(value)
     ]
     tags = ["vitrail", kind, *({"image-feature-extraction"} if metadata["text"] else ())]
     return ModelCardData(
@@ -214,9 +216,8 @@ def _scores(files: Run, checkpoint: str) -> dict[str, list[TaskSummary]]:
         if (files.predicted_by(split) or "best") != checkpoint:
             continue
         if split in files.splits and (predictions := files.predictions(split)) is not None:
-            predictions = predictions.of_kinds(*CLASS_KINDS)  # exports have no others
-            counts = files.class_counts(predictions.tasks)
-            found[split] = summarise(predictions, counts, files.name, split)
+            train = train_targets_of(files, predictions.tasks)
+            found[split] = summarise(predictions, train, files.name, split)
     return found
 
 

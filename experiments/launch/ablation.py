@@ -22,7 +22,7 @@ import yaml
 
 from evaluation.commands.efficiency import add_measuring, build_experiment, measured
 from evaluation.efficiency import cells, columns, costs_from_values, count, ratios_to
-from evaluation.tables.summary import summarise_run, task_heading, with_interval
+from evaluation.tables.summary import score_text, summarise_run, task_heading
 from experiments.launch.study import ERROR, RUN, Outcome
 from experiments.launch.sweep import add_search_options, search
 from experiments.launch.sweep_file import OVERLAY, SweepFile, fingerprint, read_sweep
@@ -292,7 +292,7 @@ def variants_table(variants: Sequence[Variant]) -> Table:
                 variant.name,
                 str(variant.counts.image_size) if variant.counts else "–",
                 *cells(variant.counts, variant.costs, sizes),
-                *(with_interval(one.accuracy, one.accuracy_interval) if one else "–" for one in found),
+                *(score_text(one.main, one.main_score) if one else "–" for one in found),
                 variant.note,
             ]
         )
@@ -321,9 +321,9 @@ def _values(variant: Variant) -> dict[str, Any]:
             f"{task.task}_n": task.n,
             f"{task.task}_groups": task.groups,
             f"{task.task}_majority": task.majority,
-            f"{task.task}_accuracy": task.accuracy,
-            f"{task.task}_accuracy_low": task.accuracy_interval.low,
-            f"{task.task}_accuracy_high": task.accuracy_interval.high,
-            f"{task.task}_f1_macro": task.f1_macro,
+            f"{task.task}_{task.main}": task.main_score.value,
+            f"{task.task}_{task.main}_low": task.main_score.interval.low,
+            f"{task.task}_{task.main}_high": task.main_score.interval.high,
+            **({} if task.kind == "regression" else {f"{task.task}_f1_macro": task.f1_macro}),
         }
     return {**row, "run": variant.run, "note": variant.note}

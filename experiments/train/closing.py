@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import math
 import shlex
 from typing import Any
 
 from evaluation.commands import report
-from evaluation.tables.summary import scores_of_run, share, summarise_run, with_interval
+from evaluation.statistics.scores import HEADINGS
+from evaluation.tables.summary import number_text, score_text, summarise_run
 from vitrail.errors import UserError
 from vitrail.programs import program_name
 from vitrail.runs import Run
+from vitrail.types import CLASS_KINDS
 
 
 def closing_summary(run: Run) -> str:
@@ -30,20 +31,16 @@ def closing_summary(run: Run) -> str:
     if parent := run.record.get("parent"):
         lines.append(f"  It went on from {parent}.")
     try:
-        summaries, others = summarise_run(run.path, "test"), scores_of_run(run.path, "test")
+        summaries = summarise_run(run.path, "test")
     except UserError:
-        summaries, others = [], []  # captions alone: their scores are in the table above
+        summaries = []  # captions alone: their scores are in the table above
     for one in summaries:
+        constant = "the most frequent class" if one.kind in CLASS_KINDS else one.majority_label or "the same"
         lines.append(
-            f"  {one.task}: accuracy {with_interval(one.accuracy, one.accuracy_interval)}; always predicting the most "
-            f"frequent class gives {share(one.majority)}"
+            f"  {one.task}: {HEADINGS[one.main]} {score_text(one.main, one.main_score)}; always predicting {constant} "
+            f"gives {number_text(one.main, one.majority)}"
         )
-    lines += [
-        f"  {one.task}: {one.score} {with_interval(one.value, one.interval)}; without images {share(one.baseline)}"
-        for one in others
-        if not math.isnan(one.baseline)
-    ]
-    return "\n".join([*lines, "Next:", *(f"  {line}" for line in _next(run, has_labels=bool(summaries or others))), ""])
+    return "\n".join([*lines, "Next:", *(f"  {line}" for line in _next(run, has_labels=bool(summaries))), ""])
 
 
 def _next(run: Run, *, has_labels: bool) -> list[str]:

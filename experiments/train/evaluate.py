@@ -213,20 +213,25 @@ def _describe(directory: Path, opened: Run, section: Mapping[str, Any], facts: M
     write_text_atomically(directory / Run.CONFIG, dump_yaml(config))
     path = directory / Run.RECORD
     record = json.loads(path.read_text(encoding="utf-8"))
-    # The baseline is the class that was most frequent in training.
-    counts = (opened.record.get("data") or {}).get("class_counts") or {}
+    # Constant predictions are chosen on the training data: the most frequent class, the median.
+    trained = opened.record.get("data") or {}
+    counts = trained.get("class_counts") or {}
     if kept := facts.get("classes"):
         places = {task: [opened.model.tasks[task].index(name) for name in names] for task, names in kept.items()}
         counts = {task: [counts[task][index] for index in places[task]] for task in kept if task in counts}
-    record["data"]["class_counts"] = counts
+    record["data"] |= {
+        "class_counts": counts,
+        "train_samples": (trained.get("samples") or {}).get("train", 0),
+        **{name: trained.get(name, {}) for name in ("target_stats", "target_medians")},
+    }
     write_text_atomically(path, json.dumps({**record, "evaluation": dict(facts)}, indent=2) + "\n")
 
 
 def _report(directory: Path, facts: Mapping[str, Any], predictions: str) -> None:
-    from evaluation.tables.summary import summarise_run, summary_table
+    from evaluation.tables.summary import show_summaries, summarise_run
 
     if (directory / Run.PREDICTIONS / predictions).exists():
-        summary_table(summarise_run(directory, "test")).show()
+        show_summaries(summarise_run(directory, "test"))
     for task, counts in facts["unknown_classes"].items():
         if counts:
             shown = ", ".join(f"{name} ({count})" for name, count in list(counts.items())[:5])

@@ -12,6 +12,7 @@ import pytest
 from evaluation.__main__ import main
 from experiments.train.cli import main as fit
 from tests.evaluation.commands.test_report import not_finite
+from tests.evaluation.predictions_fixture import make_predictions_of_every_kind
 from tests.evaluation.report.test_page import Checked
 from tests.evaluation.tables.test_comparison import change_targets
 from tests.support.runs import write_run
@@ -198,3 +199,27 @@ def test_missing_seeds_are_trained_on_the_same_splits(tmp_path: Path, capfd: pyt
         assert len(parts) == 2
         assert set(parts[0].names) == set(parts[1].names)
         assert not np.allclose(parts[0].logits["class"], parts[1].logits["class"])
+
+
+def test_tasks_of_every_kind(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = []
+    for name, noise in (("a", 1.5), ("b", 0.4)):
+        runs.append(tmp_path / name / "run")
+        predictions = make_predictions_of_every_kind(noise=noise)
+        write_predictions(runs[-1] / "predictions" / "test.parquet", predictions)
+        (runs[-1] / "run.json").write_text("{}")
+    assert compare(runs, "--markdown", "--html", str(tmp_path / "page.html")) == 0
+    printed = capsys.readouterr().out
+    tables = printed.split("\n\n")
+    assert [table.split(" [95 %]")[0].rpartition("| ")[2] for table in tables[:4]] == [
+        "accuracy",
+        "accuracy",
+        "mAP",
+        "MAE",
+    ]
+    assert tables[3].splitlines()[3].count("better model, one seed") == 1
+    assert "tags: mAP is no mean over samples, so there is no test" in printed
+    assert "p-values are corrected for 3 comparisons" in printed
+    assert (tmp_path / "page" / "compared_regression.csv").exists()
+    assert compare(runs, "--task", "price", "--reference", "best") == 0
+    assert "worse model" in capsys.readouterr().out

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -20,6 +20,9 @@ from evaluation.statistics.intervals import (
 )
 from evaluation.statistics.paired import ALPHA, sign_flip_p
 from evaluation.statistics.pooled import paired_share_interval
+from evaluation.statistics.scores import scores_of
+from vitrail.predictions import Predictions
+from vitrail.types import TaskKind
 
 Sizes = Literal["single", "equal", "unequal"]
 Sample = Callable[[np.random.Generator], tuple[float, float]]
@@ -177,6 +180,63 @@ def test_macro_f1_of_a_long_tail_is_reported_as_too_narrow(objects: int, views: 
     covered, small = macro_f1_coverage(102, objects, views, tail=True, trials=60)
     assert covered < 0.9
     assert small > 0.2
+
+
+def in_groups(rng: np.random.Generator, groups: NDArray[np.int64], correlation: float) -> NDArray[np.float64]:
+    """Standard normal numbers, alike within groups."""
+    shared, own = rng.normal(size=groups.max() + 1)[groups], rng.normal(size=len(groups))
+    found: NDArray[np.float64] = math.sqrt(correlation) * shared + math.sqrt(1 - correlation) * own
+    return found
+
+
+def sample_of(kind: TaskKind, rng: np.random.Generator, groups: NDArray[np.int64], correlation: float) -> Predictions:
+    """Targets and outputs of one task; the errors of a group's samples are alike."""
+    n, objects = len(groups), groups.max() + 1
+    task = {"multi_label": ["a", "b", "c"], "ordinal": ["1", "2", "3", "4"]}.get(kind, [])
+    targets: NDArray[Any]
+    if kind == "regression":
+        targets = rng.normal(size=objects)[groups]
+        logits = (targets + 0.6 * in_groups(rng, groups, correlation))[:, None]
+    elif kind == "ordinal":
+        targets = rng.integers(0, 4, objects)[groups]
+        logits = -(((targets + 0.7 * in_groups(rng, groups, correlation))[:, None] - np.arange(4)) ** 2)
+    else:
+        targets = (rng.random((objects, 3)) < (0.5, 0.3, 0.2)).astype(np.int8)[groups]
+        logits = np.stack([1.5 * column + in_groups(rng, groups, correlation) - 1 for column in targets.T], axis=1)
+    names, its = np.arange(n).astype(str).astype(object), logits.astype(np.float32)
+    return Predictions(
+        np.arange(n), names, groups.astype(object), {"it": task}, {"it": targets}, {"it": its}, {"it": kind}
+    )
+
+
+def score_coverage(kind: TaskKind, sizes: Sizes, num_groups: int, correlation: float, trials: int) -> dict[str, float]:
+    """Coverage of the interval of each score of a kind of task."""
+    groups, rng = groups_of(sizes, num_groups), np.random.default_rng(0)
+    endless = sample_of(kind, np.random.default_rng(1), np.arange(100_000), correlation)
+    one = np.ones((1, len(endless)))
+    truth = {name: float(score.statistic(one)[0]) for name, score in scores_of(endless, "it").items()}
+    covered = dict.fromkeys(truth, 0)
+    for _ in range(trials):
+        for name, score in scores_of(sample_of(kind, rng, groups, correlation), "it").items():
+            low, high = score.estimate(groups, 300).interval
+            covered[name] += low <= truth[name] <= high
+    return {name: count / trials for name, count in covered.items()}
+
+
+@pytest.mark.parametrize("kind", ["multi_label", "ordinal", "regression"])
+def test_scores_of_other_kinds_in_groups_of_unequal_size(kind: TaskKind) -> None:
+    for name, covered in score_coverage(kind, "unequal", 40, 0.5, 40).items():
+        assert covered >= 0.85, name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("correlation", [0.0, 0.1, 0.6])
+@pytest.mark.parametrize("num_groups", [20, 100])
+@pytest.mark.parametrize("sizes", ["single", "equal", "unequal"])
+@pytest.mark.parametrize("kind", ["multi_label", "ordinal", "regression"])
+def test_scores_of_other_kinds(kind: TaskKind, sizes: Sizes, num_groups: int, correlation: float) -> None:
+    for name, covered in score_coverage(kind, sizes, num_groups, correlation, 200).items():
+        assert covered >= 0.88, name
 
 
 def calibration_coverage(kind: Sizes, num_groups: int, correlation: float, shift: float, trials: int) -> float:

@@ -13,7 +13,8 @@ from sklearn import metrics
 from evaluation.statistics.intervals import wilson
 from evaluation.statistics.paired import compare_joined, compare_pair, holm, mcnemar_p, seed_interval, sign_flip_p
 from evaluation.statistics.pooled import join_runs
-from tests.evaluation.predictions_fixture import make_predictions
+from evaluation.statistics.scores import scores_of
+from tests.evaluation.predictions_fixture import make_predictions, make_predictions_of_every_kind
 from vitrail.errors import UserError
 from vitrail.predictions import Predictions
 from vitrail.types import UNKNOWN
@@ -324,3 +325,59 @@ def test_the_verdict_has_the_interval_over_seeds() -> None:
     assert f"over seeds [{low:+.3f}, {high:+.3f}], p = " in found.verdict()
     single = compare_joined(first[:1], second[:1], "class", ("A", "B"), n_resamples=100)
     assert "over seeds" not in single.verdict()
+
+
+@pytest.mark.parametrize("task", ["grade", "tags", "price"])
+def test_each_kind_of_task_is_compared_by_its_main_score(task: str) -> None:
+    better, worse = (make_predictions_of_every_kind(noise=noise) for noise in (0.5, 1.5))
+    shuffled = worse.take(np.random.default_rng(0).permutation(len(worse)))
+    found = compare_pair(better, shuffled, task, ("a", "b"), n_resamples=300)
+    own = {name: score.statistic for name, score in scores_of(better, task).items()}
+    assert list(found.scores) == list(own)
+    for name, (values, difference) in found.scores.items():
+        assert values[0] == pytest.approx(own[name](np.ones((1, found.n)))[0])
+        assert difference.value == pytest.approx(values[0] - values[1])
+        assert difference.interval.low < difference.value < difference.interval.high
+    assert found.differs()
+    assert found.first_is_better
+    assert found.verdict().startswith("a is a better model than b")
+    assert not compare_pair(worse, better, task, n_resamples=300).first_is_better
+    assert math.isnan(found.p_value) == (task == "tags")
+    assert ("no test, by the interval alone" in found.verdict()) == (task == "tags")
+    assert (found.mcnemar_p > 0) == (task == "grade")
+    # With another p-value, of an interval without a test nothing follows from it.
+    assert not replace(found, p_value=0.5).differs()
+
+
+def test_a_model_does_not_differ_from_itself() -> None:
+    predictions = make_predictions_of_every_kind()
+    for task in predictions.tasks:
+        found = compare_pair(predictions, predictions, task, n_resamples=50)
+        assert not found.differs()
+        assert found.difference.value == 0
+
+
+def test_other_targets_of_labels_and_numbers_are_refused() -> None:
+    predictions = make_predictions_of_every_kind()
+    for task in ("tags", "price"):
+        targets = predictions.targets[task].copy()
+        targets[5] = 1 - np.abs(targets[5])
+        other = replace(predictions, targets={**predictions.targets, task: targets})
+        with pytest.raises(UserError, match=f"1 of 60 samples have another target of '{task}', first 'photo 5'"):
+            compare_pair(predictions, other, task)
+    other = replace(predictions, kinds={**predictions.kinds, "grade": "single_label"})
+    with pytest.raises(UserError, match="task 'grade' is ordinal in the first and single_label in the second"):
+        compare_pair(predictions, other, "grade")
+
+
+@pytest.mark.parametrize("groups", [12, 40])
+def test_sign_flips_of_errors_equal_scipy(groups: int) -> None:
+    differences = np.random.default_rng(groups).normal(0.3, 1.0, groups)
+    found = scipy.stats.permutation_test(
+        (differences,), np.sum, permutation_type="samples", n_resamples=20_000, rng=np.random.default_rng(0)
+    )
+    assert sign_flip_p(differences) == pytest.approx(found.pvalue, abs=1e-9 if groups == 12 else 0.01)
+    assert sign_flip_p(np.zeros(4)) == 1.0
+    # Whole numbers may be given either way.
+    whole = np.array([3, -1, 2, 2, 0, 5])
+    assert sign_flip_p(whole) == pytest.approx(sign_flip_p(whole.astype(np.float64)))

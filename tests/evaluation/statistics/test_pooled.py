@@ -11,7 +11,7 @@ from sklearn import metrics
 from evaluation.statistics import intervals as statistics
 from evaluation.statistics.intervals import share_statistic, variance_of_mean, wilson
 from evaluation.statistics.pooled import in_order_of, join_runs, paired_difference, paired_share_interval, repetitions
-from tests.evaluation.predictions_fixture import make_predictions
+from tests.evaluation.predictions_fixture import make_predictions, make_predictions_of_every_kind
 from vitrail.errors import UserError
 from vitrail.predictions import Predictions
 from vitrail.types import UNKNOWN
@@ -233,3 +233,49 @@ def test_models_that_agree_could_differ_in_a_group_not_seen() -> None:
     found = paired_difference(statistic, statistic, np.arange(30) // 3, True)
     most = wilson(0.0, 10).high
     assert found == (0.0, (-most, most))
+
+
+@pytest.mark.parametrize("task", ["grade", "tags", "price"])
+def test_seeds_and_folds_of_every_kind(task: str) -> None:
+    seeds = [make_predictions_of_every_kind(), another_seed(make_predictions_of_every_kind(), 1)]
+    joined = join_runs(seeds, task, n_resamples=50)
+    score = joined.main_score
+    assert (joined.kind, joined.n) == ("seeds", len(seeds[0].known(task)))
+    assert score.values[0] != score.values[1]
+    assert score.pooled.value == pytest.approx(score.mean)
+    whole = make_predictions_of_every_kind()
+    folds = [whole.take(np.arange(30)), whole.take(np.arange(30, 60))]
+    joined, alone = (join_runs(runs, task, n_resamples=50) for runs in (folds, [whole]))
+    assert joined.kind == "folds"
+    assert joined.main_score.pooled.value == pytest.approx(alone.main_score.pooled.value)
+    assert len(set(joined.main_score.values)) == 2
+
+
+def test_labels_of_folds_keep_their_thresholds_and_places() -> None:
+    whole = make_predictions_of_every_kind()
+    first, second = (whole.take(np.arange(start, start + 30)) for start in (0, 30))
+    # The second fold lacks a label, and has thresholds of its own.
+    second = replace(
+        second,
+        tasks={**second.tasks, "tags": ["lid", "red"]},
+        targets={**second.targets, "tags": second.targets["tags"][:, 1:]},
+        logits={**second.logits, "tags": second.logits["tags"][:, 1:]},
+        thresholds={"tags": [0.9, 0.1]},
+    )
+    [joined] = repetitions([first, second], "tags", ["a", "b"])
+    assert joined.tasks["tags"] == ["dots", "lid", "red"]
+    np.testing.assert_array_equal(joined.predicted_labels("tags")[:30], first.predicted_labels("tags"))
+    np.testing.assert_array_equal(joined.predicted_labels("tags")[30:, 1:], second.predicted_labels("tags"))
+    assert (joined.targets["tags"][30:, 0] == UNKNOWN).all()
+    assert not joined.predicted_labels("tags")[30:, 0].any()
+
+
+def test_ordered_classes_must_be_the_same_in_all_folds() -> None:
+    whole = make_predictions_of_every_kind()
+    first, second = whole.take(np.arange(30)), whole.take(np.arange(30, 60))
+    second = replace(second, tasks={**second.tasks, "grade": ["bad", "good", "fair", "new"]})
+    with pytest.raises(UserError, match="ordered classes of 'grade' are not the same"):
+        join_runs([first, second], "grade")
+    second = replace(second, tasks=first.tasks, kinds={**first.kinds, "grade": "single_label"})
+    with pytest.raises(UserError, match="'grade' is ordinal in run 1 and not in run 2"):
+        join_runs([first, second], "grade")

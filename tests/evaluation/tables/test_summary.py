@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,11 +19,10 @@ from evaluation.tables.summary import (
     share,
     summarise,
     summarise_run,
-    summarise_scores,
     wide_table,
     with_interval,
 )
-from tests.evaluation.predictions_fixture import TASKS, make_predictions
+from tests.evaluation.predictions_fixture import TASKS, make_predictions, make_predictions_of_every_kind
 from tests.evaluation.test_retrieval import answers
 from vitrail.errors import UserError
 from vitrail.predictions import Predictions, read_predictions, write_predictions
@@ -185,6 +183,65 @@ def test_mistakes_are_one_line_and_exit_code_2(
     monkeypatch.setenv("VITRAIL_DEBUG", "1")
     with pytest.raises(UserError):
         main(["summary", str(tmp_path / "nowhere")])
+
+
+def run_of_every_kind(folder: Path, number: int = 0, noise: float = 1.0) -> Path:
+    run = folder / "mixed" / f"run {number}"
+    write_predictions(run / "predictions" / "test.parquet", make_predictions_of_every_kind(noise=noise))
+    counts = {"class": [3, 2, 1], "grade": [5, 4, 3, 2], "tags": [60, 20, 10], "price": []}
+    data = {"class_counts": counts, "samples": {"train": 100}}
+    data |= {"target_stats": {"price": [38.0, 20.0]}, "target_medians": {"price": [35.0]}}
+    (run / "run.json").write_text(json.dumps({"data": data}), encoding="utf-8")
+    return run
+
+
+def test_each_kind_of_task_has_its_scores_and_constant_prediction(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = run_of_every_kind(tmp_path)
+    rows = {row.task: row for row in summarise_run(run)}
+    assert {task: row.main for task, row in rows.items()} == {
+        "class": "accuracy",
+        "grade": "accuracy",
+        "tags": "mAP",
+        "price": "mae",
+    }
+    assert {row.majority_source for row in rows.values()} == {"train"}
+    assert all(row.above_majority for row in rows.values())
+    price = rows["price"]
+    known = price.n
+    assert known == 59
+    assert price.main_score.interval.high < price.majority == price.constant["mae"]
+    main(["summary", str(run), "--json"])
+    values = {row["task"]: row for row in json.loads(capsys.readouterr().out)}
+    assert values["tags"]["mAP"] == rows["tags"].main_score.value
+    assert values["price"]["constant_rmse"] == price.constant["rmse"]
+    main(["summary", str(run), "--markdown"])
+    tables = capsys.readouterr().out.split("\n\n")
+    assert len(tables) == 4
+    assert "| MAE [95 %] | RMSE [95 %] | R² [95 %] | Spearman [95 %] |" in tables[3]
+    assert tables[3].splitlines()[-1].startswith("| constant: median or mean | test | price |")
+    main(["summary", str(run), str(run_of_every_kind(tmp_path, 1, 2.0)), "--wide"])
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "constant prediction" in printed
+
+
+def test_a_guess_of_labels_or_numbers_has_a_note() -> None:
+    predictions = make_predictions_of_every_kind(noise=30.0)
+    notes = {row.task: row.note for row in summarise(predictions, {}, "run", "test", n_resamples=200)}
+    for task in ("tags", "price"):
+        assert notes[task].startswith("not better than constant prediction; constant prediction of the split itself")
+
+
+def test_runs_of_every_kind_are_joined(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = [str(run_of_every_kind(tmp_path, number, 1 + number / 10)) for number in range(2)]
+    assert main(["summary", *runs, "--join", "--json"]) == 0
+    rows = {row["joined"]["task"]: row for row in json.loads(capsys.readouterr().out)}
+    assert rows["price"]["majority"] == rows["price"]["constant"]["mae"]
+    assert len(rows["tags"]["joined"]["mAP"]["values"]) == 2
+    assert rows["class"]["joined"]["accuracy"]["mean"] > 0
+    assert main(["summary", *runs, "--join", "--markdown"]) == 0
+    assert "| price | 59 | 20 |" in capsys.readouterr().out
 
 
 def make_runs(folder: Path, *sizes: int) -> list[Path]:
@@ -405,61 +462,3 @@ def test_what_does_not_go_together_is_refused(scored_runs: list[str], capsys: py
         assert "--retrieval: is a table of its own" in capsys.readouterr().err
     assert main(["summary", "nowhere", "--retrieval"]) == 2
     assert "no such run directory" in capsys.readouterr().err
-
-
-def kinds_of_predictions() -> Predictions:
-    rng = np.random.default_rng(0)
-    labels, price, grade = rng.integers(0, 2, (40, 2)), rng.normal(50, 10, 40), rng.integers(0, 3, 40)
-    return Predictions(
-        np.arange(40),
-        np.array([f"s{n}" for n in range(40)], object),
-        np.array([f"g{n // 2}" for n in range(40)], object),
-        {"class": ["a", "b"], "tags": ["x", "y"], "price": [], "grade": ["low", "middle", "high"]},
-        {
-            "class": labels[:, 0],
-            "tags": labels.astype(np.int8),
-            "price": np.where(np.arange(40) < 4, np.nan, price).astype(np.float32),
-            "grade": grade,
-        },
-        {
-            "class": np.eye(2, dtype=np.float32)[labels[:, 0]],
-            "tags": ((labels - 0.5) * 8 + rng.normal(size=(40, 2))).astype(np.float32),
-            "price": (price + rng.normal(size=40))[:, None].astype(np.float32),
-            "grade": np.log(np.eye(3, dtype=np.float32)[grade] + 0.1),
-        },
-        {"tags": "multi_label", "price": "regression", "grade": "ordinal"},
-        {"tags": [0.4, 0.6]},
-    )
-
-
-def test_tasks_of_other_kinds_have_scores_with_baselines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    predictions = kinds_of_predictions()
-    assert [row.task for row in summarise(predictions, {}, "r", "test")] == ["class", "grade"]
-    rows = {(row.task, row.score): row for row in summarise_scores(predictions, {}, {"price": [48, 9]}, "r", "test")}
-    assert list(rows) == [
-        ("tags", "mAP"),
-        ("tags", "F1 micro"),
-        ("tags", "exact match"),
-        ("price", "MAE"),
-        ("price", "R²"),
-        ("grade", "MAE"),
-        ("grade", "quadratic kappa"),
-    ]
-    price = rows["price", "MAE"]
-    known = predictions.known("price")
-    truth = predictions.targets["price"][known]
-    assert (price.n, price.groups) == (36, 18)
-    assert price.value == pytest.approx(np.abs(predictions.values("price")[known] - truth).mean())
-    assert price.baseline == pytest.approx(np.abs(truth - 48).mean())
-    assert rows["tags", "mAP"].baseline == pytest.approx(predictions.targets["tags"].mean())
-    assert all(row.interval.low <= row.value <= row.interval.high for row in rows.values())
-    assert all(row.better for row in rows.values() if not math.isnan(row.baseline))
-
-    run = make_run(tmp_path, {"data": {"target_stats": {"price": [48.0, 9.0]}}})
-    write_predictions(run / "predictions" / "test.parquet", predictions)
-    assert main(["summary", str(run), "--markdown"]) == 0
-    shown = capsys.readouterr().out
-    assert "| price | regression | 36 | 18 | MAE |" in shown
-    assert "| class | 40 |" in shown
-    assert main(["summary", str(run), "--json"]) == 0
-    assert {row["task"] for row in json.loads(capsys.readouterr().out)} == {"class", "tags", "price", "grade"}
