@@ -241,3 +241,19 @@ def test_many_texts_are_encoded_as_few_are(tmp_path: Path) -> None:
     assert embedded.shape == (300, 16)
     torch.testing.assert_close(embedded[290:292], task.encode_text(texts[290:292]))
     assert task.encode_text([]).shape == (0, 16)
+
+
+def test_an_image_tower_of_timm_takes_its_options_and_adapters_keep_its_statistics(tmp_path: Path) -> None:
+    towers = {"image": "test_resnet", "image_pretrained": False, "text": str(write_bert(tmp_path))}
+    options = {"image_options": {"drop_path_rate": 0.2, "act_layer": "silu"}}
+    task = DualEncoder({**towers, **options}, image_size=SIZE, lora={"towers": "text"})  # type: ignore[arg-type]
+    image: Any = task.towers.backbone("image")
+    assert isinstance(image.act1, torch.nn.SiLU)
+    assert task.hparams["towers"]["image_options"] == options["image_options"]
+    before = {name: value.clone() for name, value in image.named_buffers()}
+    task.train()
+    task.encode_image(pair_batch([0, 1, 2])["image"])
+    assert all(torch.equal(value, before[name]) for name, value in image.named_buffers())
+    wrong = {**towers, "image_options": {"drop_path": 0.2}}
+    with pytest.raises(UserError, match=r"^towers.image_options: test_resnet has no option 'drop_path'"):
+        DualEncoder(wrong, image_size=SIZE)  # type: ignore[arg-type]
