@@ -174,7 +174,7 @@ def _worst_names(files: Run, task: str, options: argparse.Namespace) -> list[str
         raise UserError(f"{files.path}: {'; '.join(files.missing)}")
     if task not in predictions.tasks:
         raise UserError(f"--task {task}: predictions/{options.split}.parquet has {', '.join(predictions.tasks)} only")
-    refuse_kinds({task: predictions.kind(task)}, "explain --worst", fix="name images with --ids or --image")
+    refuse_kinds({task: predictions.kind(task)}, "explain --worst")
     if not len(predictions.known(task)):
         raise UserError(
             f"{files.path}: no sample of {options.split} has a known target of {task!r}, so mistakes are not known; "
