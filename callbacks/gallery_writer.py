@@ -13,7 +13,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from callbacks.outputs import OutputCollector
 from callbacks.trackers import MOST_ROWS, log_table
 from retrieval.fill import Chunk, Shards, write_shard
-from retrieval.schema import CHUNK
+from retrieval.schema import CHUNK, value_text
 from vitrail.errors import UserError
 from vitrail.runs import Run
 from vitrail.types import DescribesImages, Split
@@ -65,7 +65,9 @@ class EmbeddingExport(OutputCollector):
         run = str(_run_of_weights(trainer).resolve())
         options = getattr(samples, "image_options", getattr(pl_module, "input_options", {}))
         # All processes, because weights may be shared out among them.
-        identity = identity_of(pl_module, run, options, list(getattr(samples, "tasks", {})))
+        identity = identity_of(
+            pl_module, run, options, getattr(samples, "tasks", {}), getattr(samples, "task_kinds", {})
+        )
         refusal = ""
         if trainer.is_global_zero:
             shutil.rmtree(_shards(trainer, split), ignore_errors=True)  # what a killed run has left
@@ -125,7 +127,7 @@ class EmbeddingExport(OutputCollector):
 
     def _new_chunk(self, trainer: Trainer) -> Chunk:
         assert self._identity is not None
-        return Chunk(self._identity.predicts, thumbnails=not _describes_images(trainer).image_files)
+        return Chunk(self._identity, thumbnails=not _describes_images(trainer).image_files)
 
     def _uri(self, trainer: Trainer) -> str:
         return self.gallery or str(Path(trainer.default_root_dir) / Run.GALLERY)
@@ -141,7 +143,10 @@ def _log_embeddings(trainer: Trainer, split: Split, gallery: Gallery) -> None:
     texts = texts.slice(0, MOST_ROWS)
     vectors = gallery.vectors(texts["id"].to_pylist())
     names = [*texts.column_names, *(f"e{place}" for place in range(vectors.shape[1]))]
-    rows = [[*row.values(), *vector] for row, vector in zip(texts.to_pylist(), vectors.tolist(), strict=True)]
+    rows = [
+        [*map(value_text, row.values()), *vector]
+        for row, vector in zip(texts.to_pylist(), vectors.tolist(), strict=True)
+    ]
     log_table(trainer, f"embeddings/{split}", names, rows)
 
 

@@ -411,16 +411,13 @@ class SampleTable:
             "group": self.groups.take(rows),
             "split": pa.array(SPLITS).take(pa.array(self.split_codes[sample_ids])),
         }
+        labels = {}
         for task, names in self.tasks.items():
-            codes = self.targets[task][sample_ids]
-            if kind_of(self.kinds, task) in CLASS_KINDS:
-                texts = pa.array(names, pa.string()).take(pa.array(codes, mask=codes == UNKNOWN))
-            else:
-                texts = pa.array(self.target_texts(task, sample_ids), pa.string())
-            columns[f"label_{task}"] = texts
+            codes, kind = self.targets[task][sample_ids], kind_of(self.kinds, task)
+            labels[f"label_{task}"] = _labels(codes, names, kind)
         captions = [[text for text in texts if text] for texts in self.caption_lists.of(sample_ids.tolist())]
         strings = {name: pc.cast(values, pa.string()) for name, values in columns.items()}
-        return pa.table({**strings, "captions": pa.array(captions, pa.list_(pa.string()))})
+        return pa.table({**strings, **labels, "captions": pa.array(captions, pa.list_(pa.string()))})
 
     def as_test_set(
         self, tasks: Mapping[str, Sequence[str]], kinds: Mapping[str, TaskKind] | None = None
@@ -547,6 +544,22 @@ def _renumbered(
     mapped = np.array([*(place.get(name, UNKNOWN) for name in own), UNKNOWN], dtype=np.int64)
     # UNKNOWN is the last entry.
     return mapped[codes], np.bincount(codes[codes != UNKNOWN], minlength=len(own)).tolist()
+
+
+def _labels(targets: NDArray[Any], names: Sequence[str], kind: TaskKind) -> pa.Array:
+    """The targets of a task as a gallery has them, null where not known: text, lists of texts, or float32."""
+    import pyarrow as pa
+
+    known = known_rows(targets)
+    if kind == "regression":
+        return pa.array(targets, pa.float32(), mask=~known)
+    if kind == "multi_label":
+        several = [
+            [name for name, entry in zip(names, row, strict=True) if entry == 1] if is_known else None
+            for row, is_known in zip(targets.tolist(), known.tolist(), strict=True)
+        ]
+        return pa.array(several, pa.list_(pa.string()))
+    return pa.array(names, pa.string()).take(pa.array(targets, mask=~known))
 
 
 def unknown_column(kind: TaskKind, rows: int, labels: int) -> NDArray[Any]:

@@ -280,7 +280,7 @@ def ground_of(
     from retrieval.metrics import attribute_queries
     from retrieval.schema import LABEL
 
-    labels = gallery.identity.labels
+    labels = gallery.identity.worded(gallery.identity.labels)
     if strange := [task for task in tasks if task not in labels]:
         raise UserError(f"--tasks {strange[0]}: {gallery.uri} has labels of {', '.join(labels) or 'nothing'}")
     columns = {task: f"{LABEL}{task}" for task in (tasks or labels)}
@@ -289,7 +289,8 @@ def ground_of(
         chosen = "split IN ({})".format(", ".join("'" + split.replace("'", "''") + "'" for split in splits))
         where = f"({where}) AND {chosen}" if where else chosen
     table = gallery.table(["id", *columns.values()], where)
-    names = set(everything.column(columns[LABEL_TASK]).to_pylist()) - {None} if LABEL_TASK in columns else set()
+    given = everything.column(columns[LABEL_TASK]).to_pylist() if LABEL_TASK in columns else []
+    names = {name for one in given for name in (one if isinstance(one, list) else [one]) if name is not None}
     values = {task: table.column(column).to_pylist() for task, column in columns.items()}
     queries = attribute_queries(values, class_words, names)
     if not queries:
@@ -317,7 +318,7 @@ def systems_of(
         if strange := [value for value in given if value not in known]:
             raise UserError(f"{name}: must be one of {', '.join(known)}; got {strange[0]!r}")
     sources = cast("list[TextSource]", list(words or ("predicted", "label")))
-    predicts, encodes = bool(gallery.identity.predicts), gallery.identity.encodes_text
+    predicts, encodes = bool(gallery.identity.worded(gallery.identity.predicts)), gallery.identity.encodes_text
     predicted = predicts or has_text_gallery
     possible: dict[str, list[TextSource | None]] = {
         "vector": [None] if encodes else [],

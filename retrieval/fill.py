@@ -21,11 +21,22 @@ import torch
 from numpy.typing import NDArray
 
 from retrieval.image_files import note_folders
-from retrieval.schema import CHUNK, CONFIDENCE, LABEL, PREDICTED, ModelIdentity, caption_schema, image_schema, not_unit
+from retrieval.schema import (
+    CHUNK,
+    CONFIDENCE,
+    DEVIATION,
+    LABEL,
+    PREDICTED,
+    ModelIdentity,
+    caption_schema,
+    image_schema,
+    not_unit,
+    value_type,
+)
 from vitrail.errors import UserError
 from vitrail.files import read_parquet, write_atomically, write_parquet
-from vitrail.predictions import predicted_classes
-from vitrail.types import LABEL_TASK, UNKNOWN, DescribesImages
+from vitrail.predictions import Predictions, predicted_classes, task_predictions
+from vitrail.types import CLASS_KINDS, LABEL_TASK, UNKNOWN, DescribesImages
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -46,8 +57,8 @@ class Encoded(NamedTuple):
     """A model's outputs for some images.
 
     Attributes:
-        images: ``sample_id``, ``vector``, ``predicted_<task>`` and ``confidence_<task>`` of each task, ``thumbnail``
-            (null where none is wanted); ascending by ``sample_id``.
+        images: ``sample_id``, ``vector``, ``predicted_<task>`` and ``confidence_<task>`` (of numbers
+            ``deviation_<task>``) of each task, ``thumbnail`` (null where none is wanted); ascending by ``sample_id``.
         captions: ``sample_id`` of the image, ``number`` of the caption within it, ``caption``, ``vector``; None where
             captions are not embedded.
     """
@@ -113,9 +124,7 @@ def fill(
     wants = thumbnails == "always" or (thumbnails == "auto" and not datamodule.image_files)
 
     def encode(due: NDArray[np.int64]) -> Iterator[Callable[[], Encoded]]:
-        return _encoded_chunks(
-            task, datamodule, due, Chunk(gallery.identity.predicts, thumbnails=wants), chunk, progress
-        )
+        return _encoded_chunks(task, datamodule, due, Chunk(gallery.identity, thumbnails=wants), chunk, progress)
 
     return fill_from(gallery, datamodule, rows, encode, run=run, chunk=chunk)
 
@@ -214,7 +223,6 @@ def _plan(facts: pa.Table, known: pa.Table, captions: pa.Table | None, identity:
         captions: ``image`` and ``caption`` of the captions that it has vectors of; None where there are to be none.
         identity: of the gallery.
     """
-    import pyarrow as pa
     import pyarrow.compute as pc
 
     place = pc.index_in(facts.column("id"), value_set=known.column("id").combine_chunks())
@@ -225,7 +233,7 @@ def _plan(facts: pa.Table, known: pa.Table, captions: pa.Table | None, identity:
     described = ["path", "caption", "group", "split", *(f"{LABEL}{task}" for task in identity.labels)]
     other = np.zeros(len(facts), dtype=bool)
     for name in described:
-        other |= _differs(pc.cast(facts.column(name), pa.string()), there.column(name))
+        other |= _differs(pc.cast(facts.column(name), there.column(name).type), there.column(name))
     replaced = ~is_new & other_content
     encode = is_new | replaced
     if captions is not None:  # vectors of other captions have to be made
@@ -239,8 +247,11 @@ def _plan(facts: pa.Table, known: pa.Table, captions: pa.Table | None, identity:
 
 def _differs(first: Any, second: Any) -> NDArray[np.bool_]:
     """Where two columns differ; null is like null only. bool ``(N,)``."""
+    import pyarrow as pa
     import pyarrow.compute as pc
 
+    if pa.types.is_list(first.type):  # lists cannot be compared; no label has this separator
+        first, second = (pc.binary_join(values, "\x1f") for values in (first, second))
     same = pc.fill_null(pc.equal(first, second), False)
     both_null = pc.and_(pc.is_null(first), pc.is_null(second))
     differs: NDArray[np.bool_] = pc.invert(pc.or_(same, both_null)).to_numpy()
@@ -278,7 +289,8 @@ class _Filler:
         """Update what is known of images that need not be encoded again."""
         facts = self.facts.take(places)
         ids = facts.column("id").to_pylist()
-        kept = [name for name in image_schema(self._identity).names if name.startswith((PREDICTED, CONFIDENCE))]
+        prefixes = (PREDICTED, CONFIDENCE, DEVIATION)
+        kept = [name for name in image_schema(self._identity).names if name.startswith(prefixes)]
         stored = self._gallery.rows(ids, [*kept, "thumbnail", "vector"])
         self._writer.add(self._rows(facts, {name: stored.column(name) for name in stored.column_names}))
 
@@ -299,7 +311,7 @@ class _Filler:
 
         schema = image_schema(self._identity)
         given = {name: facts.column(name) for name in facts.column_names} | columns
-        given["text"] = _texts(columns, self._identity.predicts, len(facts))
+        given["text"] = _texts(columns, self._identity.worded(self._identity.predicts), len(facts))
         given["run"] = pa.array([self._run] * len(facts), pa.string())
         given["weights"] = pa.array([self._identity.weights] * len(facts), pa.string())
         return pa.table([given[name] for name in schema.names], schema=schema)
@@ -326,30 +338,35 @@ def _with_labels(facts: pa.Table, identity: ModelIdentity) -> pa.Table:
 
     for task in identity.labels:
         if f"{LABEL}{task}" not in facts.column_names:
-            facts = facts.append_column(f"{LABEL}{task}", pa.nulls(len(facts), pa.string()))
+            facts = facts.append_column(f"{LABEL}{task}", pa.nulls(len(facts), value_type(identity.kind(task))))
     return facts
 
 
-def _texts(columns: dict[str, Any], predicts: dict[str, list[str]], count: int) -> pa.Array:
+def _texts(columns: dict[str, Any], tasks: Sequence[str], count: int) -> pa.Array:
     """Predicted labels of each image, the class first."""
     import pyarrow as pa
 
-    tasks = sorted(predicts, key=lambda task: task != LABEL_TASK)
-    labels = [columns[f"{PREDICTED}{task}"].to_pylist() for task in tasks]
-    texts = [" ".join(row) for row in zip(*labels, strict=True)] if labels else [""] * count
+    tasks = sorted(tasks, key=lambda task: task != LABEL_TASK)
+    labels = [[_words(value) for value in columns[f"{PREDICTED}{task}"].to_pylist()] for task in tasks]
+    texts = [" ".join(filter(None, row)) for row in zip(*labels, strict=True)] if labels else [""] * count
     return pa.array(texts, pa.string())
+
+
+def _words(value: str | list[str] | None) -> str:
+    """Return a label, several or none as text."""
+    return " ".join(value) if isinstance(value, list) else value or ""
 
 
 class Chunk:
     """Collects the outputs of several batches; they stay on the model's device, so that it need not wait for them.
 
     Args:
-        predicts: class names of each task that is predicted.
+        identity: which tasks are predicted.
         thumbnails: whether to make small images of the batches' own.
     """
 
-    def __init__(self, predicts: Mapping[str, list[str]], *, thumbnails: bool) -> None:
-        self._predicts = predicts
+    def __init__(self, identity: ModelIdentity, *, thumbnails: bool) -> None:
+        self._identity = identity
         self._thumbnails = thumbnails
         self._outputs: list[Mapping[str, Any]] = []
         self._images: list[torch.Tensor | None] = []
@@ -367,7 +384,7 @@ class Chunk:
 
     def next(self) -> Chunk:
         """Return an empty chunk with the same options."""
-        return Chunk(self._predicts, thumbnails=self._thumbnails)
+        return Chunk(self._identity, thumbnails=self._thumbnails)
 
     def add(self, outputs: object, batch: Mapping[str, Any], origin: str) -> None:
         """Keep what a step returned.
@@ -407,14 +424,9 @@ class Chunk:
         vectors = self._joined("image_embedding")[order]
         _check_unit(vectors, sample_id[order])
         columns: dict[str, Any] = {"sample_id": pa.array(sample_id[order]), "vector": vector_column(vectors)}
-        for task, names in self._predicts.items():
+        for task in self._identity.predicts:
             logits = torch.cat([outputs["logits"][task] for outputs in self._outputs]).float()
-            confidence = logits.softmax(dim=1).amax(dim=1).cpu().numpy()[order]
-            indices = predicted_classes(logits.cpu().numpy()[order])
-            # Null where the model predicts none of the classes.
-            places = pa.array(indices, pa.int64(), mask=indices == UNKNOWN)
-            columns[f"{PREDICTED}{task}"] = pa.array(names, pa.string()).take(places)
-            columns[f"{CONFIDENCE}{task}"] = pa.array(confidence, pa.float32())
+            columns |= self._predicted(task, logits, order)
         small: list[bytes | None] = []
         for outputs, images in zip(self._outputs, self._images, strict=True):
             if images is None:
@@ -423,6 +435,38 @@ class Chunk:
                 small += [thumbnail(pixels) for pixels in images.permute(0, 2, 3, 1).cpu().numpy()]
         columns["thumbnail"] = pa.array([small[place] for place in order.tolist()], pa.binary())
         return Encoded(pa.table(columns), self._captions() if self._texts else None)
+
+    def _predicted(self, task: str, logits: torch.Tensor, order: NDArray[np.int64]) -> dict[str, pa.Array]:
+        """Columns of a task's predictions."""
+        import pyarrow as pa
+
+        identity = self._identity
+        names, kind = identity.predicts[task], identity.kind(task)
+        if kind in CLASS_KINDS:
+            confidence = logits.softmax(dim=1).amax(dim=1).cpu().numpy()[order]
+            indices = predicted_classes(logits.cpu().numpy()[order])
+            # Null where the model predicts none of the classes.
+            places = pa.array(indices, pa.int64(), mask=indices == UNKNOWN)
+            labels = pa.array(names, pa.string()).take(places)
+            return {f"{PREDICTED}{task}": labels, f"{CONFIDENCE}{task}": pa.array(confidence, pa.float32())}
+        values = logits.cpu().numpy()[order]
+        if not np.isfinite(values).all():
+            raise UserError(f"predictions of {task!r} are not finite; has the model diverged? train again")
+        numbers, empty = np.arange(len(values)), np.full(len(values), "", object)
+        kinds, thresholds = {task: kind}, {name: own for name, own in identity.thresholds.items() if name == task}
+        one = Predictions(numbers, empty, empty, {task: names}, {}, {task: values}, kinds, thresholds)
+        if kind == "regression":
+            spreads = one.deviations(task)
+            missing = pa.nulls(len(values), pa.float32())
+            return {
+                f"{PREDICTED}{task}": pa.array(one.values(task), pa.float32()),
+                f"{DEVIATION}{task}": missing if spreads is None else pa.array(spreads, pa.float32()),
+            }
+        found = [prediction.labels for prediction in task_predictions(one, task)]
+        return {
+            f"{PREDICTED}{task}": pa.array([[name for name, _ in row] for row in found], value_type(kind)),
+            f"{CONFIDENCE}{task}": pa.array([[share for _, share in row] for row in found], pa.list_(pa.float32())),
+        }
 
     def _captions(self) -> pa.Table:
         import pyarrow as pa

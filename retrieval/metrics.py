@@ -22,7 +22,8 @@ item that is left out has the rank ``NOT_FOUND``: it gains nothing, and still co
 
 A query made of attributes is a combination of values that at least one image has: "bottle", "blue bottle", "new blue
 plastic bottle", "blue plastic". An image is relevant if its labels include all of them; an unknown label matches
-nothing. Values are in the order of English adjectives: state and others, colour, material, class. The class is called
+nothing. Of a multi-label task a query has at most one label. Values are in the order of English adjectives: state and
+others, colour, material, class. The class is called
 
 * ``last``: by the last word of its name. People say "bottle", and mean ``tableware_water_bottle`` as well as
   ``personal_care_shampoo_bottle``: classes that share the word share the query.
@@ -260,12 +261,14 @@ class AttributeQuery:
 
 
 def attribute_queries(
-    labels: Mapping[str, Sequence[str | None]], class_words: ClassWords = "last", class_names: Iterable[str] = ()
+    labels: Mapping[str, Sequence[str | list[str] | None]],
+    class_words: ClassWords = "last",
+    class_names: Iterable[str] = (),
 ) -> list[AttributeQuery]:
     """Return all queries that have a relevant image, in the order of their texts.
 
     Args:
-        labels: by task the values of N images, None or empty where unknown.
+        labels: by task the values of N images, of multi-label tasks lists; None or empty where unknown.
         class_words: what a class is called.
         class_names: all classes that a name must be distinguished from, where the images show only some of them.
 
@@ -277,7 +280,8 @@ def attribute_queries(
     if class_words not in get_args(ClassWords):
         raise UserError(f"class words: must be one of {', '.join(get_args(ClassWords))}; got {class_words!r}")
     tasks = [*(task for task in labels if task not in _LAST), *(task for task in _LAST if task in labels)]
-    called = class_texts({*class_names, *filter(None, labels.get(LABEL_TASK, []))}, class_words)
+    of_class = (value for values in labels.get(LABEL_TASK, []) for value in _several(values))
+    called = class_texts({*class_names, *of_class}, class_words)
     relevant: dict[_Values, list[NDArray[np.int64]]] = {}
     for known, rows in _alike(tasks, labels, called).items():
         for values in _combinations(known):
@@ -312,18 +316,27 @@ def _shortest_unique(name: str, words: Mapping[str, list[str]]) -> str:
     return " ".join(own)
 
 
+def _several(value: str | list[str] | None) -> list[str]:
+    """The known values of an image in one task."""
+    return value if isinstance(value, list) else [value] if value else []
+
+
 def _alike(
-    tasks: Sequence[str], labels: Mapping[str, Sequence[str | None]], called: Mapping[str, str]
+    tasks: Sequence[str], labels: Mapping[str, Sequence[str | list[str] | None]], called: Mapping[str, str]
 ) -> dict[_Values, NDArray[np.int64]]:
     """Images by their known labels, of those with the same together."""
     rows: dict[_Values, list[int]] = {}
     for row, values in enumerate(zip(*(labels[task] for task in tasks), strict=True)):
-        known = ((task, value) for task, value in zip(tasks, values, strict=True) if value)
-        named = tuple((task, called[value] if task == LABEL_TASK else value) for task, value in known)
+        known = ((task, value) for task, own in zip(tasks, values, strict=True) for value in _several(own))
+        named = tuple(dict.fromkeys((task, called[value] if task == LABEL_TASK else value) for task, value in known))
         rows.setdefault(named, []).append(row)
     return {named: np.array(own, dtype=np.int64) for named, own in rows.items()}
 
 
 def _combinations(known: _Values) -> Iterator[_Values]:
-    for size in range(1, len(known) + 1):
-        yield from itertools.combinations(known, size)
+    by_task: dict[str, list[tuple[str, str]]] = {}
+    for task, value in known:
+        by_task.setdefault(task, []).append((task, value))
+    for size in range(1, len(by_task) + 1):
+        for chosen in itertools.combinations(by_task.values(), size):
+            yield from itertools.product(*chosen)

@@ -342,11 +342,12 @@ def image_predictions(
             raise UserError(f"{names[0]}: the model's outputs for '{task}' are not finite; choose another run")
     empty = np.array([""] * len(names), dtype=object)
     whole = Predictions(np.arange(len(names)), empty, empty, tasks, {}, logits, kinds or {}, thresholds or {})
-    of_tasks = {task: _task_predictions(whole, task, temperatures.get(task)) for task in tasks}
+    of_tasks = {task: task_predictions(whole, task, temperatures.get(task)) for task in tasks}
     return [ImagePrediction(name, {task: of_tasks[task][row] for task in tasks}) for row, name in enumerate(names)]
 
 
-def _task_predictions(predictions: Predictions, task: str, temperature: float | None) -> list[TaskPrediction]:
+def task_predictions(predictions: Predictions, task: str, temperature: float | None = None) -> list[TaskPrediction]:
+    """Return the predictions of one task for each sample, calibrated where it has a temperature."""
     classes, kind = predictions.tasks[task], predictions.kind(task)
     if kind == "regression":
         values, deviations = predictions.values(task).tolist(), predictions.deviations(task)

@@ -326,7 +326,7 @@ def _check_index(task: Any, data: Any) -> None:
     schema, gallery = import_module("retrieval.schema"), import_module("retrieval.gallery")
     fill = import_module("retrieval.fill").fill
     task.eval()
-    identity = schema.identity_of(task, "", data.image_options, list(data.tasks))
+    identity = schema.identity_of(task, "", data.image_options, data.tasks, getattr(data, "task_kinds", {}))
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         opened = gallery.Gallery.open_or_create(f"{folder}/gallery", identity)
         report = fill(task, data, opened, splits=["test"], thumbnails="never")

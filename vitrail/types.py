@@ -186,7 +186,8 @@ class DescribesImages(Protocol):
         Returns:
             n rows of strings: ``id`` (stable name), ``path`` (absolute, empty if the image is no file), ``content``
             (hash of the pixels, or of their place in a shard; empty if unknown), ``caption`` (the first, or empty),
-            ``group``, ``split``, for each task ``label_<task>`` (null if unknown), and the list ``captions``.
+            ``group``, ``split``, for each task ``label_<task>`` (null if unknown; of multi-label tasks a list of
+            strings, of regression float32), and the list ``captions``.
         """
 
 

@@ -53,7 +53,7 @@ class Contest:
         size = data.image_options["size"]
         self.task = ImageClassifier(backbone, data.tasks["class"], image_size=size, pretrained=False).eval()
         self.data, self.folder = data, folder
-        self.identity = identity_of(self.task, "", self.data.image_options, list(data.tasks))
+        self.identity = identity_of(self.task, "", self.data.image_options, data.tasks, data.task_kinds)
         self.count = len(data.rows_of(["train"]))
         self.images = [batch["image"].clone() for batch in data.rows_dataloader(data.rows_of(["train"]))]
 

@@ -93,6 +93,7 @@ def _gallery_pool(options: argparse.Namespace) -> Pool:
     if load_task(options.run / Run.BEST).weights_digest() != identity.weights:
         raise UserError(f"--pool {options.pool}: was made by {identity.run}, with other weights than {options.run}")
     name = _task_name(options.task, identity.predicts, options.run)
+    refuse_kinds({name: identity.kind(name)}, "select")
     columns = ["id", "path"]
     columns += [f"{PREDICTED}{name}", f"{CONFIDENCE}{name}"] if name in identity.predicts else []
     columns += [f"{LABEL}{name}"] if name in identity.labels else []

@@ -200,7 +200,12 @@ def _gallery_sections(files: Run, options: argparse.Namespace, task: str, read: 
     if gallery is None or not len(gallery):
         why_not = why_not or f"{'' if gallery is None else gallery.uri}: the gallery is empty."
         return [_without(title, why_not) for title in ("Embedding map", "Retrieval examples")]
-    known = [*gallery.identity.labels, *gallery.identity.predicts]
+    # Maps and examples are by single classes.
+    known = [
+        name
+        for name in (*gallery.identity.labels, *gallery.identity.predicts)
+        if gallery.identity.kind(name) in CLASS_KINDS
+    ]
     task = task if task in known else next(iter(known), "")
     scores = files.path / Run.REPORTS / f"{options.split}_retrieval.csv"
     return [

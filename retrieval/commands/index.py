@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 from retrieval.schema import CHUNK
 from vitrail.errors import UserError
-from vitrail.predictions import other_kinds
 from vitrail.runs import Run
 from vitrail.runtime import check_device
 from vitrail.types import DATA_ARGUMENTS
@@ -83,9 +82,7 @@ def _filled(task: VisionTask, datamodule: ImageDataModule, uri: str, options: ar
     # Images are prepared as the model's, whatever the configuration of other data is.
     datamodule.image_options = {**task.input_options}
     run = str(options.run.resolve())
-    identity = identity_of(task, run, task.input_options, list(datamodule.tasks))
-    if left_out := other_kinds(getattr(task, "tasks", {}), getattr(task, "task_kinds", {})):
-        sys.stderr.write(f"index: left out predictions of {left_out}, which have no single class\n")
+    identity = identity_of(task, run, task.input_options, datamodule.tasks, datamodule.task_kinds)
     gallery = Gallery.open_or_create(uri, identity)
     _set_up(datamodule)
     return fill(

@@ -10,6 +10,7 @@ from vitrail.console import Table
 
 if TYPE_CHECKING:
     from retrieval.gallery import Gallery
+    from retrieval.schema import ModelIdentity
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
@@ -34,10 +35,18 @@ def _description(gallery: Gallery) -> Table:
         "images": f"{len(gallery):,}" + (f" ({splits})" if splits else ""),
         "captions with vectors": f"{gallery.n_captions():,}",
         "vectors": f"{made_by.dim} numbers; texts {'can' if made_by.encodes_text else 'cannot'} be compared with them",
-        "predicts": ", ".join(f"{task} ({len(names)})" for task, names in made_by.predicts.items()) or "nothing",
-        "labels": ", ".join(made_by.labels) or "none",
+        "predicts": ", ".join(_task(made_by, task, len(names)) for task, names in made_by.predicts.items())
+        or "nothing",
+        "labels": ", ".join(_task(made_by, task) for task in made_by.labels) or "none",
         "images as the model sees them": ", ".join(f"{key} {value}" for key, value in made_by.input_options.items()),
         "index": "built" if gallery.has_index() else "none; search is exact",
         "a filter may use": ", ".join(gallery.columns()),
     }
     return Table(["", "value"], [[*row] for row in rows.items()], None, f"gallery {gallery.uri}", header=False)
+
+
+def _task(made_by: ModelIdentity, task: str, classes: int = 0) -> str:
+    """A task with the number of its classes and its kind, such as ``tags (4, multi_label)``."""
+    kind = made_by.kind(task)
+    facts = [str(classes)] * bool(classes) + [kind] * (kind != "single_label")
+    return f"{task} ({', '.join(facts)})" if facts else task

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval.schema import CONFIDENCE, LABEL, PREDICTED, ModelIdentity
+from retrieval.schema import LABEL, ModelIdentity, Predicted, Value, prediction_columns, prediction_of, value_text
 from vitrail.console import Table
 
 if TYPE_CHECKING:
@@ -33,8 +33,8 @@ class Found:
         score: by which it was ranked.
         path: of its file, empty where it has none.
         caption: of the image, or the one that was found.
-        labels: true label of each task, None where unknown.
-        predicted: prediction of each task and its confidence (0 to 1); None where there is none.
+        labels: true label of each task, or a list of labels, or a number; None where unknown.
+        predicted: prediction of each task; None where there is none.
         thumbnail: JPEG, where the gallery keeps one.
     """
 
@@ -42,16 +42,13 @@ class Found:
     score: float
     path: str
     caption: str
-    labels: dict[str, str | None]
-    predicted: dict[str, tuple[str, float] | None]
+    labels: dict[str, Value | None]
+    predicted: dict[str, Predicted | None]
     thumbnail: bytes | None
 
     def as_dict(self, rank: int) -> dict[str, Any]:
         """Return the image's entry in the JSON, with its rank from 1."""
-        predicted = {
-            task: None if one is None else {"value": one[0], "confidence": round(one[1], 6)}
-            for task, one in self.predicted.items()
-        }
+        predicted = {task: None if one is None else one.as_dict() for task, one in self.predicted.items()}
         return {
             "rank": rank,
             "id": self.id,
@@ -77,21 +74,17 @@ def look_up(
     if not ids:
         return []
     labels, predicts = gallery.identity.labels, list(gallery.identity.predicts)
-    predicted = [f"{prefix}{task}" for task in predicts for prefix in (PREDICTED, CONFIDENCE)]
+    predicted = [name for task in predicts for name in prediction_columns(gallery.identity, task)]
     columns = ["id", "path", "caption", *(f"{LABEL}{task}" for task in labels), *predicted, "thumbnail"]
     distinct = list(dict.fromkeys(ids))
     rows = dict(zip(distinct, gallery.rows(distinct, columns).to_pylist(), strict=True))
-
-    def prediction(row: dict[str, Any], task: str) -> tuple[str, float] | None:
-        value = row[f"{PREDICTED}{task}"]
-        return None if value is None else (value, float(row[f"{CONFIDENCE}{task}"] or 0))
 
     found = []
     for place, (identifier, score) in enumerate(zip(ids, scores, strict=True)):
         row = rows[identifier]
         caption = captions[place] if captions is not None else row["caption"] or ""
         true = {task: row[f"{LABEL}{task}"] for task in labels}
-        predictions = {task: prediction(row, task) for task in predicts}
+        predictions = {task: prediction_of(row, task) for task in predicts}
         found.append(Found(identifier, float(score), row["path"] or "", caption, true, predictions, row["thumbnail"]))
     return found
 
@@ -160,18 +153,13 @@ def result_table(output: SearchOutput) -> Table:
         columns = ["#", "score", "caption", "of image"]
         rows = [[*row, found.caption, found.id] for row, found in zip(rows, output.found, strict=True)]
         return Table(columns, rows, columns[2:], title)
-    predicted = [", ".join(_shown(value) for value in found.predicted.values() if value) for found in output.found]
-    true = [", ".join(value for value in found.labels.values() if value) for found in output.found]
+    predicted = [", ".join(str(value) for value in found.predicted.values() if value) for found in output.found]
+    true = [", ".join(filter(None, map(value_text, found.labels.values()))) for found in output.found]
     captions = [found.caption for found in output.found]
     shown = {"id": [found.id for found in output.found], "predicted": predicted, "labels": true, "caption": captions}
     shown = {name: values for name, values in shown.items() if name == "id" or any(values)}
     rows = [[*row, *(values[place] for values in shown.values())] for place, row in enumerate(rows)]
     return Table(["#", "score", *shown], rows, list(shown), title)
-
-
-def _shown(prediction: tuple[str, float]) -> str:
-    """A predicted value with its confidence, such as ``blue 0.93``."""
-    return f"{prediction[0]} {prediction[1]:.2f}"
 
 
 SIDE = 256
@@ -268,7 +256,7 @@ def _card(rank: int, found: Found, jpeg: bytes | None) -> str:
         image = _image(jpeg, found.caption or found.id)
     caption = f'<p class="caption">{html.escape(found.caption)}</p>' if found.caption else ""
     predictions = "".join(
-        f"<dt>{html.escape(task)}</dt><dd>{html.escape(_shown(prediction))}</dd>"
+        f"<dt>{html.escape(task)}</dt><dd>{html.escape(str(prediction))}</dd>"
         for task, prediction in found.predicted.items()
         if prediction is not None
     )

@@ -111,14 +111,14 @@ class TfidfIndex:
     """Documents of several text fields.
 
     Args:
-        fields: the text of each of N documents by field, None or empty where there is none.
+        fields: the text of each of N documents by field, or a list of texts; None or empty where there is none.
         weights: of each field, above 0.
 
     Raises:
         ValueError: if a field has no weight, a weight is not above 0, or fields are of different lengths.
     """
 
-    def __init__(self, fields: Mapping[str, Sequence[str | None]], weights: Mapping[str, float]) -> None:
+    def __init__(self, fields: Mapping[str, Sequence[str | list[str] | None]], weights: Mapping[str, float]) -> None:
         from scipy.sparse import csr_matrix
         from sklearn.feature_extraction.text import CountVectorizer, TfidfTransformer
 
@@ -127,7 +127,8 @@ class TfidfIndex:
         if len({len(texts) for texts in fields.values()}) > 1:
             raise ValueError("fields are of different lengths")
         rows: dict[tuple[str | None, ...], int] = {}
-        documents = zip(*fields.values(), strict=True)
+        as_text = [[" ".join(text) if isinstance(text, list) else text for text in texts] for texts in fields.values()]
+        documents = zip(*as_text, strict=True)
         self._row = np.array([rows.setdefault(texts, len(rows)) for texts in documents], dtype=np.int64)
         columns = [[row[place] or "" for row in rows] for place in range(len(fields))]
         vocabulary = sorted({word for texts in columns for text in texts for word in words(text)})
@@ -306,12 +307,11 @@ def _columns(gallery: Gallery, source: TextSource) -> dict[str, str]:
     """The columns of the text fields."""
     if source == "caption":
         return {"caption": "caption"}
-    prefix, tasks = (
-        (PREDICTED, list(gallery.identity.predicts)) if source == "predicted" else (LABEL, gallery.identity.labels)
-    )
-    if tasks:
+    identity = gallery.identity
+    prefix, named = (PREDICTED, list(identity.predicts)) if source == "predicted" else (LABEL, identity.labels)
+    if tasks := identity.worded(named):
         return {task: f"{prefix}{task}" for task in tasks}
-    what = "its model predicts nothing" if source == "predicted" else "its data have no labels"
+    what = "its model predicts no labels" if source == "predicted" else "its data have no labels"
     raise UserError(
         f"{gallery.uri}: has no text fields to search, because {what}; choose others with --words, name a gallery that "
         "has some with --words-gallery, or use --ranker vector"

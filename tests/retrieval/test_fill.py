@@ -17,7 +17,7 @@ from datamodules.wares import Wares
 from lightning_modules.options import TowerOptions
 from retrieval.fill import Chunk, FillReport, fill
 from retrieval.gallery import Gallery
-from retrieval.schema import identity_of
+from retrieval.schema import identity_of, image_schema
 from tests.support.galleries import (
     SIDE,
     TASKS,
@@ -25,6 +25,7 @@ from tests.support.galleries import (
     classifier,
     dual_encoder,
     gallery_of,
+    identity,
     photos,
     row,
     rows_of,
@@ -33,7 +34,9 @@ from tests.support.galleries import (
     write_table,
 )
 from tests.support.models import write_clip
+from tests.support.runs import kinds_run
 from vitrail.errors import UserError
+from vitrail.runs import Run
 
 COUNT = 14
 CHUNK = 8
@@ -271,8 +274,41 @@ def test_empty_splits_are_refused(root: Path, tmp_path: Path) -> None:
         filled(root, tmp_path / "gallery", splits=["val", "test"])
 
 
+def test_predictions_and_labels_of_every_kind(tmp_path: Path) -> None:
+    """The test split of a run: labels are the data's, predictions those of ``Run.predictions``."""
+    run = Run(kinds_run())
+    task, data = run.load_model(), run.datamodule
+    data.prepare_data()
+    data.setup("test")
+    made_by = identity_of(task, "run", data.image_options, data.tasks, data.task_kinds)
+    gallery = Gallery.create(str(tmp_path / "gallery"), made_by)
+    fill(task, data, gallery, splits=["test"])
+    predictions = run.predictions("test")
+    assert predictions is not None
+    rows = Gallery.open(str(tmp_path / "gallery")).table(image_schema(made_by).names).to_pylist()
+    assert [found["id"] for found in rows] == predictions.names.tolist()
+    marked, shares = predictions.predicted_labels("tags"), predictions.label_probabilities("tags")
+    spreads, grades = predictions.deviations("price"), predictions.predicted("condition")
+    assert spreads is not None
+    assert 0 < marked.sum() < marked.size
+    for place, found in enumerate(rows):
+        best = [number for number in np.argsort(-shares[place], kind="stable").tolist() if marked[place, number]]
+        assert found["predicted_tags"] == [predictions.tasks["tags"][number] for number in best]
+        np.testing.assert_allclose(found["confidence_tags"], shares[place, best], atol=1e-5)
+        true = predictions.targets["tags"][place]
+        assert found["label_tags"] == [name for name, one in zip(data.tasks["tags"], true, strict=True) if one]
+        assert found["label_price"] == predictions.targets["price"][place]
+        assert found["predicted_condition"] == predictions.tasks["condition"][grades[place]]
+        words = [found[f"predicted_{name}"] for name in task.tasks if name not in ("tags", "price")]
+        assert sorted(found["text"].split()) == sorted(" ".join([*words, *found["predicted_tags"]]).split())
+    np.testing.assert_allclose([found["predicted_price"] for found in rows], predictions.values("price"), rtol=1e-5)
+    np.testing.assert_allclose([found["deviation_price"] for found in rows], spreads, rtol=1e-4)
+    # Again: nothing is new, nothing has changed.
+    assert fill(task, data, gallery, splits=["test"]) == FillReport(unchanged=len(rows))
+
+
 def test_what_the_model_does_not_predict_is_null() -> None:
-    chunk = Chunk({"class": ["mug", "cap", "bag"]}, thumbnails=False)
+    chunk = Chunk(identity(predicts={"class": ["mug", "cap", "bag"]}), thumbnails=False)
     logits = torch.tensor([[0.0, 3, 1], [2, 2, 0], [1, 1, 1]])
     outputs = {
         # Rows come in the order of their ids, whatever the order of the batch.

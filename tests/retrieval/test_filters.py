@@ -14,7 +14,7 @@ import pytest
 from retrieval.filters import LONGEST, Column, checked_filter, filter_columns
 from retrieval.gallery import Gallery
 from retrieval.schema import ModelIdentity
-from tests.support.galleries import small_gallery
+from tests.support.galleries import OF_EVERY_KIND, gallery_of_every_kind, small_gallery
 from vitrail.errors import UserError
 
 COLUMNS = {
@@ -69,6 +69,78 @@ def test_filters_mean_what_pandas_makes_of_them(gallery: Gallery, text: str) -> 
 
 
 _PLAIN = {"id", "caption", "group", "split"}
+
+
+OF_KINDS: dict[str, Callable[[pd.DataFrame], list[bool]]] = {
+    "tags contains 'cat'": lambda t: ["cat" in tags for tags in t.predicted_tags],
+    "TAGS CONTAINS 'cat''s toy' AND price < 10": lambda t: [
+        "cat's toy" in tags and price < 10 for tags, price in zip(t.predicted_tags, t.predicted_price, strict=True)
+    ],
+    "tags contains any ('cat', 'dog')": lambda t: [bool({"cat", "dog"} & set(tags)) for tags in t.predicted_tags],
+    "tags contains all ('cat', 'dog')": lambda t: [{"cat", "dog"} <= set(tags) for tags in t.predicted_tags],
+    "tags not contains 'dog'": lambda t: ["dog" not in tags for tags in t.predicted_tags],
+    "NOT label_tags contains 'dog'": lambda t: [tags is not None and "dog" not in tags for tags in t.label_tags],
+    "label_tags IS NULL": lambda t: [tags is None for tags in t.label_tags],
+    "price < 10": lambda t: (t.predicted_price < 10).tolist(),
+    "label_price = 12.99 OR deviation_price >= 3": lambda t: (
+        (t.label_price == np.float32(12.99)) | (t.deviation_price >= 3)
+    ).tolist(),
+    "predicted_price > label_price": lambda t: (t.predicted_price > t.label_price).tolist(),
+    "grade >= 'fair'": lambda t: t.predicted_grade.isin(["fair", "good"]).tolist(),
+    "'good' > grade": lambda t: t.predicted_grade.isin(["poor", "fair"]).tolist(),
+    "grade > 'good'": lambda t: [False] * len(t),
+    "NOT label_grade > 'good'": lambda t: t.label_grade.notna().tolist(),
+    "grade BETWEEN 'poor' AND 'fair'": lambda t: t.predicted_grade.isin(["poor", "fair"]).tolist(),
+    "label_grade <> 'good'": lambda t: t.label_grade.isin(["poor", "fair"]).tolist(),
+    "predicted_grade = label_grade": lambda t: (t.predicted_grade == t.label_grade).tolist(),
+    "confidence > .65": lambda t: (t.confidence_class > np.float32(0.65)).tolist(),
+}
+
+
+@pytest.fixture(scope="module")
+def of_every_kind(tmp_path_factory: pytest.TempPathFactory) -> Gallery:
+    return gallery_of_every_kind(tmp_path_factory.mktemp("kinds") / "gallery")
+
+
+@pytest.mark.parametrize("text", OF_KINDS)
+def test_filters_of_lists_numbers_and_ordered_classes(of_every_kind: Gallery, text: str) -> None:
+    everything = pd.DataFrame(of_every_kind.table(["id", *OF_EVERY_KIND]).to_pydict())
+    numbers = [name for name in everything if str(name).endswith("_price") or str(name).startswith("confidence_c")]
+    everything[numbers] = everything[numbers].astype(np.float32)
+    expected = everything.id[OF_KINDS[text](everything)].to_list()
+    assert of_every_kind.table(["id"], text).column("id").to_pylist() == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("tags = 'cat'", "tags CONTAINS 'label'"),
+        ("tags LIKE 'c%'", "tags CONTAINS 'label'"),
+        ("tags IN ('cat')", "tags CONTAINS 'label'"),
+        ("class contains 'bag'", "'class' is no list"),
+        ("price contains 'bag'", "'price' is no list"),
+        ("tags contains any (1, 2)", "words in single quotes"),
+        ("tags contains any (tags)", "words in single quotes"),
+        ("tags && 'cat'", "not understood"),
+        ("tags contains", "not allowed"),
+        ("tags contains 3", "words in single quotes"),
+        ("grade > 'great'", "no class of the scale poor < fair < good"),
+        ("grade > 3", "no class of the scale"),
+        ("price > 'cheap'", "compares text with a number"),
+        ("price LIKE '1%'", "is a number"),
+        ("confidence_tags > 0.5", "list of numbers"),
+    ],
+)
+def test_filters_that_do_not_go_with_a_kind(of_every_kind: Gallery, text: str, said: str) -> None:
+    with pytest.raises(UserError, match="filter: ") as caught:
+        of_every_kind.places(text)
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_contains_may_be_the_name_of_a_column() -> None:
+    columns = {"contains": Column("label_contains", "list")}
+    assert checked_filter("contains contains 'a'", columns) == "array_has_all(`label_contains`, make_array('a'))"
 
 
 def test_every_comparison_of_every_two_values_is_pythons(gallery: Gallery) -> None:

@@ -259,7 +259,7 @@ def test_tables_that_others_made_are_no_gallery(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no gallery's"):
         Gallery.open(str(tmp_path / "foreign"))
     newer = image_rows(identity(), ["a"], vectors(1))
-    text = newer.schema.metadata[b"vitrail.gallery"].replace(b'"format": 1', b'"format": 2')
+    text = newer.schema.metadata[b"vitrail.gallery"].replace(b'"format": 1', b'"format": 9')
     lancedb.connect(str(tmp_path / "newer")).create_table(
         "images", newer.replace_schema_metadata({b"vitrail.gallery": text})
     )

@@ -368,3 +368,11 @@ def test_mistakes_in_labels_are_refused() -> None:
         attribute_queries({})
     with pytest.raises(UserError, match="must be one of last, unique, full; got 'first'"):
         attribute_queries(LABELS, "first")  # type: ignore[arg-type]
+
+
+def test_each_label_of_several_is_a_word_of_its_own() -> None:
+    labels = {"tags": [["soft", "red"], ["red"], [], None], "class": ["cap", "cap", "mug", None]}
+    found = {query.text: query.relevant.tolist() for query in attribute_queries(labels)}
+    assert found == {
+        "soft": [0], "red": [0, 1], "cap": [0, 1], "mug": [2], "soft cap": [0], "red cap": [0, 1],
+    }  # fmt: skip

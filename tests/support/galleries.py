@@ -133,6 +133,39 @@ def small_gallery(folder: Path | str, **changes: Any) -> Gallery:
     return gallery
 
 
+GRADES = ["poor", "fair", "good"]
+TAGS = ["cat", "cat's toy", "dog"]
+
+OF_EVERY_KIND: dict[str, list[Any]] = {
+    "label_class": ["bag", "sneakers", "bag", None, "bag", "sneakers"],
+    "predicted_class": ["bag", "sneakers", "sneakers", "bag", "bag", "bag"],
+    "confidence_class": [0.9, 0.8, 0.7, 0.6, 0.9, 0.5],
+    "label_tags": [["cat"], ["cat", "dog"], [], None, ["dog"], ["cat's toy"]],
+    "predicted_tags": [["cat"], ["dog", "cat"], ["dog"], [], ["cat's toy"], ["cat's toy", "dog"]],
+    "confidence_tags": [[0.75], [0.875, 0.5], [0.625], [], [0.75], [0.75, 0.625]],
+    "label_price": [3.5, 12.99, None, 20.0, 100.0, 7.25],
+    "predicted_price": [4.0, 13.5, 8.0, 25.0, 80.0, 7.25],
+    "deviation_price": [1.0, 2.0, 1.5, 3.0, 10.0, 0.5],
+    "label_grade": ["poor", "fair", "good", None, "good", "fair"],
+    "predicted_grade": ["fair", "fair", "good", "poor", "good", "poor"],
+    "confidence_grade": [0.5, 0.6, 0.7, 0.8, 0.9, 0.95],
+}
+"""Labels and predictions of six images in tasks of every kind."""
+
+
+def gallery_of_every_kind(folder: Path | str, **changes: Any) -> Gallery:
+    """A classifier's gallery of ``OF_EVERY_KIND``; its images are ``q0`` to ``q5``."""
+    predicts: dict[str, list[str]] = {"class": ["bag", "sneakers"], "tags": TAGS, "price": [], "grade": GRADES}
+    kinds = {"tags": "multi_label", "price": "regression", "grade": "ordinal"}
+    fields = {"predicts": predicts, "labels": list(predicts), "encodes_text": False, **changes}
+    made_by = identity(task="MultiTaskClassifier", kinds=kinds, scales={"grade": GRADES}, **fields)
+    gallery = Gallery.create(str(folder), made_by)
+    columns = {name: values for name, values in OF_EVERY_KIND.items() if name in image_schema(made_by).names}
+    with gallery.writing() as writer:
+        writer.add(image_rows(made_by, [f"q{row}" for row in range(6)], vectors(6), **columns))
+    return gallery
+
+
 SIDE = 16
 TASKS = {"colour": ["blue", "red"], "class": ["bag", "water_bottle", "cap"]}
 

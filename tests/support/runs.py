@@ -41,6 +41,7 @@ from tests.support.galleries import identity, image_rows
 from tests.support.models import write_clip
 from tests.support.plain_figures import plain_figures
 from vitrail.predictions import Predictions, write_predictions
+from vitrail.runs import write_temperatures
 from vitrail.types import UNKNOWN, Outputs
 
 TASKS = {"class": ["bag", "cap", "mug"], "colour": ["blue", "red"]}
@@ -367,6 +368,26 @@ model:
   init_args: {{backbone: test_resnet, pretrained: false, lr: 0.01}}
 """
 
+EVERY_KIND = """
+name: kinds
+data:
+  class_path: datamodules.Wares
+  init_args:
+    n_samples: 90
+    views: 3
+    resolution: 48
+    every_kind: true
+    image: {{size: 32}}
+    loader: {{batch_size: 16}}
+model:
+  class_path: lightning_modules.MultiTaskClassifier
+  init_args:
+    backbone: test_resnet
+    pretrained: false
+    loss_options: {{regression: gaussian_nll}}
+    lr: 0.01
+"""
+
 FLOWERS = """
 name: flowers
 data:
@@ -433,6 +454,20 @@ def _make_products_run() -> Path:
     with plain_figures():
         assert experiments(["validate", "--ckpt_path", str(run / "checkpoints" / "best.ckpt")]) == 0
         assert evaluation(["calibrate", str(run)]) == 0
+    return run
+
+
+@functools.cache
+def kinds_run() -> Path:
+    """A classifier with tasks of every kind on generated images, tested; its class is calibrated."""
+    return _once("kinds_run", _make_kinds_run)
+
+
+def _make_kinds_run() -> Path:
+    root = folder() / "kinds"
+    root.mkdir()
+    run = _fitted(root, EVERY_KIND, epochs=2)
+    write_temperatures(run, {"class": 1.5}, {})
     return run
 
 

@@ -12,6 +12,7 @@ from PIL import Image
 from rich.console import Console
 
 from retrieval.commands.output import SIDE, Found, SearchOutput, as_json, contact_sheet, result_table, small_jpeg
+from retrieval.schema import Predicted
 from retrieval.search.searcher import Query
 from tests.support.galleries import identity
 from vitrail.console import Table
@@ -23,7 +24,11 @@ FOUND = [
         path="/photos/p7.jpg",
         caption="blue plastic bottle [bold]",
         labels={"class": "tableware_water_bottle", "colour": "blue", "material": None},
-        predicted={"class": ("tableware_water_bottle", 0.91), "colour": ("black", 0.5), "material": None},
+        predicted={
+            "class": Predicted("tableware_water_bottle", 0.91),
+            "colour": Predicted("black", 0.5),
+            "material": None,
+        },
         thumbnail=None,
     ),
     Found("p2", 0.5, "", "", dict.fromkeys(("class", "colour", "material")), {}, b"jpeg"),
@@ -186,3 +191,18 @@ def test_large_images_are_made_small_and_small_ones_stay() -> None:
     assert large.size == (SIDE, SIDE // 2)
     assert large.format == "JPEG"
     assert Image.open(io.BytesIO(JPEG)).size == (30, 20)
+
+
+def test_predictions_of_every_kind_as_text_and_json() -> None:
+    labels = {"tags": ["cat", "dog"], "price": 12.5, "grade": None}
+    predicted = {"tags": Predicted(["dog", "cat"], [0.875, 0.5]), "price": Predicted(80.0, 10.0), "grade": None}
+    one = dataclasses.replace(FOUND[0], labels=labels, predicted=predicted)
+    text = _printed(result_table(output(found=[one])))
+    assert "dog 0.88 + cat 0.50, 80 ± 10" in text
+    assert "cat, dog, 12.5" in text
+    entry = json.loads(as_json(output(found=[one])))["found"][0]
+    assert entry["labels"] == labels
+    assert entry["predicted"]["tags"] == {"value": ["dog", "cat"], "confidence": [0.875, 0.5]}
+    assert entry["predicted"]["price"] == {"value": 80.0, "deviation": 10.0}
+    assert str(Predicted([], [])) == "(no label)"
+    assert str(Predicted(3.0, None)) == "3"

@@ -157,7 +157,7 @@ def test_a_filter_that_leaves_nothing_is_noted(searcher: Searcher, ranker: Ranke
 def test_text_of_another_gallery_is_joined_by_id(tmp_path: Path, gallery: Gallery) -> None:
     classifiers = small_gallery(tmp_path / "classifiers", task="MultiTaskClassifier", encodes_text=False)
     mute = small_gallery(tmp_path / "mute", predicts={})
-    with pytest.raises(UserError, match="its model predicts nothing"):
+    with pytest.raises(UserError, match="its model predicts no labels"):
         Searcher(mute).search(Query("bag"), 3, "text")
     searcher = Searcher(mute, MeaningEncoder, text_gallery=classifiers)
     expected = Searcher(gallery, MeaningEncoder)
