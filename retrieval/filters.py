@@ -21,7 +21,7 @@ from vitrail.types import CLASS_KINDS, LABEL_TASK
 
 if TYPE_CHECKING:
     from sqlglot import exp
-    from sqlglot.tokens import Token
+    from sqlglot.tokens import Token  # type: ignore[attr-defined]  # compiled, it does not name what it exports
 
 LONGEST = 10_000
 """Characters of a filter."""
@@ -160,7 +160,7 @@ def _parse(text: str) -> exp.Expr:
 
 def _mark_contains(tokens: Sequence[Token]) -> None:
     """Read ``contains`` before a word in quotes, ``any`` or ``all`` as an operator, ``@>`` of some dialects."""
-    from sqlglot.tokens import TokenType
+    from sqlglot.tokens import TokenType  # type: ignore[attr-defined]  # as above
 
     for word, following in itertools.pairwise(tokens):
         is_operator = following.token_type in (TokenType.STRING, TokenType.NUMBER, TokenType.ALL, TokenType.ANY)

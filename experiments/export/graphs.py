@@ -30,7 +30,6 @@ from lightning_modules.base import VisionTask
 from lightning_modules.classification import ClassificationTask
 from lightning_modules.dual_encoder import DualEncoder
 from vitrail.errors import UserError
-from vitrail.predictions import refuse_kinds
 from vitrail.types import LABEL_TASK
 
 if TYPE_CHECKING:
@@ -69,7 +68,6 @@ def towers_of(task: VisionTask) -> list[Tower]:
     Raises:
         UserError: It is neither a classifier nor a dual encoder.
     """
-    refuse_kinds(getattr(task, "task_kinds", {}), "export", fix="train the other tasks alone (task_weights)")
     if isinstance(task, ClassificationTask):
         return [_image_tower("model", _Classifier(_merged(task)), task, list(task.tasks))]
     if isinstance(task, DualEncoder):

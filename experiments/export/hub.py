@@ -122,7 +122,10 @@ Weights `{{ meta.weights[:16] }}`.{{ " " if packages }}{% for name, version in p
 ## Classes
 
 {% for task, names in meta.tasks.items() -%}
-- {{ task }}: {{ names | join(", ") }}
+- {{ task }}{% if task in meta.kinds %} ({{ meta.kinds[task] | replace("_", "-") }}){% endif %}: \
+{{ names | join(" < " if meta.kinds[task] == "ordinal" else ", ") if names else meta.units[task] }}
+{%- if task in meta.thresholds %}. Predicted from these probabilities: \
+{% for value in meta.thresholds[task] %}{{ "%.3f"|format(value) }}{{ ", " if not loop.last }}{% endfor %}{% endif %}
 {% else -%}
 None; images and texts are compared by their embeddings.
 {% endfor -%}

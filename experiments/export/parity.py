@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.special import expit
 
 from datamodules.base import ImageDataModule
 from evaluation.efficiency import BatchCost, ratio_text
@@ -18,10 +19,16 @@ from lightning_modules.base import VisionTask, real_rows
 from lightning_modules.dual_encoder import DualEncoder
 from vitrail.console import Table
 from vitrail.errors import UserError
-from vitrail.predictions import predicted_classes
-from vitrail.types import UNKNOWN
+from vitrail.predictions import DEFAULT_THRESHOLD, predicted_classes
+from vitrail.types import UNKNOWN, kind_of
 
 NEAREST = "nearest text"
+SAME_VALUE = 0.1
+"""Predicted numbers are the same if they differ by no more than this share of the standard deviation of the model's."""
+
+AT_THRESHOLD = 1e-4
+"""Probabilities this near to the threshold decide nothing: thresholds are probabilities of validation images."""
+
 TOLERANCE = 1e-3
 """Largest difference of a floating-point export, as a share of the largest value, or of 1 where all are smaller."""
 
@@ -37,11 +44,13 @@ class Parity:
     Attributes:
         what: task, ``nearest text`` (of each image), or an embedding.
         n: samples.
-        agreement: share of the samples for which both choose the same; NaN where nothing is chosen.
+        agreement: share of the samples for which both choose the same class, the same labels, or the same number up
+            to ``SAME_VALUE``; NaN where nothing is chosen.
         difference: largest absolute difference of a value.
         largest: largest absolute value of the model's own.
         known: samples with a known target.
-        accuracy: of the model and of the exported form on these; NaN where there are none.
+        accuracy: of the model and of the exported form on these, of multi-label tasks over single labels; NaN where
+            there are none, and of numbers.
     """
 
     what: str
@@ -85,7 +94,7 @@ def measure(
                 others[form].add(towers["image" if "image" in towers else "model"]({"image": images}))
             texts |= dict.fromkeys(text for several in batch.get("captions", []) for text in several if text)
     mine, truth = own.joined(), targets.joined()
-    found = {form: _rows(mine, other.joined(), truth) for form, other in others.items()}
+    found = {form: _rows(task, mine, other.joined(), truth) for form, other in others.items()}
     if isinstance(task, DualEncoder):
         prompts = [prompt for prompts in task.class_prompts for prompt in prompts]
         # Without texts of its own the text tower is compared all the same.
@@ -132,14 +141,24 @@ class _Outputs:
         return {name: np.concatenate(parts) for name, parts in self._parts.items()}
 
 
-def _rows(mine: Arrays, other: Arrays, targets: Arrays) -> list[Parity]:
+def _rows(own: VisionTask, mine: Arrays, other: Arrays, targets: Arrays) -> list[Parity]:
     rows = []
+    kinds, thresholds = getattr(own, "task_kinds", {}), getattr(own, "thresholds", {})
     for name, values in mine.items():
         difference, largest = _difference(values, other[name])
         if name == IMAGE_EMBEDDING:
             rows.append(Parity(IMAGE_EMBEDDING, len(values), math.nan, difference, largest))
             continue
         task = name.removeprefix(LOGITS)
+        if kind_of(kinds, task) == "regression":
+            apart = np.abs(values[:, 0] - other[name][:, 0])
+            same = float((apart <= SAME_VALUE * values[:, 0].std()).mean())
+            rows.append(Parity(task, len(values), same, difference, largest))
+            continue
+        if kind_of(kinds, task) == "multi_label":
+            marks = np.asarray(thresholds.get(task, DEFAULT_THRESHOLD))
+            rows.append(_labels_row(task, expit(values), expit(other[name]), marks, targets[task], difference, largest))
+            continue
         choices = [predicted_classes(values), predicted_classes(other[name])]
         # A single class is no choice.
         same = float((choices[0] == choices[1]).mean()) if values.shape[1] > 1 else math.nan
@@ -147,6 +166,25 @@ def _rows(mine: Arrays, other: Arrays, targets: Arrays) -> list[Parity]:
         right = [float((choice == targets[task])[known].mean()) if known.any() else math.nan for choice in choices]
         rows.append(Parity(task, len(values), same, difference, largest, int(known.sum()), (right[0], right[1])))
     return rows
+
+
+def _labels_row(
+    task: str,
+    mine: NDArray[np.float32],
+    other: NDArray[np.float32],
+    thresholds: NDArray[np.float64],
+    targets: NDArray[np.int8],
+    *values: float,
+) -> Parity:
+    """Compare which labels of N images reach their thresholds, by probabilities float32 ``(N, C)``."""
+    chosen, chosen_other = mine >= thresholds, other >= thresholds
+    undecided = np.abs(mine - thresholds) <= AT_THRESHOLD
+    same = float(((chosen == chosen_other) | undecided).all(axis=1).mean())
+    known = targets != UNKNOWN
+    right = [
+        float((one == (targets == 1))[known].mean()) if known.any() else math.nan for one in (chosen, chosen_other)
+    ]
+    return Parity(task, len(mine), same, *values, int(known.any(axis=1).sum()), (right[0], right[1]))
 
 
 def _text_rows(

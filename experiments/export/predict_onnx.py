@@ -53,6 +53,9 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", "
 """Of the images in a folder."""
 
 NO_PREDICTION = "(no prediction)"
+DEFAULT_THRESHOLD = 0.5
+LABEL_SEPARATOR = ";"
+"""Between several labels in a row of a file."""
 TIE_TOLERANCE = 1e-6
 """Logits that are nearer to each other than this are the same, as in training and testing."""
 
@@ -152,13 +155,38 @@ class Model:
         """Probabilities of the classes of each task, with the temperatures that calibration found.
 
         Returns:
-            For each task ``(B, C)``, rows sum to 1.
+            For each task but regression ``(B, C)``; rows sum to 1, except of multi-label tasks.
         """
         found = {}
         for task in self.metadata["tasks"]:
-            logits = outputs[f"logits_{task}"].astype(np.float64) / self.metadata["temperatures"].get(task, 1.0)
-            found[task] = _softmax(logits)
+            logits = outputs[f"logits_{task}"].astype(np.float64)
+            if self.kind(task) == "multi_label":
+                found[task] = np.exp(-np.logaddexp(0, -logits))
+            elif self.kind(task) != "regression":
+                found[task] = _softmax(logits / self.metadata["temperatures"].get(task, 1.0))
         return found
+
+    def values(
+        self, outputs: Mapping[str, NDArray[np.float32]]
+    ) -> dict[str, tuple[NDArray[np.float64], NDArray[np.float64] | None]]:
+        """Predicted numbers ``(B,)`` of each regression task, and their standard deviations where there are some."""
+        found = {}
+        for task in self.metadata["tasks"]:
+            if self.kind(task) == "regression":
+                numbers = outputs[f"logits_{task}"].astype(np.float64)
+                found[task] = numbers[:, 0], np.exp(numbers[:, 1] / 2) if numbers.shape[1] > 1 else None
+        return found
+
+    def kind(self, task: str) -> str:
+        """Kind of a task: ``single_label``, ``multi_label``, ``ordinal`` or ``regression``."""
+        return str(self.metadata.get("kinds", {}).get(task, "single_label"))
+
+    def thresholds(self, task: str) -> NDArray[np.float64]:
+        """Probabilities from which the labels of a multi-label task are predicted, ``(C,)``."""
+        given = self.metadata.get("thresholds", {}).get(task)
+        return (
+            np.full(len(self.metadata["tasks"][task]), DEFAULT_THRESHOLD) if given is None else np.array(given, float)
+        )
 
     def encode_texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Embeddings of texts.
@@ -448,7 +476,8 @@ def answers(model: Model, paths: Sequence[str], texts: Sequence[str], top: int) 
         paths: of images.
         texts: compared with each image, where the model is a dual encoder.
         top: how many classes of each task, the likeliest first. Where several share the largest logit, taking one of
-            them would be luck: there is one entry without a label.
+            them would be luck: there is one entry without a label. Of a multi-label task there are all labels that
+            reach their thresholds, of a regression task a ``value`` and its ``deviation``, None where it is not known.
 
     Raises:
         PredictError: for an image that cannot be read, or texts that cannot be.
@@ -460,12 +489,20 @@ def answers(model: Model, paths: Sequence[str], texts: Sequence[str], top: int) 
     for path in paths:
         outputs = model(model.read(path)[None])
         answer: dict[str, Any] = {"image": path}
-        for task, rows in model.probabilities(outputs).items():
-            names = model.metadata["tasks"][task]
-            order = np.argsort(-rows[0], kind="stable")[:top]
+        shares, values = model.probabilities(outputs), model.values(outputs)
+        for task, names in model.metadata["tasks"].items():
             key = f"attribute {task}" if task in ("image", "texts") else task
+            if task in values:
+                (number,), spread = values[task]
+                answer[key] = {"value": float(number), "deviation": None if spread is None else float(spread[0])}
+                continue
+            rows = shares[task]
+            order = np.argsort(-rows[0], kind="stable")[:top]
+            if model.kind(task) == "multi_label":
+                reached = rows[0] >= model.thresholds(task)
+                order = np.array([place for place in np.argsort(-rows[0], kind="stable") if reached[place]], np.int64)
             answer[key] = [{"label": names[place], "probability": float(rows[0, place])} for place in order]
-            if _is_tied(outputs[f"logits_{task}"][0]):
+            if model.kind(task) != "multi_label" and _is_tied(outputs[f"logits_{task}"][0]):
                 highest = float(rows[0].max())
                 answer[key] = [{"label": None, "probability": highest if math.isfinite(highest) else None}]
         if embeddings is not None:
@@ -512,7 +549,16 @@ def rows(model: Model, paths: Sequence[str], top: int) -> Iterator[dict[str, Any
             yield {**row, "error": str(error)}
             continue
         for task in model.metadata["tasks"]:
-            for place, one in enumerate(answer[f"attribute {task}" if task in ("image", "texts") else task]):
+            given = answer[f"attribute {task}" if task in ("image", "texts") else task]
+            if isinstance(given, dict):
+                row[task] = given["value"]
+                row |= {} if given["deviation"] is None else {f"{task}_deviation": given["deviation"]}
+                continue
+            if model.kind(task) == "multi_label":
+                row[task] = LABEL_SEPARATOR.join(one["label"] for one in given)
+                row[f"{task}_confidence"] = LABEL_SEPARATOR.join(f"{one['probability']:.4f}" for one in given)
+                continue
+            for place, one in enumerate(given):
                 key = f"{task}_{place + 1}" if place else task
                 row |= {key: one["label"], f"{key}_confidence": one["probability"]}
         yield {**row, "error": None}
@@ -611,6 +657,9 @@ def _text(found: Sequence[Mapping[str, Any]]) -> str:
         for task, values in answer.items():
             if task == "texts":
                 lines += [f"  {value['cosine']:+.3f}  {value['text']}" for value in values]
+            elif isinstance(values, dict):
+                spread = "" if values["deviation"] is None else f" ± {values['deviation']:.2g}"
+                lines.append(f"  {task}: {values['value']:.6g}{spread}")
             elif task != "image":
                 named = [f"{one['label']} ({one['probability']:.2f})" for one in values if one["label"] is not None]
                 lines.append(f"  {task}: {', '.join(named) or NO_PREDICTION}")

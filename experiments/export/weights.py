@@ -22,6 +22,7 @@ from vitrail.console import without_nan
 from vitrail.errors import UserError
 from vitrail.files import current_keys
 from vitrail.runs import Run
+from vitrail.types import TaskKind
 
 KEY = "vitrail"
 """Under which JSON of it stands in the metadata of ONNX and safetensors files, and in PyTorch's exported programs."""
@@ -41,7 +42,8 @@ def metadata_of(task: VisionTask, files: Run, checkpoint: str) -> dict[str, Any]
 
     Returns:
         Plain values. ``temperatures`` by which logits are to be divided for calibrated probabilities are there for the
-        tasks that were calibrated.
+        tasks that were calibrated; ``kinds`` for those that are not single-label, ``thresholds`` for multi-label and
+        ``units`` for regression tasks.
     """
     tasks: dict[str, list[str]] = {name: list(classes) for name, classes in getattr(task, "tasks", {}).items()}
     temperatures = files.temperatures if checkpoint == "best" else {}
@@ -52,6 +54,9 @@ def metadata_of(task: VisionTask, files: Run, checkpoint: str) -> dict[str, Any]
         "kind": type(task).__name__,
         "tasks": tasks,
         "temperatures": {name: value for name, value in temperatures.items() if name in tasks},
+        "kinds": dict(getattr(task, "task_kinds", {})),
+        "thresholds": {name: list(values) for name, values in getattr(task, "thresholds", {}).items()},
+        "units": _units(task),
         "image": dict(task.input_options),
         "pixels": "uint8 RGB, 0 to 255, (batch, 3, size, size); normalisation is part of the graph",
         "text": _text(task),
@@ -59,6 +64,16 @@ def metadata_of(task: VisionTask, files: Run, checkpoint: str) -> dict[str, Any]
         "checkpoint": checkpoint,
         "weights": task.weights_digest(),
         "revision": git.get("revision") if isinstance(git, dict) else None,
+    }
+
+
+def _units(task: VisionTask) -> dict[str, str]:
+    """What the outputs of regression tasks are."""
+    kinds: Mapping[str, TaskKind] = getattr(task, "task_kinds", {})
+    return {
+        name: "the value in the units of the data; a second number is the logarithm of its variance"
+        for name, kind in kinds.items()
+        if kind == "regression"
     }
 
 

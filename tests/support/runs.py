@@ -491,6 +491,12 @@ def products_onnx() -> Path:
 
 
 @functools.cache
+def kinds_onnx() -> Path:
+    """The classifier with tasks of every kind as ONNX."""
+    return _once("kinds_onnx", lambda: exported(kinds_run(), "onnx"))
+
+
+@functools.cache
 def flowers_onnx() -> Path:
     """Both towers as ONNX."""
     return _once("flowers_onnx", lambda: exported(flowers_run(), "onnx"))

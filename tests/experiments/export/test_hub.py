@@ -22,7 +22,7 @@ from experiments.export.predict_onnx import Model
 from experiments.export.weights import metadata_of
 from lightning_modules.base import VisionTask
 from lightning_modules.checkpoint import load_task
-from tests.support.runs import exported, flowers_onnx, products_onnx, products_run
+from tests.support.runs import exported, flowers_onnx, kinds_onnx, products_onnx, products_run
 from vitrail.errors import UserError
 from vitrail.predictions import read_predictions
 from vitrail.runs import Run
@@ -176,3 +176,15 @@ def test_scores_of_another_checkpoint_are_not_those_of_the_export(tmp_path: Path
 def test_a_missing_card_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="not a model card"):
         check_card(tmp_path / "README.md")
+
+
+def test_the_card_lists_kinds_and_their_scores() -> None:
+    text = (kinds_onnx() / "README.md").read_text(encoding="utf-8")
+    assert "- condition (ordinal): new < used < worn" in text
+    assert "- tags (multi-label): fragile, household, soft, wearable. Predicted from these probabilities: " in text
+    assert "- price (regression): the value in the units of the data" in text
+    for score in ("quadratic kappa", "mAP", "exact match", "R²"):
+        assert f"| {score} |" in text
+    card = ModelCard(text)
+    measured = {(one.dataset_config, one.metric_type) for one in card.data.eval_results}
+    assert {("tags", "map"), ("price", "mae"), ("condition", "quadratic_kappa"), ("class", "accuracy")} <= measured

@@ -15,7 +15,9 @@ from experiments.export.graphs import Arrays, Runner, module_runner, towers_of
 from experiments.export.parity import Form, Parity, interleaved, measure, parity_table, refuse_disagreement
 from tests.experiments.export.test_graphs import ready_pair
 from tests.support.models import TinyData, TinyPairs, tiny_multitask
+from tests.support.runs import data_of, kinds_run
 from vitrail.errors import UserError
+from vitrail.runs import Run
 
 
 class Data:
@@ -173,3 +175,28 @@ def test_the_table_has_ratios_to_the_first() -> None:
     assert [cell.strip() for cell in lines[3].strip("|").split("|")] == [
         *("int8", "1.00 MB, 0.25", "0.943 of 53, 0.480", "0.2", "0.75 [0.50, 1.00]")
     ]
+
+
+@pytest.mark.parametrize(("task", "change"), [("tags", -3.0), ("price", 50.0), ("condition", None)])
+def test_another_decision_of_any_kind_is_found(task: str, change: float | None) -> None:
+    own, data = Run(kinds_run()).load_model(), data_of(kinds_run())
+    [tower] = towers_of(own)
+    right = module_runner(tower)
+
+    def wrong(inputs: Any) -> Arrays:
+        outputs = right(inputs)
+        values = outputs[f"logits_{task}"]
+        return {**outputs, f"logits_{task}": values[:, ::-1] if change is None else values + np.float32(change)}
+
+    found = measure(own, data, "test", {"right": {"model": right}, "wrong": {"model": wrong}})
+    assert {row.what: row.agreement for row in found["right"] if row.what != "image_embedding"} == dict.fromkeys(
+        own.tasks, 1.0
+    )
+    agreement = {row.what: row.agreement for row in found["wrong"]}
+    assert agreement.pop(task) < 0.9
+    assert {value for name, value in agreement.items() if name != "image_embedding"} == {1.0}
+    [tags] = [row for row in found["right"] if row.what == "tags"]
+    predictions = Run(kinds_run()).predictions("test")
+    assert predictions is not None
+    expected = (predictions.predicted_labels("tags") == (predictions.targets["tags"] == 1)).mean()
+    assert tags.accuracy == pytest.approx((expected, expected))

@@ -21,10 +21,11 @@ from datamodules.loading.decode import read_image
 from datamodules.loading.transforms import eval_transform
 from experiments.export.predict_onnx import Model, PredictError, answers, main, prepared, write_rows
 from lightning_modules.checkpoint import load_task
-from tests.support.runs import data_of, flowers_onnx, flowers_run, products_onnx, products_run
+from tests.support.runs import data_of, flowers_onnx, flowers_run, kinds_onnx, kinds_run, products_onnx, products_run
 from vitrail.files import read_csv
 from vitrail.predictions import read_predictions
 from vitrail.programs import main as vitrail
+from vitrail.runs import Run
 
 ALONE = """
 import runpy, sys
@@ -403,3 +404,59 @@ def test_weights_missing_renamed_reshaped_added_or_changed_are_refused(tmp_path:
     (tmp_path / "export.json").write_text("{")
     with pytest.raises(PredictError, match=r"export\.json: cannot be read"):
         Model(tmp_path, threads=1)
+
+
+@pytest.fixture(scope="module")
+def wares(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Images of the run's size, so that nothing is scaled."""
+    root = tmp_path_factory.mktemp("wares")
+    data = data_of(kinds_run())
+    for row in range(8):
+        pixels = data.dataset("test")[row]["image"].permute(1, 2, 0).numpy()
+        Image.fromarray(pixels).save(root / f"{row}.png")
+    return sorted(map(str, root.iterdir()))
+
+
+def test_tasks_of_every_kind_are_predicted_as_by_the_run(wares: list[str]) -> None:
+    exported, run = Model(kinds_onnx(), threads=1), Run(kinds_run())
+    outputs = exported(np.stack([exported.read(path) for path in wares]))
+    shares, values = exported.probabilities(outputs), exported.values(outputs)
+    own = list(run.predict(wares))
+    assert set(shares) | set(values) == set(own[0].tasks)
+    assert own[0].tasks["class"].calibrated
+    for place, one in enumerate(own):
+        for task, prediction in one.tasks.items():
+            if prediction.kind == "regression":
+                numbers, spreads = values[task]
+                assert spreads is not None
+                assert numbers[place] == pytest.approx(prediction.value, rel=1e-5)
+                assert spreads[place] == pytest.approx(prediction.deviation, rel=1e-5)
+            else:
+                np.testing.assert_allclose(shares[task][place], prediction.probabilities, atol=1e-5)
+    np.testing.assert_array_equal(exported.thresholds("tags"), own[0].tasks["tags"].thresholds)
+
+
+def test_rows_of_every_kind_are_those_of_predict(wares: list[str], tmp_path: Path) -> None:
+    arguments = [*wares, "--model", str(kinds_onnx())]
+    assert main([*arguments, "--to", str(tmp_path / "rows.jsonl")]) == 0
+    rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    some = 0
+    for row, one in zip(rows, Run(kinds_run()).predict(wares), strict=True):
+        expected = one.row()
+        assert list(row) == list(expected)
+        for name, value in expected.items():
+            assert row[name] == (pytest.approx(value, rel=1e-4) if isinstance(value, float) else value), name
+        some += bool(row["tags"])
+    assert some
+
+
+def test_every_kind_as_text_and_json(wares: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = [wares[0], "--model", str(kinds_onnx())]
+    assert main([*arguments, "--json"]) == 0
+    [answer] = json.loads(capsys.readouterr().out)
+    assert set(answer["price"]) == {"value", "deviation"}
+    assert main(arguments) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert f"  price: {answer['price']['value']:.6g} ± {answer['price']['deviation']:.2g}" in lines
+    tags = ", ".join(f"{one['label']} ({one['probability']:.2f})" for one in answer["tags"]) or "(no prediction)"
+    assert f"  tags: {tags}" in lines
