@@ -160,7 +160,7 @@ def _parse(text: str) -> exp.Expr:
 
 def _mark_contains(tokens: Sequence[Token]) -> None:
     """Read ``contains`` before a word in quotes, ``any`` or ``all`` as an operator, ``@>`` of some dialects."""
-    from sqlglot.tokens import TokenType  # type: ignore[attr-defined]  # as above
+    from sqlglot.tokens import TokenType  # type: ignore[attr-defined]
 
     for word, following in itertools.pairwise(tokens):
         is_operator = following.token_type in (TokenType.STRING, TokenType.NUMBER, TokenType.ALL, TokenType.ANY)

@@ -174,7 +174,8 @@ def _labels_row(
     other: NDArray[np.float32],
     thresholds: NDArray[np.float64],
     targets: NDArray[np.int8],
-    *values: float,
+    difference: float,
+    largest: float,
 ) -> Parity:
     """Compare which labels of N images reach their thresholds, by probabilities float32 ``(N, C)``."""
     chosen, chosen_other = mine >= thresholds, other >= thresholds
@@ -184,7 +185,7 @@ def _labels_row(
     right = [
         float((one == (targets == 1))[known].mean()) if known.any() else math.nan for one in (chosen, chosen_other)
     ]
-    return Parity(task, len(mine), same, *values, int(known.any(axis=1).sum()), (right[0], right[1]))
+    return Parity(task, len(mine), same, difference, largest, int(known.any(axis=1).sum()), (right[0], right[1]))
 
 
 def _text_rows(

@@ -105,8 +105,9 @@ def of_every_kind(tmp_path_factory: pytest.TempPathFactory) -> Gallery:
 @pytest.mark.parametrize("text", OF_KINDS)
 def test_filters_of_lists_numbers_and_ordered_classes(of_every_kind: Gallery, text: str) -> None:
     everything = pd.DataFrame(of_every_kind.table(["id", *OF_EVERY_KIND]).to_pydict())
-    numbers = [name for name in everything if str(name).endswith("_price") or str(name).startswith("confidence_c")]
-    everything[numbers] = everything[numbers].astype(np.float32)
+    for name in OF_EVERY_KIND:
+        if name.endswith("_price") or name == "confidence_class":
+            everything[name] = everything[name].astype(np.float32)
     expected = everything.id[OF_KINDS[text](everything)].to_list()
     assert of_every_kind.table(["id"], text).column("id").to_pylist() == expected
 

@@ -371,7 +371,8 @@ def test_mistakes_in_labels_are_refused() -> None:
 
 
 def test_each_label_of_several_is_a_word_of_its_own() -> None:
-    labels = {"tags": [["soft", "red"], ["red"], [], None], "class": ["cap", "cap", "mug", None]}
+    labels: dict[str, list[str | list[str] | None]] = {"tags": [["soft", "red"], ["red"], [], None]}
+    labels |= {"class": ["cap", "cap", "mug", None]}
     found = {query.text: query.relevant.tolist() for query in attribute_queries(labels)}
     assert found == {
         "soft": [0], "red": [0, 1], "cap": [0, 1], "mug": [2], "soft cap": [0], "red cap": [0, 1],

@@ -185,6 +185,6 @@ def test_the_card_lists_kinds_and_their_scores() -> None:
     assert "- price (regression): the value in the units of the data" in text
     for score in ("quadratic kappa", "mAP", "exact match", "R²"):
         assert f"| {score} |" in text
-    card = ModelCard(text)
-    measured = {(one.dataset_config, one.metric_type) for one in card.data.eval_results}
+    results = ModelCard(text).data.to_dict()["model-index"][0]["results"]
+    measured = {(one["dataset"]["config"], metric["type"]) for one in results for metric in one["metrics"]}
     assert {("tags", "map"), ("price", "mae"), ("condition", "quadratic_kappa"), ("class", "accuracy")} <= measured

@@ -159,7 +159,7 @@ def test_the_image_of_the_query_is_on_top() -> None:
 def test_nothing_in_a_gallery_becomes_markup() -> None:
     evil = '"><script>alert(1)</script><img src=x onerror=alert(1)>'
     found = dataclasses.replace(
-        FOUND[0], id=evil, caption=evil, predicted={evil: (evil, 0.5)}, labels={}, path="javascript:x"
+        FOUND[0], id=evil, caption=evil, predicted={evil: Predicted(evil, 0.5)}, labels={}, path="javascript:x"
     )
     sheet = contact_sheet(output(query=Query(evil), gallery=evil, where=evil, found=[found], notes=[evil]), [JPEG])
     page = Page(sheet)
@@ -194,7 +194,7 @@ def test_large_images_are_made_small_and_small_ones_stay() -> None:
 
 
 def test_predictions_of_every_kind_as_text_and_json() -> None:
-    labels = {"tags": ["cat", "dog"], "price": 12.5, "grade": None}
+    labels: dict[str, str | list[str] | float | None] = {"tags": ["cat", "dog"], "price": 12.5, "grade": None}
     predicted = {"tags": Predicted(["dog", "cat"], [0.875, 0.5]), "price": Predicted(80.0, 10.0), "grade": None}
     one = dataclasses.replace(FOUND[0], labels=labels, predicted=predicted)
     text = _printed(result_table(output(found=[one])))
