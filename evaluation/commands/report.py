@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 
 from vitrail.errors import UserError
 from vitrail.files import write_text_atomically
-from vitrail.predictions import other_kinds
 from vitrail.runs import Run
 from vitrail.types import CLASS_KINDS
 
@@ -93,31 +92,33 @@ def _remove_old_files(folder: Path, written: set[str]) -> None:
 
 def sections_of(files: Run, options: argparse.Namespace, rest: Sequence[str]) -> list[Section]:
     """Make all sections in order; those that cannot be made report what is missing."""
-    from evaluation.report import images, sections
+    from evaluation.report import images, labels, sections
+    from evaluation.tables.summary import train_targets_of
 
     split = options.split
     predictions = files.predictions(split)
-    left_out = ""
-    if predictions is not None:
-        left_out = other_kinds(predictions.tasks, predictions.kinds)
-        predictions = predictions.of_kinds(*CLASS_KINDS)
     tasks = {} if predictions is None else predictions.tasks
     datamodule, why_not = _data(files, options, rest)
     read = None if datamodule is None else reader(datamodule)
     scores, details = [_without("Scores, classes, confusions, calibration, mistakes", files.problem_of(split))], []
     if predictions is not None:
         temperatures, counts = files.temperatures_for(split), files.class_counts(predictions.tasks)
-        scores = [sections.scores_section(predictions, counts, files.name, split)]
-        if left_out:
-            scores[0].missing.append(f"Left out: {left_out}, which have no single class.")
+        train = train_targets_of(files, predictions.tasks, counts)
+        scores = [sections.scores_section(predictions, train, files.name, split)]
         if other := files.other_checkpoint(split):
             scores[0].missing.append(f"These predictions are of checkpoint {other}, not of the best one.")
-        details = [
-            sections.classes_section(predictions, counts, split),
-            sections.confusion_section(predictions, split),
-            sections.calibration_section(predictions, temperatures, split, str(files.path)),
-            images.mistakes_section(predictions, temperatures, split, options.mistakes, read, why_not),
-        ]
+        classes, labelled, numbers = (
+            predictions.of_kinds(*kinds) for kinds in (CLASS_KINDS, ("multi_label",), ("regression",))
+        )
+        if classes.tasks:
+            details += [
+                sections.classes_section(classes, counts, split),
+                sections.confusion_section(classes, split),
+                sections.calibration_section(classes, temperatures, split, str(files.path)),
+            ]
+        details += [labels.labels_section(labelled, counts, split)] if labelled.tasks else []
+        details += [labels.numbers_section(numbers, split)] if numbers.tasks else []
+        details.append(images.mistakes_section(predictions, temperatures, split, options.mistakes, read, why_not))
     return [
         sections.run_section(files),
         *scores,

@@ -36,13 +36,14 @@ def blank_figure(width: float, height: float, dpi: int = 110) -> Figure:
     return figure
 
 
-def confusion_figure(matrix: pd.DataFrame, title: str) -> Figure:
+def confusion_figure(matrix: pd.DataFrame, title: str, names: tuple[str, str] = ("target", "predicted")) -> Figure:
     """Draw a confusion matrix, raw (whole numbers) or normalised (shares), from one class to a few hundred.
 
     Args:
         matrix: rows are the C targets, columns the predictions, as ``per_class.confusion_matrix`` makes them; NaN
             rows (classes without a target) stay grey.
         title: above the matrix.
+        names: of rows and columns.
     """
     from matplotlib.colors import PowerNorm
 
@@ -50,8 +51,8 @@ def confusion_figure(matrix: pd.DataFrame, title: str) -> Figure:
     # Inches: a cell never gets too small for its name at the smallest readable font (about 5.5 points).
     cell = float(np.clip(9.0 / size, 0.11, 0.75))
     font = float(np.clip(cell * 72 * 0.62, 5.5, 10.0))
-    names = [short(str(name), _LONGEST_NAME) for name in matrix.columns]
-    figure, axes, bar = _places(max(cell * size, 2.2), names, font, has_numbers=size <= MAX_ANNOTATED)
+    classes = [short(str(name), _LONGEST_NAME) for name in matrix.columns]
+    figure, axes, bar = _places(max(cell * size, 2.2), classes, font, names, has_numbers=size <= MAX_ANNOTATED)
     values = matrix.to_numpy(dtype=np.float64)
     is_share = not all(np.issubdtype(kind, np.integer) for kind in matrix.dtypes)
     highest = 1.0 if is_share else max(1.0, float(np.nanmax(values, initial=0.0)))
@@ -59,7 +60,7 @@ def confusion_figure(matrix: pd.DataFrame, title: str) -> Figure:
     # Without numbers, rare confusions are visible by their colour only: a root scale lifts them.
     norm = PowerNorm(1.0 if size <= MAX_ANNOTATED else 0.5, vmin=0.0, vmax=highest)
     image = axes.imshow(values, cmap="Blues", norm=norm, interpolation="nearest")
-    ticks = [plain(name) for name in names]
+    ticks = [plain(name) for name in classes]
     axes.set_xticks(range(size), ticks, rotation=90, fontsize=font)
     axes.set_yticks(range(len(matrix)), ticks[: len(matrix)], fontsize=font)
     axes.set_title(plain(title), fontsize=11, y=1.0)
@@ -70,7 +71,9 @@ def confusion_figure(matrix: pd.DataFrame, title: str) -> Figure:
     return figure
 
 
-def _places(side: float, names: Sequence[str], font: float, has_numbers: bool) -> tuple[Figure, Axes, Axes | None]:
+def _places(
+    side: float, classes: Sequence[str], font: float, names: tuple[str, str], has_numbers: bool
+) -> tuple[Figure, Axes, Axes | None]:
     """A figure with room for a square of ``side`` inches, for the names left of it and below, and for a colour bar.
 
     Cells that show their numbers need no bar.
@@ -86,13 +89,13 @@ def _places(side: float, names: Sequence[str], font: float, has_numbers: bool) -
     figure = Figure(dpi=dpi)
     renderer = FigureCanvasAgg(figure).get_renderer()
     properties = FontProperties(size=font)
-    longest = max(renderer.get_text_width_height_descent(name, properties, ismath=False)[0] for name in names) / dpi
+    longest = max(renderer.get_text_width_height_descent(name, properties, ismath=False)[0] for name in classes) / dpi
     edge, above, beyond = longest + 0.45, 0.4, 0.5 if has_numbers else 0.9
     width, height = edge + side + beyond, edge + side + above
     figure.set_size_inches(width, height)
     axes = figure.add_axes((edge / width, edge / height, side / width, side / height))
-    figure.text((edge + side / 2) / width, 0.08 / height, "predicted", ha="center", va="bottom")
-    figure.text(0.08 / width, (edge + side / 2) / height, "target", ha="left", va="center", rotation=90)
+    figure.text((edge + side / 2) / width, 0.08 / height, names[1], ha="center", va="bottom")
+    figure.text(0.08 / width, (edge + side / 2) / height, names[0], ha="left", va="center", rotation=90)
     if has_numbers:
         return figure, axes, None
     return figure, axes, figure.add_axes(((edge + side + 0.15) / width, edge / height, 0.16 / width, side / height))

@@ -14,10 +14,10 @@ from evaluation.report.figures import blank_figure, plain
 from evaluation.report.page import Card, Section
 from evaluation.tables.per_class import NO_PREDICTION
 from vitrail.errors import UserError
-from vitrail.predictions import Predictions
+from vitrail.predictions import LABEL_SEPARATOR, Predictions
 from vitrail.runs import Run
 from vitrail.trust import file_name
-from vitrail.types import UNKNOWN
+from vitrail.types import CLASS_KINDS, UNKNOWN, TaskKind
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -46,47 +46,121 @@ def mistakes_section(
     read: ReadImage | None,
     why_not: str = "",
 ) -> Section:
-    """Wrong predictions with their images, those with the least probability of the right class first."""
-    import pandas as pd
-
-    from evaluation.saliency.overlays import worst_mistakes
-
+    """Wrong predictions with their images, the worst first."""
     section = Section("Mistakes", missing=[why_not] if why_not else [])
-    for task, names in predictions.tasks.items():
-        targets, predicted = predictions.targets[task], predictions.predicted(task)
-        if not (targets != UNKNOWN).any():
+    for task in predictions.tasks:
+        if not len(predictions.known(task)):
             section.missing.append(f"Of {task!r} no target is known, so mistakes are not known.")
             continue
-        probability = predictions.probabilities(task, temperatures.get(task, 1.0))
-        rows = worst_mistakes(predictions.logits[task], targets, len(predictions))
-        section.paragraphs.append(f"{task}: {len(rows)} of {int((targets >= 0).sum())} predictions are wrong.")
-        if not len(rows):
+        table, sentence = mistakes_table(predictions, task, temperatures.get(task, 1.0))
+        section.paragraphs.append(sentence)
+        if not len(table):
             continue
-        table = pd.DataFrame(
-            {
-                "name": predictions.names[rows],
-                "group": predictions.groups[rows],
-                "target": [names[label] for label in targets[rows]],
-                "predicted": [NO_PREDICTION if label == UNKNOWN else names[label] for label in predicted[rows]],
-                "confidence": probability[rows].max(axis=1),
-                "probability of the target": probability[rows, targets[rows]],
-            }
-        )
         (section.tables if read is None else section.files)[f"mistakes_{split}_{file_name(task)}"] = table
         if read is None:
             continue
         shown = table.head(count)
-        section.cards[f"{task}: the worst {len(shown)} of {len(rows)}"] = [
+        section.cards[f"{task}: the worst {len(shown)} of {len(table)}"] = [
             _mistake(f"mistake_{split}_{file_name(task)}_{place:02}", row, read)
             for place, row in enumerate(shown.to_dict("records"), start=1)
         ]
     if section.cards or section.tables:
-        section.paragraphs.append(
-            "Worst first: those whose target got the least probability. Confidence is the probability of the prediction"
-            + (", after temperature scaling. " if temperatures else ". ")
-            + f"All mistakes are in mistakes_{split}_….csv."
-        )
+        section.paragraphs.append(_worst_first(predictions, bool(temperatures), split))
     return section
+
+
+def _worst_first(predictions: Predictions, calibrated: bool, split: str) -> str:
+    """How mistakes are ordered."""
+    found: dict[tuple[TaskKind, ...], str] = {
+        CLASS_KINDS: "Worst first: those whose target got the least probability. Confidence is the probability of the "
+        f"prediction{', after temperature scaling' if calibrated else ''}.",
+        ("multi_label",): "Of labels worst first: those with the largest mean cross-entropy of their known labels.",
+        ("regression",): "Of numbers worst first: those with the largest error, either way.",
+    }
+    own = [text for kinds, text in found.items() if predictions.of_kinds(*kinds).tasks]
+    return f"{' '.join(own)} All mistakes are in mistakes_{split}_….csv."
+
+
+def mistakes_table(predictions: Predictions, task: str, temperature: float = 1.0) -> tuple[pd.DataFrame, str]:
+    """Return the wrong predictions of a task, the worst first, and a sentence on how many there are.
+
+    Columns are ``name``, ``group``, ``target``, ``predicted`` and, by kind, ``confidence`` and ``probability of the
+    target``; ``missed``, ``wrongly predicted`` and ``cross-entropy``; ``error``. Every number counts as a mistake.
+    """
+    match predictions.kind(task):
+        case "multi_label":
+            return _wrong_labels(predictions, task)
+        case "regression":
+            return _largest_errors(predictions, task)
+        case _:
+            return _wrong_classes(predictions, task, temperature)
+
+
+def _wrong_classes(predictions: Predictions, task: str, temperature: float) -> tuple[pd.DataFrame, str]:
+    import pandas as pd
+
+    from evaluation.saliency.overlays import worst_mistakes
+
+    names, targets, predicted = predictions.tasks[task], predictions.targets[task], predictions.predicted(task)
+    probability = predictions.probabilities(task, temperature)
+    rows = worst_mistakes(predictions.logits[task], targets, len(predictions))
+    table = pd.DataFrame(
+        {
+            "name": predictions.names[rows],
+            "group": predictions.groups[rows],
+            "target": [names[label] for label in targets[rows]],
+            "predicted": [NO_PREDICTION if label == UNKNOWN else names[label] for label in predicted[rows]],
+            "confidence": probability[rows].max(axis=1),
+            "probability of the target": probability[rows, targets[rows]],
+        }
+    )
+    return table, f"{task}: {len(rows)} of {int((targets >= 0).sum())} predictions are wrong."
+
+
+def _wrong_labels(predictions: Predictions, task: str) -> tuple[pd.DataFrame, str]:
+    import pandas as pd
+
+    targets, marked, names = predictions.targets[task], predictions.predicted_labels(task), predictions.tasks[task]
+    known, logits = targets != UNKNOWN, predictions.logits[task].astype(np.float64)
+    losses = np.where(known, np.logaddexp(0.0, np.where(targets == 1, -logits, logits)), 0.0)
+    loss = losses.sum(axis=1) / np.maximum(known.sum(axis=1), 1)
+    rows = np.flatnonzero((known & (marked != (targets == 1))).any(axis=1))
+    rows = rows[np.argsort(-loss[rows], kind="stable")]
+
+    def texts(entries: NDArray[np.bool_]) -> list[str]:
+        return [LABEL_SEPARATOR.join(itertools.compress(names, row)) for row in entries[rows].tolist()]
+
+    table = pd.DataFrame(
+        {
+            "name": predictions.names[rows],
+            "group": predictions.groups[rows],
+            "target": texts(targets == 1),
+            "predicted": texts(marked),
+            "missed": texts((targets == 1) & ~marked),
+            "wrongly predicted": texts((targets == 0) & marked),
+            "cross-entropy": loss[rows],
+        }
+    )
+    n = len(predictions.known(task))
+    return table, f"{task}: {len(rows)} of {n} images have a wrong or missing label at the thresholds."
+
+
+def _largest_errors(predictions: Predictions, task: str) -> tuple[pd.DataFrame, str]:
+    import pandas as pd
+
+    rows = predictions.known(task)
+    targets, values = predictions.targets[task].astype(np.float64), predictions.values(task)
+    rows = rows[np.argsort(-np.abs(values - targets)[rows], kind="stable")]
+    table = pd.DataFrame(
+        {
+            "name": predictions.names[rows],
+            "group": predictions.groups[rows],
+            "target": targets[rows],
+            "predicted": values[rows],
+            "error": (values - targets)[rows],
+        }
+    )
+    return table, f"{task}: the largest error of {len(rows)} predictions is {table['error'].iloc[0]:+.4g}."
 
 
 def map_section(gallery: Gallery, split: str, task: str, seed: int = 0) -> Section:
@@ -147,8 +221,14 @@ def map_figure(places: Mapping[str, NDArray[np.float64]], labels: NDArray[Any]) 
 
 
 def _mistake(stem: str, row: Mapping[Any, Any], read: ReadImage) -> Card:
-    paragraphs = [f"target: {row['target']}", f"predicted: {row['predicted']}", f"confidence {row['confidence']:.3f}"]
-    return Card(stem, small_image(row["name"], read), [*paragraphs, str(row["name"])])
+    if "error" in row:
+        lines = [f"true: {row['target']:.5g}", f"predicted: {row['predicted']:.5g}", f"error {row['error']:+.3g}"]
+    elif "missed" in row:
+        wrong = {"missed": row["missed"], "wrong": row["wrongly predicted"]}
+        lines = [f"target: {row['target'] or '(none)'}", *(f"{name}: {text}" for name, text in wrong.items() if text)]
+    else:
+        lines = [f"target: {row['target']}", f"predicted: {row['predicted']}", f"confidence {row['confidence']:.3f}"]
+    return Card(stem, small_image(row["name"], read), [*lines, str(row["name"])])
 
 
 def small_image(name: str, read: ReadImage | None) -> bytes | None:
@@ -176,7 +256,7 @@ def split_text(rows: pd.DataFrame, split: str) -> str:
     return split if (rows["split"] == split).all() else f"the whole gallery, which has none of {split}"
 
 
-SHOWN = ("loss", "accuracy", "f1_macro", "mAP", "mean_recall")
+SHOWN = ("loss", "accuracy", "f1_macro", "mAP", "mean_recall", "mae", "r2", "quadratic_kappa")
 """Last parts of the names of metrics that are shown, and that of the monitored one; the table has all."""
 
 _SINGLE = "loss of single tasks"

@@ -17,6 +17,7 @@ from PIL import Image
 from sklearn import metrics
 
 from evaluation.__main__ import main
+from tests.evaluation.predictions_fixture import make_predictions_of_every_kind
 from tests.evaluation.report.test_page import Checked
 from tests.support.runs import write_run
 from vitrail.predictions import Predictions, read_predictions, write_predictions
@@ -277,3 +278,16 @@ def test_mistakes_of_the_user_are_one_line(
     printed = capsys.readouterr().err
     assert message in printed
     assert len(printed.splitlines()) == 1
+
+
+def test_tasks_of_every_kind_have_their_sections(copied: Path) -> None:
+    path = copied / "predictions" / "test.parquet"
+    names = read_predictions(path).names
+    write_predictions(path, replace(make_predictions_of_every_kind(len(names)), names=names))
+    (copied / "run.json").write_text("{}")
+    text = page(copied)
+    for title in ("Scores on test", "Classes", "Confusions", "Labels", "Numbers", "Mistakes"):
+        assert f"<h2>{title}" in text or f">{title}</h2>" in text
+    for name in ("scores_test_regression.csv", "labels_test_tags.csv", "numbers_test_price.png"):
+        assert (copied / "report" / name).exists()
+    assert pd.read_csv(copied / "report" / "scores_test_ordinal.csv")["constant quadratic kappa"].iloc[0] == 0

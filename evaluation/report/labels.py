@@ -1,0 +1,170 @@
+"""Sections of a report on tasks without a single class: labels one by one and which are taken for which; numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evaluation.report.figures import blank_figure, confusion_figure, plain
+from evaluation.report.page import Section
+from evaluation.statistics.intervals import share_interval
+from vitrail.predictions import Predictions
+from vitrail.trust import file_name
+from vitrail.types import UNKNOWN
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+NOTHING = "(nothing)"
+"""Row of labels that were predicted where nothing was missed, and column of those missed where none was predicted."""
+
+_FEW = 5
+
+
+def labels_section(predictions: Predictions, train: Mapping[str, Sequence[int]], split: str) -> Section:
+    """Scores of every label of the multi-label tasks, and which labels are predicted where others are missed.
+
+    Args:
+        predictions: of multi-label tasks only.
+        train: training samples of each label by task; a task may be missing.
+        split: that was predicted.
+    """
+    section = Section("Labels")
+    for task in predictions.tasks:
+        if not len(predictions.known(task)):
+            section.missing.append(f"Of {task!r} no target is known.")
+            continue
+        table = label_table(predictions, task, train.get(task))
+        section.tables[f"labels_{split}_{file_name(task)}"] = table
+        few = [f"{name} ({n})" for name, n in zip(table["label"], table["support"], strict=True) if n < _FEW]
+        if few:
+            section.paragraphs.append(
+                f"{task}: fewer than {_FEW} samples, so their scores mean little: {', '.join(few)}."
+            )
+        counts = label_mistakes(predictions, task)
+        if counts.to_numpy().any():
+            section.figures[f"label_mistakes_{split}_{file_name(task)}"] = confusion_figure(
+                counts, f"{task}, {split}: mistakes in the same image", names=("missed", "wrongly predicted")
+            )
+    if section.tables:
+        section.paragraphs.insert(
+            0,
+            "A label is predicted where its probability reaches its threshold. AP and AUROC do not depend on it. The "
+            "interval of recall is Wilson's with the effective number of samples. Below, a row is a label that was "
+            f"missed, a column one that was wrongly predicted in the same image; {NOTHING} means that there was none.",
+        )
+    return section
+
+
+def label_table(predictions: Predictions, task: str, train: Sequence[int] | None = None) -> pd.DataFrame:
+    """Return one row a label; NaN where there is nothing to compute a number from.
+
+    Columns are ``label``, ``train`` where known, ``samples`` (with a known entry), ``support`` (that it applies to),
+    ``groups`` (that these are of), ``prevalence``, ``AP``, ``AUROC``, ``threshold``, ``predicted`` (how often),
+    ``precision``, ``recall``, its interval as text, and ``f1``.
+    """
+    import pandas as pd
+    from sklearn.metrics import average_precision_score, roc_auc_score
+
+    targets, probabilities = predictions.targets[task], predictions.label_probabilities(task)
+    marked, thresholds = predictions.predicted_labels(task), predictions.thresholds_of(task)
+    rows = []
+    for column, name in enumerate(predictions.tasks[task]):
+        known = targets[:, column] != UNKNOWN
+        applies, given = targets[known, column] == 1, marked[known, column]
+        scores, groups = probabilities[known, column], predictions.groups[known][applies]
+        support, hits = int(applies.sum()), int((applies & given).sum())
+        low, high = share_interval(given[applies].astype(np.float64), groups)
+        rows.append(
+            {
+                "label": str(name),
+                **({} if train is None else {"train": train[column]}),
+                "samples": len(applies),
+                "support": support,
+                "groups": len(set(groups.tolist())),
+                "prevalence": support / len(applies) if len(applies) else np.nan,
+                "AP": float(average_precision_score(applies, scores)) if support else np.nan,
+                "AUROC": float(roc_auc_score(applies, scores)) if 0 < support < len(applies) else np.nan,
+                "threshold": thresholds[column],
+                "predicted": int(given.sum()),
+                "precision": hits / given.sum() if given.any() else np.nan,
+                "recall": hits / support if support else np.nan,
+                "recall [95 %]": f"[{low:.3f}, {high:.3f}]" if support else "–",
+                "f1": 2 * hits / (support + int(given.sum())) if support else np.nan,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def label_mistakes(predictions: Predictions, task: str) -> pd.DataFrame:
+    """Count in how many images one label was missed and another wrongly predicted, int64 ``(C + 1, C + 1)``.
+
+    The last row counts labels wrongly predicted in images where none was missed, the last column those missed in images
+    where none was wrongly predicted.
+    """
+    import pandas as pd
+
+    targets, marked = predictions.targets[task], predictions.predicted_labels(task)
+    missed, wrong = (targets == 1) & ~marked, (targets == 0) & marked
+    sides = [np.column_stack([side, ~side.any(axis=1)]).astype(np.int64) for side in (missed, wrong)]
+    counts = sides[0].T @ sides[1]
+    counts[-1, -1] = 0  # images without a mistake
+    names = [*map(str, predictions.tasks[task]), NOTHING]
+    index, columns = pd.Index(names, name="missed"), pd.Index(names, name="wrongly predicted")
+    return pd.DataFrame(counts, index=index, columns=columns)
+
+
+def numbers_section(predictions: Predictions, split: str) -> Section:
+    """Predicted against true numbers of regression tasks, and their errors.
+
+    Args:
+        predictions: of regression tasks only.
+        split: that was predicted.
+    """
+    section = Section("Numbers")
+    for task in predictions.tasks:
+        rows = predictions.known(task)
+        if not len(rows):
+            section.missing.append(f"Of {task!r} no target is known.")
+            continue
+        targets, values = predictions.targets[task][rows].astype(np.float64), predictions.values(task)[rows]
+        errors = values - targets
+        section.figures[f"numbers_{split}_{file_name(task)}"] = numbers_figure(
+            targets, values, f"{task}, {split} (n = {len(rows)})"
+        )
+        low, middle, high = np.quantile(errors, [0.05, 0.5, 0.95])
+        section.paragraphs.append(
+            f"{task}: errors (predicted less true) have a mean of {errors.mean():+.4g} and a median of {middle:+.4g}; "
+            f"nine of ten lie between {low:+.4g} and {high:+.4g}."
+        )
+    return section
+
+
+def numbers_figure(targets: NDArray[np.float64], values: NDArray[np.float64], title: str) -> Figure:
+    """Draw predicted against true numbers, float64 ``(N,)`` each, and the histogram of the errors."""
+    figure = blank_figure(8.6, 4.1)
+    figure.suptitle(plain(title), fontsize=11)
+    scatter, histogram = figure.subplots(1, 2)
+    low, high = float(min(targets.min(), values.min())), float(max(targets.max(), values.max()))
+    margin = 0.04 * (high - low) or 1.0
+    ends: Any = (low - margin, high + margin)
+    scatter.plot(ends, ends, color="0.5", linestyle="--", linewidth=1)
+    # Fewer samples are larger dots; of many, overlaps show as darker.
+    size, alpha = (16, 0.6) if len(targets) < 500 else (5, 0.25)
+    scatter.scatter(targets, values, s=size, alpha=alpha, color="#3b75af", linewidths=0)
+    scatter.set(xlim=ends, ylim=ends, xlabel="true", ylabel="predicted")
+    scatter.set_aspect("equal")
+    errors = values - targets
+    histogram.hist(errors, bins=min(40, max(8, round(len(errors) ** 0.5))), color="#3b75af", edgecolor="white")
+    histogram.axvline(0.0, color="0.5", linestyle="--", linewidth=1)
+    histogram.axvline(float(errors.mean()), color="#c8553d", linewidth=1.5, label=f"mean {errors.mean():+.3g}")
+    histogram.set(xlabel="error (predicted less true)", ylabel="samples")
+    histogram.legend(fontsize=8, frameon=False)
+    for axes in (scatter, histogram):
+        axes.grid(alpha=0.25)
+        axes.set_axisbelow(True)
+    return figure
