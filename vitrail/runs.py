@@ -21,7 +21,13 @@ import yaml
 from vitrail.config import read_experiment
 from vitrail.errors import UserError
 from vitrail.files import file_sha256, timestamped_directory, write_text_atomically
-from vitrail.predictions import ImagePrediction, Predictions, image_predictions, read_predictions
+from vitrail.predictions import (
+    ImagePrediction,
+    OutputCalibration,
+    Predictions,
+    image_predictions,
+    read_predictions,
+)
 from vitrail.runtime import check_device
 from vitrail.trust import refuse_foreign_code
 
@@ -30,16 +36,39 @@ if TYPE_CHECKING:
     import torch
 
 
-def write_temperatures(run: Path, temperatures: Mapping[str, float], facts: Mapping[str, Any]) -> Path:
-    """Save temperatures by task, each above 0, with the digest of the best checkpoint and further plain values."""
+def write_temperatures(
+    run: Path,
+    temperatures: Mapping[str, float],
+    facts: Mapping[str, Any],
+    outputs: OutputCalibration | None = None,
+) -> Path:
+    """Save temperatures by task, each above 0, with the digest of the best checkpoint and further plain values.
+
+    Args:
+        run: its directory.
+        temperatures: of tasks with a single class.
+        facts: plain values.
+        outputs: of the other tasks.
+    """
     path = run / Run.CALIBRATION
-    content = {"temperatures": dict(temperatures), "checkpoint_sha256": _digest(run / Run.BEST), **facts}
+    others = {name: dict(values) for name, values in vars(outputs or OutputCalibration()).items() if values}
+    digest = _digest(run / Run.BEST)
+    content = {"temperatures": dict(temperatures), **others, "checkpoint_sha256": digest, **facts}
     write_text_atomically(path, json.dumps(content, indent=2) + "\n")
     return path
 
 
 def read_temperatures(run: Path) -> dict[str, float]:
-    """Read what ``write_temperatures`` wrote; empty if no temperature was fitted.
+    """Read the temperatures that ``write_temperatures`` wrote; empty if none was fitted.
+
+    Raises:
+        UserError: the file cannot be read, or belongs to another checkpoint.
+    """
+    return read_calibration(run)[0]
+
+
+def read_calibration(run: Path) -> tuple[dict[str, float], OutputCalibration]:
+    """Read what ``write_temperatures`` wrote, of tasks with a single class and of others; empty if nothing was fitted.
 
     Raises:
         UserError: the file cannot be read, or belongs to another checkpoint.
@@ -49,16 +78,22 @@ def read_temperatures(run: Path) -> dict[str, float]:
     try:
         content: Any = json.loads(path.read_text(encoding="utf-8"))
         temperatures = {str(task): float(value) for task, value in content["temperatures"].items()}
+        labels = {str(task): [float(one) for one in values] for task, values in content.get("labels", {}).items()}
+        scales, deviations = (
+            {str(task): float(value) for task, value in content.get(name, {}).items()}
+            for name in ("scales", "deviations")
+        )
         digest = content["checkpoint_sha256"]
     except FileNotFoundError:
-        return {}
+        return {}, OutputCalibration()
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: not a readable calibration ({type(error).__name__}: {error}); {again}") from error
-    if not all(math.isfinite(value) and value > 0 for value in temperatures.values()):
+    factors = [*temperatures.values(), *(values[0] for values in labels.values()), *scales.values()]
+    if not all(math.isfinite(value) and value > 0 for value in (*factors, *deviations.values())):
         raise UserError(f"{path}: temperatures must be finite numbers above 0; {again}")
     if digest != _digest(run / Run.BEST):
         raise UserError(f"{path}: belongs to another checkpoint than {Run.BEST}; {again}")
-    return temperatures
+    return temperatures, OutputCalibration(labels, scales, deviations)
 
 
 def _digest(path: Path) -> str | None:
@@ -318,7 +353,9 @@ class Run:
             outputs = self.model.predict_step({key: value.to(self.model.device) for key, value in inputs.items()}, 0)
         logits = {task: values.float().cpu().numpy() for task, values in outputs["logits"].items()}
         kinds, thresholds = (getattr(self.model, name, {}) for name in ("task_kinds", "thresholds"))
-        return image_predictions(names, logits, self.model.tasks, self.temperatures, kinds, thresholds)
+        return image_predictions(
+            names, logits, self.model.tasks, self.temperatures, kinds, thresholds, self.output_calibration
+        )
 
     @property
     def name(self) -> str:
@@ -457,6 +494,19 @@ class Run:
         except UserError as error:
             self._problems[self.CALIBRATION] = str(error)
             return {}
+
+    @cached_property
+    def output_calibration(self) -> OutputCalibration:
+        """What `calibrate` fitted for tasks without a single class, see ``temperatures``; exports have none."""
+        if (self.path / self.EXPORT).is_file():
+            return OutputCalibration()
+        if self.path.resolve().parent.name == self.EVALUATIONS:
+            return Run(self.path.resolve().parents[1]).output_calibration
+        try:
+            return read_calibration(self.path)[1]
+        except UserError as error:
+            self._problems[self.CALIBRATION] = str(error)
+            return OutputCalibration()
 
     @cached_property
     def _export(self) -> dict[str, Any]:

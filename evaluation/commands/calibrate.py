@@ -1,30 +1,52 @@
 """``python -m evaluation calibrate RUN``: a temperature for each task, fitted on validation, evaluated on test.
 
-The temperatures are kept in ``checkpoints/calibration.json``, for whatever shows confidences of the run.
+Labels have a bias each as well; of predicted numbers the standard deviation is scaled, or found where none is. All
+is kept in ``checkpoints/calibration.json``, for whatever shows confidences of the run.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from evaluation.report.figures import reliability_figure, save_figure
-from evaluation.statistics.calibration import HIGHEST, calibration_of, fit_temperature, is_at_end, reliability_bins
+from evaluation.statistics.calibration import (
+    HIGHEST,
+    LEVELS,
+    calibration_error,
+    calibration_of,
+    chance_errors,
+    conformal_width,
+    coverages,
+    fit_labels,
+    fit_scale,
+    fit_temperature,
+    is_at_end,
+    reliability_bins,
+    standard_width,
+)
 from evaluation.statistics.intervals import Estimate, known
 from evaluation.tables.summary import predictions_of, share, with_interval
 from vitrail.console import Table
 from vitrail.errors import UserError
-from vitrail.predictions import Predictions, other_kinds
+from vitrail.predictions import OutputCalibration, Predictions
 from vitrail.runs import Run, write_temperatures
 from vitrail.trust import file_name
-from vitrail.types import CLASS_KINDS
+from vitrail.types import UNKNOWN
 
 FITTED_ON = "val"
+
+Row = dict[str, Any]
+
+_RESAMPLES = 1_000
+"""Of each label's calibration error."""
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
@@ -32,17 +54,12 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     command.description = (
         "Fits a temperature for each task on predictions/val.parquet, keeps it in checkpoints/"
         "calibration.json, and compares confidences with accuracy before and after, on val and on test where there are "
-        "predictions of it. Diagrams go to figures/reliability_<split>_<task>.png."
+        "predictions of it. Multi-label tasks have one temperature and a bias for each label; of regression tasks the "
+        "predicted standard deviation is scaled, or one for all is found, and the coverage of intervals is compared. "
+        "Diagrams go to figures/reliability_<split>_<task>.png."
     )
     command.add_argument("run", type=Path, metavar="RUN", help="run directory")
     command.add_argument("--json", action="store_true", help="print JSON instead of a table")
-
-
-def _calibrated_tasks(predictions: Predictions) -> list[str]:
-    """Return the tasks that have a softmax, and report the others."""
-    if left_out := other_kinds(predictions.tasks, predictions.kinds):
-        sys.stderr.write(f"calibrate: left out {left_out}, which have no temperature\n")
-    return list(predictions.of_kinds(*CLASS_KINDS).tasks)
 
 
 def run(options: argparse.Namespace, rest: list[str]) -> None:
@@ -59,17 +76,11 @@ def run(options: argparse.Namespace, rest: list[str]) -> None:
             f"{files.path}: predictions/{FITTED_ON}.parquet are of checkpoints/{other}.ckpt, temperatures are those "
             f"of best.ckpt; run `python -m experiments validate --ckpt_path {files.path}/checkpoints/best.ckpt`"
         )
-    temperatures, facts, notes = {}, {}, {}
-    for task in _calibrated_tasks(validation):
-        rows = known(validation.targets[task])
-        if len(rows):
-            logits, targets = validation.logits[task][rows], validation.targets[task][rows]
-            temperatures[task] = fit_temperature(logits, targets)
-            notes[task] = _note(temperatures[task], validation.predicted(task)[rows] == targets)
-            facts[task] = {"n": len(rows), "groups": len(set(validation.groups[rows].tolist()))}
-    if not temperatures:
+    fit = _fit(validation)
+    facts, temperatures, notes, fitted = fit.facts, fit.temperatures, fit.notes, fit.outputs
+    if not facts:
         raise UserError(f"{files.path}: no sample of {FITTED_ON} has a known target, so no temperature can be fitted")
-    write_temperatures(files.path, temperatures, {"fitted_on": FITTED_ON, "samples": facts})
+    write_temperatures(files.path, temperatures, {"fitted_on": FITTED_ON, "samples": facts}, fitted)
     splits = {FITTED_ON: validation}
     if "test" in files.splits and not (has_best and files.other_checkpoint("test")):
         splits |= {"test": test} if (test := files.predictions("test")) is not None else {}
@@ -79,11 +90,165 @@ def run(options: argparse.Namespace, rest: list[str]) -> None:
         for split, predictions in splits.items()
         if task in predictions.tasks
     ]
-    columns = ("task", "split", "n", "groups", "T", "ECE before [95 %]", "after [95 %]", "by chance", "NLL", "note")
-    table = Table(columns, [_cells(row) for row in values], ("task", "split", "note"), values=values)
-    table.show(as_json=options.json)
+    labels, numbers = [], []
+    for split, predictions in splits.items():
+        for task in predictions.tasks:
+            if task in fitted.labels:
+                labels += _label_rows(files.path, predictions, task, split, fitted)
+            elif task in fitted.scales or task in fitted.deviations:
+                numbers += _number_rows(predictions, validation, task, split, fitted)
+    _show(values, labels, numbers, as_json=options.json)
     if not options.json:
-        sys.stdout.write(f"{options.run / Run.CALIBRATION} has the temperatures\n")
+        sys.stdout.write(f"{options.run / Run.CALIBRATION} has the {_contents(temperatures, fitted)}\n")
+
+
+class _Fit(NamedTuple):
+    """What was fitted by task, how many samples it rests on, and notes on temperatures."""
+
+    temperatures: dict[str, float]
+    outputs: OutputCalibration
+    facts: dict[str, dict[str, int]]
+    notes: dict[str, str]
+
+
+def _fit(validation: Predictions) -> _Fit:
+    """Fit every task that has known targets."""
+    temperatures: dict[str, float] = {}
+    facts: dict[str, dict[str, int]] = {}
+    notes: dict[str, str] = {}
+    outputs: dict[str, dict[str, Any]] = {"labels": {}, "scales": {}, "deviations": {}}
+    for task in validation.tasks:
+        own = validation.take(validation.known(task))
+        if not len(own):
+            continue
+        facts[task] = {"n": len(own), "groups": len(set(own.groups.tolist()))}
+        match own.kind(task):
+            case "multi_label":
+                outputs["labels"][task] = fit_labels(own.logits[task], own.targets[task])
+            case "regression":
+                name, value = _fit_numbers(own, task)
+                if value > 0:
+                    outputs[name][task] = value
+            case _:
+                temperatures[task] = fit_temperature(own.logits[task], own.targets[task])
+                notes[task] = _note(temperatures[task], own.predicted(task) == own.targets[task])
+    return _Fit(temperatures, OutputCalibration(**outputs), facts, notes)
+
+
+def _contents(temperatures: Mapping[str, float], fitted: OutputCalibration) -> str:
+    parts = {"temperatures": {**temperatures, **fitted.labels}, "biases of labels": fitted.labels}
+    parts["standard deviations"] = {**fitted.scales, **fitted.deviations}
+    return " and ".join(name for name, found in parts.items() if found)
+
+
+def _show(values: list[Row], labels: list[Row], numbers: list[Row], *, as_json: bool) -> None:
+    if as_json:
+        Table((), (), values=[*values, *labels, *numbers]).show(as_json=True)
+        return
+    if values:
+        columns = ("task", "split", "n", "groups", "T", "ECE before [95 %]", "after [95 %]", "by chance", "NLL", "note")
+        Table(columns, [_cells(row) for row in values], ("task", "split", "note")).show()
+    if labels:
+        errors = ("ECE before [95 %]", "after [95 %]", "by chance")
+        of_labels = ("task", "label", "split", "n", "support", "T", "bias", *errors)
+        cells = [
+            [
+                *(str(row[name]) for name in ("task", "label", "split", "n", "support")),
+                *(f"{row['temperature']:.3g}", f"{row['bias']:+.2f}"),
+                *(with_interval(*row["ece_before"]), with_interval(*row["ece_after"]), share(row["chance_after"])),
+            ]
+            for row in labels
+        ]
+        Table(of_labels, cells, ("task", "label", "split")).show()
+    if numbers:
+        of_numbers = ("task", "split", "n", "groups", "intervals", "level", "coverage before [95 %]", "after [95 %]")
+        cells = [
+            [
+                *(str(row[name]) for name in ("task", "split", "n", "groups", "intervals")),
+                f"{row['level']:.0%}",
+                "–" if row["before"] is None else with_interval(*row["before"]),
+                with_interval(*row["after"]),
+            ]
+            for row in numbers
+        ]
+        Table(of_numbers, cells, ("task", "split", "intervals")).show()
+
+
+def _fit_numbers(predictions: Predictions, task: str) -> tuple[str, float]:
+    """The scale of predicted standard deviations, or one deviation for all; 0 where every prediction is exact."""
+    errors = predictions.values(task) - predictions.targets[task]
+    deviations = predictions.deviations(task)
+    if deviations is None:
+        return "deviations", standard_width(errors)
+    return "scales", fit_scale(errors, deviations)
+
+
+def _label_rows(run: Path, predictions: Predictions, task: str, split: str, fitted: OutputCalibration) -> list[Row]:
+    """Calibration of each label before and after; draws the diagram of all together."""
+    own = predictions.take(predictions.known(task))
+    temperature, *biases = fitted.labels[task]
+    before, after = (each.label_probabilities(task) for each in (own, fitted.apply(own)))
+    known, applies = own.targets[task] != UNKNOWN, own.targets[task] == 1
+    rows = []
+    for column, name in enumerate(own.tasks[task]):
+        kept = known[:, column]
+        groups, right = own.groups[kept], applies[kept, column]
+        errors = [
+            calibration_error(each[kept, column], right, groups, n_resamples=_RESAMPLES) for each in (before, after)
+        ]
+        by_chance = chance_errors(after[kept, column], right, groups, draws=_RESAMPLES) if kept.any() else np.zeros(0)
+        rows.append(
+            {
+                "task": task,
+                "label": str(name),
+                "split": split,
+                "n": int(kept.sum()),
+                "support": int(right.sum()),
+                "temperature": temperature,
+                "bias": biases[column],
+                "ece_before": errors[0],
+                "ece_after": errors[1],
+                "chance_after": float(by_chance.mean()) if len(by_chance) else math.nan,
+            }
+        )
+    if known.any():
+        panels = {
+            heading: reliability_bins(each[known], applies[known])
+            for heading, each in {"as trained": before, f"T = {temperature:.3g} and biases": after}.items()
+        }
+        figure = reliability_figure(
+            panels, f"{task}, {split} ({int(known.sum())} labels of {len(own)} images)", score="share that applies"
+        )
+        save_figure(figure, run / Run.FIGURES / f"reliability_{split}_{file_name(task)}.png")
+    return rows
+
+
+def _number_rows(
+    predictions: Predictions, validation: Predictions, task: str, split: str, fitted: OutputCalibration
+) -> list[Row]:
+    """Coverage of intervals of predicted numbers before and after."""
+    from scipy.special import ndtri
+
+    own = predictions.take(predictions.known(task))
+    if not len(own):
+        return []
+    errors, deviations = own.values(task) - own.targets[task], own.deviations(task)
+    quantiles = [float(ndtri((1 + level) / 2)) for level in LEVELS]
+    before: list[Estimate | None] = [None] * len(LEVELS)
+    if deviations is None:
+        of = validation.take(validation.known(task))
+        kind = f"conformal, of {FITTED_ON}"
+        widths: list[Any] = [conformal_width(of.values(task) - of.targets[task], level) for level in LEVELS]
+    else:
+        kind, scale = f"normal, {fitted.scales[task]:.3g} times as wide", fitted.scales[task]
+        widths = [quantile * scale * deviations for quantile in quantiles]
+        before = [*coverages(errors, [quantile * deviations for quantile in quantiles], own.groups)]
+    after = coverages(errors, widths, own.groups)
+    fixed = {"task": task, "split": split, "n": len(own), "groups": len(set(own.groups.tolist())), "intervals": kind}
+    return [
+        {**fixed, "level": level, "before": first, "after": second}
+        for level, first, second in zip(LEVELS, before, after, strict=True)
+    ]
 
 
 def _compared(

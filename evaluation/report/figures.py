@@ -128,11 +128,11 @@ def short(text: str, longest: int = 30) -> str:
     return text if len(text) <= longest else f"{text[: longest - 1]}…"
 
 
-def reliability_figure(panels: Mapping[str, ReliabilityBins], title: str) -> Figure:
+def reliability_figure(panels: Mapping[str, ReliabilityBins], title: str, score: str = "accuracy") -> Figure:
     """Draw a diagram for each of several bins by heading, such as "before" and "after".
 
-    Bars are the accuracy of each bin; the red piece up or down to the dot is its gap to the mean confidence. Below is
-    the share of samples in each bin.
+    Bars are the accuracy (or ``score``) of each bin; the red piece up or down to the dot is its gap to the mean
+    confidence. Below is the share of samples in each bin.
     """
     figure = blank_figure(0.4 + 3.6 * len(panels), 5.4)
     figure.suptitle(plain(title), fontsize=11)
@@ -140,21 +140,21 @@ def reliability_figure(panels: Mapping[str, ReliabilityBins], title: str) -> Fig
         2, len(panels), squeeze=False, sharex=True, sharey="row", gridspec_kw={"height_ratios": [3, 1]}
     )
     for column, (heading, bins) in enumerate(panels.items()):
-        _draw_diagram(axes[0][column], bins, heading)
+        _draw_diagram(axes[0][column], bins, heading, score)
         _draw_counts(axes[1][column], bins)
-    axes[0][0].set_ylabel("accuracy")
+    axes[0][0].set_ylabel(score)
     axes[1][0].set_ylabel("share of samples")
     handles, labels = axes[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize=8, frameon=False)
     return figure
 
 
-def _draw_diagram(axes: Any, bins: ReliabilityBins, heading: str) -> None:
+def _draw_diagram(axes: Any, bins: ReliabilityBins, heading: str, score: str) -> None:
     filled = bins.count > 0
     left, width = bins.edges[:-1][filled], np.diff(bins.edges)[filled]
     accuracy, confidence = bins.accuracy[filled], bins.confidence[filled]
     axes.plot([0, 1], [0, 1], color="0.5", linestyle="--", linewidth=1, label="perfect")
-    axes.bar(left, accuracy, width, align="edge", color=_BLUE, alpha=0.75, edgecolor="white", label="accuracy")
+    axes.bar(left, accuracy, width, align="edge", color=_BLUE, alpha=0.75, edgecolor="white", label=score)
     axes.vlines(confidence, accuracy, confidence, color=_RED, linewidth=2, label="gap")
     axes.plot(confidence, confidence, ".", color=_RED, markersize=7, label="mean confidence")
     axes.set(xlim=(0, 1), ylim=(0, 1.02))

@@ -19,10 +19,19 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluation.statistics.intervals import Estimate, Interval, Statistic, effective_groups, known, resamples
+from evaluation.statistics.intervals import (
+    Estimate,
+    Interval,
+    Statistic,
+    effective_groups,
+    known,
+    resamples,
+    share_interval,
+)
 from evaluation.statistics.pooled import repetitions
 from vitrail.errors import UserError
 from vitrail.predictions import Predictions
+from vitrail.types import UNKNOWN
 
 Binning = Literal["width", "mass"]
 
@@ -264,6 +273,81 @@ def fit_temperature(logits: NDArray[np.floating[Any]], targets: NDArray[np.int64
     if max(losses) - min(losses) < 1e-9:
         return 1.0
     return math.exp(exponents[int(np.argmin(losses))])
+
+
+def fit_labels(logits: NDArray[np.floating[Any]], targets: NDArray[np.int8]) -> list[float]:
+    """Return a temperature for all labels of a task and a bias for each, with the lowest binary cross-entropy.
+
+    Platt scaling (Advances in Large Margin Classifiers, 1999) with one slope for all, so that of a rare label only the
+    bias is fitted; as there, targets are (n + 1) / (n + 2) and 1 / (n' + 2) of a label's n positive and n' negative
+    samples, by which biases stay finite. To be fitted on validation.
+
+    Args:
+        logits: ``(N, C)``.
+        targets: int8 ``(N, C)``, ``UNKNOWN`` where not known.
+
+    Returns:
+        The temperature, ``LOWEST`` to ``HIGHEST``, and C biases; 0 of a label without a known entry.
+    """
+    from scipy.optimize import minimize
+    from scipy.special import expit
+
+    known, positive = targets != UNKNOWN, targets == 1
+    n_positive, n_negative = positive.sum(axis=0), (known & ~positive).sum(axis=0)
+    aim = np.where(positive, (n_positive + 1) / (n_positive + 2), 1 / (n_negative + 2))
+    own = logits.astype(np.float64)
+
+    def loss(values: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+        moved = values[0] * own + values[1:]
+        losses = np.where(known, np.logaddexp(0.0, moved) - aim * moved, 0.0)
+        slope = np.where(known, expit(moved) - aim, 0.0)
+        return float(losses.sum()), np.array([(slope * own).sum(), *slope.sum(axis=0)])
+
+    bounds = [(1 / HIGHEST, 1 / LOWEST), *[(None, None)] * logits.shape[1]]
+    found = minimize(loss, np.array([1.0, *np.zeros(logits.shape[1])]), jac=True, method="L-BFGS-B", bounds=bounds)
+    return [float(1 / found.x[0]), *map(float, found.x[1:])]
+
+
+LEVELS = (0.5, 0.8, 0.95)
+"""Intervals of predicted numbers whose coverage is measured."""
+
+_STANDARD = 0.6827
+"""Share of a normal distribution that is within one standard deviation."""
+
+
+def fit_scale(errors: NDArray[np.float64], deviations: NDArray[np.float64]) -> float:
+    """Return the factor of predicted standard deviations with the highest normal likelihood.
+
+    It is the root of the mean squared standardised error (Laves et al., Medical Imaging with Deep Learning, 2020).
+    """
+    return float(np.sqrt(np.mean((errors / deviations) ** 2)))
+
+
+def conformal_width(errors: NDArray[np.float64], level: float) -> float:
+    """Return the half-width of intervals that hold the truth of a further sample with a chance of ``level`` at least.
+
+    Split conformal prediction (Lei et al., JASA 113, 2018), for samples that are exchangeable with these. Infinite
+    where there are too few samples for the level.
+
+    Args:
+        errors: float64 ``(N,)``, of samples that the model was not trained on.
+        level: between 0 and 1.
+    """
+    place = math.ceil((len(errors) + 1) * level)
+    return float(np.sort(np.abs(errors))[place - 1]) if place <= len(errors) else math.inf
+
+
+def standard_width(errors: NDArray[np.float64]) -> float:
+    """Return the half-width that stands in for a standard deviation: 68 % of the errors are within it."""
+    return min(conformal_width(errors, _STANDARD), float(np.abs(errors).max()))
+
+
+def coverages(
+    errors: NDArray[np.float64], widths: Sequence[NDArray[np.float64] | float], groups: NDArray[Any]
+) -> list[Estimate]:
+    """Return the share of errors within each of several half-widths, with 95 % intervals by group."""
+    within = [(np.abs(errors) <= width).astype(np.float64) for width in widths]
+    return [Estimate(float(one.mean()), share_interval(one, groups)) for one in within]
 
 
 def is_at_end(temperature: float) -> bool:

@@ -17,7 +17,7 @@ def plain_figures() -> Iterator[None]:
     """
     with pytest.MonkeyPatch.context() as patched:
         for place in ("callbacks.confusion.confusion_figure", "evaluation.commands.calibrate.reliability_figure"):
-            patched.setattr(place, lambda *_: Figure())
+            patched.setattr(place, lambda *_, **__: Figure())
         yield
 
 

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from scipy.special import softmax
+from scipy.special import expit, softmax
 
 from evaluation.__main__ import main
 from evaluation.statistics.calibration import expected_calibration_error
-from vitrail.predictions import Predictions, read_predictions, write_predictions
+from vitrail.predictions import Predictions, image_predictions, read_predictions, write_predictions
 from vitrail.runs import Run
 from vitrail.types import UNKNOWN
 
@@ -165,3 +165,77 @@ def test_mistakes_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert "no sample of val has a known target" in errors[1]
     assert "no such run directory" in errors[2]
     assert not (tmp_path / "unknown" / "checkpoints").exists()
+
+
+def of_labels_and_numbers(n: int, seed: int, *, with_deviation: bool) -> Predictions:
+    """Labels are drawn with temperature 2 and biases, errors are twice as large as predicted."""
+    rng = np.random.default_rng(seed)
+    logits, values = rng.normal(scale=3, size=(n, 2)), rng.normal(50, 10, n)
+    deviations = rng.uniform(1, 3, n)
+    errors = 2 * deviations * rng.normal(size=n)
+    outputs = [values, 2 * np.log(deviations)] if with_deviation else [values]
+    ids = np.arange(10_000 * seed, 10_000 * seed + n)
+    return Predictions(
+        sample_id=ids,
+        names=np.array([f"photo {index}" for index in ids], dtype=object),
+        groups=np.array([f"object {index // 2}" for index in ids], dtype=object),
+        tasks={"tags": ["lid", "red"], "price": []},
+        targets={
+            "tags": (rng.random((n, 2)) < expit(logits / 2 + (0, -1))).astype(np.int8),
+            "price": (values + errors).astype(np.float32),
+        },
+        logits={"tags": logits.astype(np.float32), "price": np.stack(outputs, axis=1).astype(np.float32)},
+        kinds={"tags": "multi_label", "price": "regression"},
+        thresholds={"tags": [0.4, 0.7]},
+    )
+
+
+@pytest.mark.parametrize("with_deviation", [True, False])
+def test_labels_and_numbers_are_calibrated(
+    tmp_path: Path, with_deviation: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    for number, split in enumerate(("val", "test")):
+        predictions = of_labels_and_numbers(800, number, with_deviation=with_deviation)
+        write_predictions(run / "predictions" / f"{split}.parquet", predictions)
+    assert main(["calibrate", str(run), "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    labels = [row for row in rows if row["split"] == "test" and "label" in row]
+    assert [row["label"] for row in labels] == ["lid", "red"]
+    assert all(row["ece_after"][0] < 0.7 * row["ece_before"][0] for row in labels)
+    assert labels[0]["temperature"] == pytest.approx(2.0, rel=0.1)
+    numbers = [row for row in rows if row["split"] == "test" and "level" in row]
+    for row in numbers:
+        assert row["after"][0] == pytest.approx(row["level"], abs=0.05)
+        assert (row["before"] is None) == (not with_deviation)
+        if with_deviation:
+            assert row["before"][0] < row["level"] - 0.1
+    assert (run / "figures" / "reliability_test_tags.png").exists()
+    fitted = Run(run).output_calibration
+    assert fitted.labels["tags"][1:] == pytest.approx([0.0, -1.0], abs=0.3)
+    calibrated = fitted.apply(predictions)
+    np.testing.assert_array_equal(calibrated.predicted_labels("tags"), predictions.predicted_labels("tags"))
+    spread = calibrated.deviations("price")
+    assert spread is not None
+    within = np.abs(predictions.values("price") - predictions.targets["price"]) <= spread
+    assert within.mean() == pytest.approx(0.6827, abs=0.05)
+    shown = image_predictions(
+        ["a.jpg"],
+        {task: values[:1] for task, values in predictions.logits.items()},
+        predictions.tasks,
+        {},
+        predictions.kinds,
+        predictions.thresholds,
+        fitted,
+    )[0].tasks
+    assert shown["tags"].calibrated
+    assert shown["tags"].probabilities == pytest.approx(calibrated.label_probabilities("tags")[0])
+    assert shown["price"].deviation == pytest.approx(spread[0])
+    assert main(["calibrate", str(run)]) == 0
+    printed = capsys.readouterr().out
+    assert "has the temperatures and biases of labels and standard deviations" in printed
+    path = run / "checkpoints" / "calibration.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "labels": {"tags": [0.0, 1.0, 1.0]}}))
+    damaged = Run(run)
+    assert not damaged.output_calibration.labels
+    assert any("must be finite numbers above 0" in problem for problem in damaged.missing)

@@ -7,22 +7,29 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from scipy.special import softmax
+from scipy.special import expit, softmax
 from sklearn.calibration import calibration_curve
+from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 
 from evaluation.statistics.calibration import (
     HIGHEST,
+    LEVELS,
     LOWEST,
     calibration_error,
     calibration_statistic,
     chance_errors,
+    conformal_width,
+    coverages,
     expected_calibration_error,
+    fit_labels,
+    fit_scale,
     fit_temperature,
     is_at_end,
     joined_calibration_error,
     negative_log_likelihood,
     reliability_bins,
+    standard_width,
 )
 from evaluation.statistics.intervals import Estimate
 from tests.evaluation.predictions_fixture import make_predictions
@@ -225,3 +232,40 @@ def test_of_seeds_the_mean_is_taken_without_an_interval(run: Predictions) -> Non
 def test_without_a_known_target_there_is_none(run: Predictions) -> None:
     unknown = replace(run, targets={task: np.full(len(run), UNKNOWN) for task in run.tasks})
     assert math.isnan(joined_calibration_error([unknown], "class", ["a"]).value)
+
+
+def test_a_known_temperature_and_biases_of_labels_are_found() -> None:
+    rng = np.random.default_rng(0)
+    logits = rng.normal(scale=3, size=(6_000, 3))
+    truth = expit(logits / 2.5 + (0.0, -1.0, 2.0))
+    targets = (rng.random(truth.shape) < truth).astype(np.int8)
+    temperature, *biases = fit_labels(logits, targets)
+    assert temperature == pytest.approx(2.5, rel=0.05)
+    assert biases == pytest.approx([0.0, -1.0, 2.0], abs=0.15)
+    # One label is a logistic regression without a penalty; of many samples Platt's targets are the targets.
+    slope = LogisticRegression(C=np.inf).fit(logits[:, :1], targets[:, 0])
+    found = fit_labels(logits[:, :1], targets[:, :1])
+    assert found == pytest.approx([1 / slope.coef_[0, 0], slope.intercept_[0]], rel=1e-2, abs=1e-2)
+    unknown = targets.copy()
+    unknown[:, 2] = UNKNOWN
+    assert fit_labels(logits, unknown)[3] == 0.0
+    alone = fit_labels(logits[:, :2], targets[:, :2])
+    assert fit_labels(logits, unknown)[:3] == pytest.approx(alone, rel=1e-3, abs=1e-3)
+    assert np.isfinite(fit_labels(logits, np.zeros_like(targets))).all()
+
+
+def test_intervals_of_numbers_hold_their_level() -> None:
+    rng = np.random.default_rng(0)
+    deviations = rng.uniform(1, 4, 4_000)
+    errors = 1.7 * deviations * rng.normal(size=4_000)
+    assert fit_scale(errors[:2_000], deviations[:2_000]) == pytest.approx(1.7, rel=0.05)
+    widths = [conformal_width(errors[:2_000], level) for level in LEVELS]
+    found = coverages(errors[2_000:], widths, np.arange(2_000))
+    assert [one.value for one in found] == pytest.approx(list(LEVELS), abs=0.05)
+    assert all(one.interval.low < one.value < one.interval.high for one in found)
+    # Of nine errors the largest is the first that holds 90 %; of fewer, nothing holds as much.
+    nine = np.arange(1.0, 10.0)
+    assert conformal_width(nine, 0.9) == 9.0
+    assert conformal_width(nine[:8], 0.9) == math.inf
+    assert standard_width(nine) == 7.0
+    assert standard_width(nine[:1]) == 1.0
