@@ -262,7 +262,7 @@ class Predicted(NamedTuple):
 
     Attributes:
         value: class, labels, or number.
-        confidence: of the class, or of each label, 0 to 1; of a number its standard deviation where it is predicted.
+        confidence: of the class, or of each label, 0 to 1; of a number its standard deviation; None where not known.
     """
 
     value: Value
@@ -271,8 +271,10 @@ class Predicted(NamedTuple):
     def __str__(self) -> str:
         if isinstance(self.value, float):
             return value_text(self.value) + ("" if self.confidence is None else f" ± {self.confidence:.2g}")
+        if self.confidence is None:
+            return value_text(self.value) or "(no label)"
         names = self.value if isinstance(self.value, list) else [self.value]
-        shares = self.confidence if isinstance(self.confidence, list) else [self.confidence or 0.0]
+        shares = self.confidence if isinstance(self.confidence, list) else [self.confidence]
         return " + ".join(f"{name} {share:.2f}" for name, share in zip(names, shares, strict=True)) or "(no label)"
 
     def as_dict(self) -> dict[str, Any]:
@@ -294,7 +296,7 @@ def prediction_of(row: Mapping[str, Any], task: str) -> Predicted | None:
         return None
     if isinstance(value, float):
         return Predicted(value, row.get(f"{DEVIATION}{task}"))
-    return Predicted(value, row.get(f"{CONFIDENCE}{task}") or ([] if isinstance(value, list) else 0.0))
+    return Predicted(value, row.get(f"{CONFIDENCE}{task}"))
 
 
 class Hit(NamedTuple):

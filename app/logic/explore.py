@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from app.state.facets import NO_LABEL, NOT_KNOWN, Facet, facet_of
 from app.state.limits import shortened
 from evaluation.tables.per_class import NO_PREDICTION
-from retrieval.schema import CONFIDENCE, LABEL, PREDICTED
+from retrieval.schema import CONFIDENCE, LABEL, PREDICTED, Predicted, prediction_of, value_text
 from vitrail.errors import UserError
 from vitrail.types import LABEL_TASK
 
@@ -25,26 +26,8 @@ if TYPE_CHECKING:
 
     from app.state.galleries import ServedGallery
 
-NOT_KNOWN = "(not known)"
-"""Value of an image whose label is not known, among the values to filter by."""
-
 _SPLITS = ("train", "val", "test")
 """Order in which splits are shown."""
-
-
-@dataclass(frozen=True)
-class Facet:
-    """The value of a task for each of N images.
-
-    Attributes:
-        values: those that occur, ascending; last ``NOT_KNOWN`` where it occurs.
-        codes: int64 ``(N,)``, index into ``values``.
-        labelled: whether it is the data's label; otherwise it is the model's prediction.
-    """
-
-    values: tuple[str, ...]
-    codes: NDArray[np.int64]
-    labelled: bool
 
 
 @dataclass(frozen=True)
@@ -84,7 +67,7 @@ class Explorer:
         self._gallery = gallery
         self._metadata = gallery.metadata
         self.ids: list[str] = self._metadata.column("id").to_pylist()
-        self._splits = _facet(self._metadata.column("split"), labelled=True)
+        self._splits = facet_of(self._metadata.column("split"))
         order = {split: place for place, split in enumerate(_SPLITS)}
         self.splits = sorted(self._splits.values, key=lambda split: (order.get(split, len(order)), split))
         self.facets = {task: self._facet_of(task) for task in gallery.tasks}
@@ -143,32 +126,38 @@ class Explorer:
         """Return the rows that the filter leaves, int64 ``(n,)``, ascending."""
         wanted = np.ones(len(self), bool)
         if chosen.split:
-            wanted &= self._splits.codes == self._splits.values.index(chosen.split)
+            wanted &= self._splits.having([chosen.split])
         for task, values in chosen.values:
-            facet = self.facets[task]
-            wanted &= np.isin(facet.codes, [facet.values.index(value) for value in values])
+            wanted &= self.facets[task].having(values)
         return np.flatnonzero(wanted).astype(np.int64)
 
     def totals(self, rows: NDArray[np.int64]) -> str:
         """Return how many images these are, and in which splits, in words."""
-        counts = np.bincount(self._splits.codes[rows], minlength=len(self._splits.values))
+        counts = np.bincount(self._splits.first[rows], minlength=len(self._splits.values))
         by_split = [f"{split} {counts[self._splits.values.index(split)]:,}" for split in self.splits]
         of = f"{len(rows):,} of {len(self):,} images" if len(rows) != len(self) else f"{len(rows):,} images"
         return f"{of} ({', '.join(by_split)})"
 
     def counts(self, rows: NDArray[np.int64], task: str) -> pd.DataFrame:
-        """Count rows by value of a task and by split; int64, a row per value of ``facets``, a column per split."""
+        """Count rows by value of a task and by split; int64, a row per value of ``facets``, a column per split.
+
+        An image counts for each of its labels.
+        """
         import pandas as pd
 
         facet = self.facets[task]
         shape = len(facet.values), len(self._splits.values)
-        cells = facet.codes[rows] * shape[1] + self._splits.codes[rows]
+        counted = np.isin(facet.rows, rows)
+        cells = facet.codes[counted] * shape[1] + self._splits.first[facet.rows[counted]]
         table = np.bincount(cells, minlength=shape[0] * shape[1]).reshape(shape)
         return pd.DataFrame(table, index=list(facet.values), columns=list(self._splits.values))[self.splits]
 
     def evaluated_tasks(self) -> list[str]:
         """Return the tasks whose predictions can be compared with labels."""
-        return [task for task in self.facets if task in self._gallery.identity.predicts and self.facets[task].labelled]
+        identity = self._gallery.identity
+        return [
+            task for task in identity.worded(self.facets) if task in identity.predicts and self.facets[task].labelled
+        ]
 
     def mistakes(self, rows: NDArray[np.int64], task: str) -> Mistakes:
         """Return those of some rows whose prediction is not the label; the task is one of ``evaluated_tasks()``."""
@@ -192,27 +181,26 @@ class Explorer:
 
     def split_of(self, row: int) -> str:
         """Return the split of an image."""
-        return self._splits.values[int(self._splits.codes[row])]
+        return self._splits.values[int(self._splits.first[row])]
 
     def value_of(self, row: int, task: str) -> str:
-        """Return the value of a task for an image."""
-        facet = self.facets[task]
-        return facet.values[int(facet.codes[row])]
+        """Return the value of a task for an image: its class, its labels, or its number."""
+        value = self._metadata.column(self._column_of(task))[row].as_py()
+        return NOT_KNOWN if value is None else value_text(value) or NO_LABEL
 
     def facts(self, row: int) -> dict[str, str]:
         """Return everything that is known of an image, in words, in the order to be shown."""
         known = self._gallery.row(self.ids[row])
         facts = {name: str(known[name]) for name in ("id", "split", "group", "caption") if known.get(name)}
         for task in self.facets:
-            label, predicted = known.get(f"{LABEL}{task}"), known.get(f"{PREDICTED}{task}")
+            label, predicted = known.get(f"{LABEL}{task}"), prediction_of(known, task)
             parts = []
             if f"{LABEL}{task}" in known:
-                parts.append(NOT_KNOWN if label is None else str(label))
+                parts.append(NOT_KNOWN if label is None else value_text(label) or NO_LABEL)
             if predicted is not None:
-                verdict = "" if label is None else " ✓" if label == predicted else " ✗"
-                confidence = known.get(f"{CONFIDENCE}{task}")
-                shown = "" if confidence is None else f" ({confidence:.2f})"
-                parts.append(f"the model predicts {predicted}{shown}{verdict}")
+                verdict = " ✓" if _same(label, predicted.value) else " ✗"
+                verdict = "" if label is None or isinstance(label, float) else verdict
+                parts.append(f"the model predicts {_shown(predicted)}{verdict}")
             # An attribute may have the name of one of the gallery's own columns.
             facts[f"attribute {task}" if task in facts else task] = "; ".join(parts)
         return facts
@@ -228,26 +216,47 @@ class Explorer:
         import pyarrow.compute as pc
 
         picked = self._metadata.select([f"{LABEL}{task}", f"{PREDICTED}{task}", f"{CONFIDENCE}{task}"]).take(rows)
+        if self._gallery.identity.kind(task) == "multi_label":
+            label, predicted = (_joined(picked.column(place)) for place in (0, 1))
+            least = [min(shares or [0.0]) for shares in picked.column(2).to_pylist()]
+            return label, pc.fill_null(predicted, NO_PREDICTION), np.array(least, np.float64)
         predicted = pc.fill_null(picked.column(1).cast(pa.string()), NO_PREDICTION)
         return picked.column(0), predicted, picked.column(2).fill_null(0.0).to_numpy().astype(np.float64)
 
-    def _facet_of(self, task: str) -> Facet:
+    def _column_of(self, task: str) -> str:
+        """The column of a task's labels, or of its predictions where no label is known."""
         label, predicted = f"{LABEL}{task}", f"{PREDICTED}{task}"
         columns = self._metadata.column_names
         if label in columns and (self._metadata.column(label).null_count < len(self) or predicted not in columns):
-            return _facet(self._metadata.column(label), labelled=True)
-        return _facet(self._metadata.column(predicted), labelled=False)
+            return label
+        return predicted
+
+    def _facet_of(self, task: str) -> Facet:
+        column = self._column_of(task)
+        scale = self._gallery.identity.scales.get(task, ())
+        return facet_of(self._metadata.column(column), scale, labelled=column == f"{LABEL}{task}")
 
 
-def _facet(column: pa.ChunkedArray, *, labelled: bool) -> Facet:
-    import pandas as pd
+def _joined(lists: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Labels as texts, in an order that does not depend on their confidences."""
+    import pyarrow as pa
 
-    codes, values = pd.factorize(column.to_pandas(), sort=True)
-    names = [str(value) for value in values]
-    if (codes < 0).any():
-        codes = np.where(codes < 0, len(names), codes)
-        names.append(NOT_KNOWN)
-    return Facet(tuple(names), codes.astype(np.int64), labelled)
+    texts = [None if labels is None else ", ".join(sorted(labels)) or NO_LABEL for labels in lists.to_pylist()]
+    return pa.chunked_array([pa.array(texts, pa.string())])
+
+
+def _same(label: object, predicted: object) -> bool:
+    return (
+        sorted(label) == sorted(predicted)
+        if isinstance(label, list) and isinstance(predicted, list)
+        else label == predicted
+    )
+
+
+def _shown(predicted: Predicted) -> str:
+    if isinstance(predicted.value, str) and isinstance(predicted.confidence, float):
+        return f"{predicted.value} ({predicted.confidence:.2f})"
+    return str(predicted)
 
 
 def _one_of(value: object, known: Sequence[str], what: str) -> str:

@@ -74,16 +74,21 @@ class Background:
 
     Args:
         vectors: float32 ``(N, D)``, of unit length, made by the run that is asked.
-        shown: by task what each of the N images shows; None where not known.
+        shown: by task what each of the N images shows, of multi-label tasks lists; None where not known.
     """
 
     def __init__(
-        self, vectors: NDArray[np.float32] | None = None, shown: Mapping[str, Sequence[str | None]] | None = None
+        self,
+        vectors: NDArray[np.float32] | None = None,
+        shown: Mapping[str, Sequence[str | list[str] | None]] | None = None,
     ) -> None:
         vectors, shown = np.zeros((0, 1), np.float32) if vectors is None else vectors, shown or {}
         self._vectors = vectors
-        self._shown = {task: np.array(values, dtype=object) for task, values in shown.items()}
-        self._words = {task: _words_of(task, values) for task, values in shown.items()}
+        self._shown = {
+            task: [set(value) if isinstance(value, list) else {value} if value else set() for value in values]
+            for task, values in shown.items()
+        }
+        self._words = {task: _words_of(task, values) for task, values in self._shown.items()}
 
     @classmethod
     def of(cls, gallery: ServedGallery) -> Background:
@@ -93,9 +98,9 @@ class Background:
         unseen = np.flatnonzero(splits != "train")
         rows = unseen if len(unseen) >= FEWEST else np.arange(len(splits))
         rows = rows[np.unique(np.linspace(0, len(rows) - 1, min(MOST, len(rows))).astype(np.int64))]
-        shown: dict[str, list[str | None]] = {}
-        for task in gallery.tasks:
-            known: list[str | None] = [None] * len(splits)
+        shown: dict[str, list[str | list[str] | None]] = {}
+        for task in gallery.identity.worded(gallery.tasks):
+            known: list[str | list[str] | None] = [None] * len(splits)
             for column in (f"{LABEL}{task}", f"{PREDICTED}{task}"):
                 if column in columns.column_names:
                     given = columns.column(column).to_pylist()
@@ -136,7 +141,7 @@ class Background:
         for task, called in self._words.items():
             if named := [value for value, own in called.items() if own <= label]:
                 names_any = True
-                shows &= np.isin(self._shown[task], named)
+                shows &= np.array([bool(values.intersection(named)) for values in self._shown[task]], bool)
         return shows if names_any else np.zeros(len(self), dtype=bool)
 
 
@@ -157,8 +162,8 @@ class Backgrounds:
         return Background() if own is None else Background.of(own)
 
 
-def _words_of(task: str, values: Sequence[str | None]) -> dict[str, set[str]]:
+def _words_of(task: str, values: Sequence[set[str]]) -> dict[str, set[str]]:
     """The words that name each value: of a class the last one, as people say "bottle" for ``water_bottle``."""
-    known = {value for value in values if value}
+    known = {value for own in values for value in own}
     called = class_texts(known, "last") if task == LABEL_TASK else {value: value for value in known}
     return {value: found for value, text in called.items() if (found := set(words(text)))}

@@ -244,13 +244,14 @@ class Searching:
         return self._searchers.get((gallery.name, fields), make)
 
     def _text_fields_of(self, gallery: ServedGallery) -> dict[str, str]:
-        own = {"predicted": TEXT_FIELDS["predicted"]} if gallery.identity.predicts else {}
+        identity = gallery.identity
+        own = {"predicted": TEXT_FIELDS["predicted"]} if identity.worded(identity.predicts) else {}
         others = {
             f"{_OTHER}{name}": f"labels predicted by the model of {name}"
             for name, other in self._context.galleries.items()
-            if other is not gallery and other.identity.predicts and gallery.shares_images(other)
+            if other is not gallery and other.identity.worded(other.identity.predicts) and gallery.shares_images(other)
         }
-        labels = {"label": TEXT_FIELDS["label"]} if gallery.identity.labels else {}
+        labels = {"label": TEXT_FIELDS["label"]} if identity.worded(identity.labels) else {}
         has_captions = any(gallery.metadata.column("caption").unique().to_pylist())
         return own | others | labels | ({"caption": TEXT_FIELDS["caption"]} if has_captions else {})
 

@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from app.state.facets import facet_of
 from app.state.limits import shortened
 from datamodules.loading.decode import ValueRange
 from retrieval.gallery import Gallery
@@ -45,7 +46,7 @@ class ServedGallery:
         metadata: all rows in the gallery's order, without vectors and thumbnails: ``id``, ``path``, ``caption``,
             ``group``, ``split``, ``label_<task>``, ``predicted_<task>``, ``confidence_<task>`` …
         choices: of each name that a person can filter by (the class first, other tasks, ``split``) the values that
-            occur, ascending.
+            occur, ascending; of numbers ranges.
 
     Raises:
         UserError: there is no gallery, or its files are damaged.
@@ -62,8 +63,14 @@ class ServedGallery:
         self.metadata: pa.Table = self.gallery.table(columns).combine_chunks()
         self._row_of = {sample_id: row for row, sample_id in enumerate(self.metadata.column("id").to_pylist())}
         self._contents: list[str] = self.metadata.column("content").to_pylist()
-        self._values = {name: self._encoded(column) for name, column in self.filter_columns().items()}
-        self.choices = {name: values for name, (values, _) in self._values.items() if 0 < len(values) <= MOST_CHOICES}
+        scales = self.identity.scales
+        self._values = {
+            name: facet_of(self.metadata.column(column), scales.get(name, ()))
+            for name, column in self.filter_columns().items()
+        }
+        self.choices = {
+            name: facet.known for name, facet in self._values.items() if 0 < len(facet.known) <= MOST_CHOICES
+        }
 
     def __len__(self) -> int:
         return len(self._row_of)
@@ -108,11 +115,10 @@ class ServedGallery:
             if name not in self.choices:
                 known = ", ".join(self.choices) or "nothing"
                 raise UserError(f"filter {shortened(name)!r}: gallery {self.name!r} can be filtered by {known}")
-            values, places = self._values[name]
             for value in wanted:
                 if value not in self.choices[name]:
                     raise UserError(f"filter {name}: no image has {shortened(str(value))!r}; choose another value")
-            fits &= np.isin(places, [values.index(value) for value in wanted])
+            fits &= self._values[name].having(wanted)
         return np.flatnonzero(fits)
 
     def shares_images(self, other: ServedGallery) -> bool:
@@ -175,15 +181,6 @@ class ServedGallery:
             if kept is None:
                 raise
             return kept
-
-    def _encoded(self, column: str) -> tuple[list[str], NDArray[np.int64]]:
-        """Values that occur in a column, ascending, and the place of each row's value among them, -1 for none."""
-        encoded = self.metadata.column(column).combine_chunks().dictionary_encode()
-        found = encoded.dictionary.to_pylist()
-        values = sorted(found)
-        place = {value: number for number, value in enumerate(values)}
-        places = np.array([*(place[value] for value in found), -1])
-        return values, places[encoded.indices.fill_null(len(found)).to_numpy(zero_copy_only=False)]
 
 
 def gallery_name(address: str | Path, taken: Sequence[str]) -> str:

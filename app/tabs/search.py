@@ -19,7 +19,7 @@ from app.state.context import AppContext
 from app.state.galleries import ServedGallery
 from app.widgets.cards import Card, card_grid, cards_html, image_url
 from app.widgets.page import Uploads, image_upload, on_page_load, one_line, paths_of, report_errors
-from retrieval.schema import CONFIDENCE, LABEL, PREDICTED
+from retrieval.schema import CONFIDENCE, LABEL, PREDICTED, prediction_of, value_text
 from retrieval.search.searcher import FORMER_RANKERS, Query
 from vitrail.errors import UserError
 from vitrail.types import LABEL_TASK
@@ -203,21 +203,29 @@ def _title(result: Result) -> str:
     """The caption, or the class, or the id."""
     row = result.row
     label = row.get(f"{PREDICTED}{LABEL_TASK}") or row.get(f"{LABEL}{LABEL_TASK}")
-    return row["caption"] or label or result.sample_id
+    return row["caption"] or value_text(label) or result.sample_id
 
 
 def _attributes(row: Mapping[str, Any]) -> list[str]:
     """The predicted labels in a line, or the true ones where there are none."""
     for prefix in (PREDICTED, LABEL):
-        if values := [str(value) for name, value in row.items() if name.startswith(prefix) and value]:
+        named = {name.removeprefix(prefix): value for name, value in row.items() if name.startswith(prefix)}
+        # A number says little without its name.
+        values = [
+            f"{task} {value_text(one)}" if isinstance(one, float) else value_text(one) for task, one in named.items()
+        ]
+        if values := [value for value in values if value]:
             return [("model: " if prefix == PREDICTED else "") + ", ".join(values)]
     return []
 
 
 def _label_and_prediction(row: Mapping[str, Any], task: str) -> str:
-    label, predicted = row.get(f"{LABEL}{task}"), row.get(f"{PREDICTED}{task}")
-    if predicted is None:
-        return label or ""
+    label, found = row.get(f"{LABEL}{task}"), prediction_of(row, task)
+    if found is None:
+        return value_text(label)
+    if not isinstance(found.value, str):
+        return " · ".join(filter(None, [value_text(label), f"predicted: {found}"]))
+    predicted = found.value
     confidence = f"{row.get(f'{CONFIDENCE}{task}') or 0:.0%}"
     if label == predicted:
         return f"{label} (the model agrees, {confidence})"

@@ -13,7 +13,8 @@ import gradio as gr
 import numpy as np
 from numpy.typing import NDArray
 
-from app.logic.explore import NOT_KNOWN, Explorer, Filter
+from app.logic.explore import Explorer, Filter
+from app.state.facets import NOT_KNOWN
 from app.state.limits import SingleFlightCache, shortened
 from app.widgets.embedding_map import PALETTE
 from datamodules.loading.decode import read_image
@@ -181,7 +182,7 @@ class ClassColours:
         curves: dict[str, NDArray[np.float64]] = {}
         missing: list[str] = []
         for name in progress(names):
-            own = rows[facet.codes[rows] == facet.values.index(name)]
+            own = rows[facet.having([name])[rows]]
             if not len(own):
                 missing.append(f"{name}: no image is left by the filters.")
                 continue

@@ -106,7 +106,7 @@ def map_points(
         selected: row of the image that is open.
     """
     facet = explorer.facets.get(task)
-    codes = np.zeros(len(placed.rows), np.int64) if facet is None else facet.codes[placed.rows]
+    codes = np.zeros(len(placed.rows), np.int64) if facet is None else facet.first[placed.rows]
     # Tenths of a thousandth: finer than any screen.
     places = (placed.places * 10_000).round().astype(int)
     return {

@@ -58,10 +58,19 @@ class Pressed(NamedTuple):
 
 
 class _Bar(NamedTuple):
-    pressed: Pressed
+    """A bar; without what it stands for where it cannot be pressed.
+
+    Attributes:
+        threshold: from which the label is predicted, where it has one.
+        is_predicted: whether it is emphasised.
+    """
+
+    pressed: Pressed | None
     name: str
     probability: float
     note: str = ""
+    threshold: float | None = None
+    is_predicted: bool = False
 
 
 class SaliencyView(NamedTuple):
@@ -188,10 +197,48 @@ def _article(upload: Upload, models: str) -> str:
 
 
 def _task(place: int, run: str, task: str, found: TaskPrediction) -> str:
-    bars = [_Bar(Pressed(place, run, task, name), name, share) for name, share in found.top_k(None)]
+    if found.kind == "regression":
+        return _number(task, found)
+    if found.kind == "multi_label":
+        return _several(task, found)
+    is_ordinal = found.kind == "ordinal"
+    # Classes of a scale in their order, so that the predicted one has to stand out.
+    shares = list(zip(found.classes, found.probabilities.tolist(), strict=True)) if is_ordinal else found.top_k(None)
+    bars = [
+        _Bar(Pressed(place, run, task, name), name, share, is_predicted=is_ordinal and name == found.label)
+        for name, share in shares
+    ]
     suffix = "" if found.calibrated else ", not calibrated"
     title = f"{escape(task)}: <strong>{escape(_readable(found.label or NO_PREDICTION))}</strong>{suffix}"
-    return f"<h4>{title}</h4>{_bars(bars)}"
+    return f"<h4>{title}</h4>{_bars(bars, len(bars) if is_ordinal else SHOWN)}"
+
+
+def _several(task: str, found: TaskPrediction) -> str:
+    """Show all labels of an image, and each label's probability with its threshold as a mark."""
+    thresholds = dict(zip(found.classes, found.thresholds, strict=True))
+    named = ", ".join(_readable(name) for name, _ in found.labels) or "(no label)"
+    reached = {name for name, _ in found.labels}
+    bars = [
+        _Bar(None, name, share, f"from {100 * thresholds[name]:.1f} %", thresholds[name], name in reached)
+        for name, share in found.top_k(None)
+    ]
+    # What is predicted is never folded away.
+    return f"<h4>{escape(task)}: <strong>{escape(named)}</strong></h4>{_bars(bars, max(SHOWN, _last(bars)))}"
+
+
+def _last(bars: Sequence[_Bar]) -> int:
+    return max((place for place, bar in enumerate(bars, start=1) if bar.is_predicted), default=0)
+
+
+def _number(task: str, found: TaskPrediction) -> str:
+    """Show a predicted number with its standard deviation."""
+    assert found.value is not None
+    text = f"{escape(task)}: <strong>{found.value:.6g}</strong>"
+    if found.deviation is None:
+        return f"<h4>{text}</h4>"
+    low, high = found.value - 2 * found.deviation, found.value + 2 * found.deviation
+    note = f"{low:.4g} to {high:.4g} within two predicted standard deviations"
+    return f"<h4>{text} ± {found.deviation:.2g}</h4><p>{escape(note)}</p>"
 
 
 def _labels(place: int, run: str, found: ZeroShot) -> str:
@@ -204,22 +251,30 @@ def _labels(place: int, run: str, found: ZeroShot) -> str:
     return f'<section><h3>{escape(run)}</h3>{_bars(bars)}<p class="{css}">{escape(found.verdict.text)}</p></section>'
 
 
-def _bars(bars: Sequence[_Bar]) -> str:
+def _bars(bars: Sequence[_Bar], at_once: int = SHOWN) -> str:
     def listed(some: Iterable[_Bar]) -> str:
         return f"<ol>{''.join(map(_bar, some))}</ol>"
 
-    if len(bars) <= SHOWN:
+    if len(bars) <= at_once:
         return listed(bars)
-    more = f"<details><summary>{len(bars) - SHOWN} more</summary>{listed(bars[SHOWN:])}</details>"
-    return listed(bars[:SHOWN]) + more
+    more = f"<details><summary>{len(bars) - at_once} more</summary>{listed(bars[at_once:])}</details>"
+    return listed(bars[:at_once]) + more
 
 
 def _bar(bar: _Bar) -> str:
     name, share = escape(_readable(bar.name)), f"{100 * bar.probability:.1f} %"
-    attributes = " ".join(f'data-{key}="{escape(str(value))}"' for key, value in bar.pressed._asdict().items())
     note = f"<small>{escape(bar.note)}</small> " if bar.note else ""
+    css = "bar predicted" if bar.is_predicted else "bar"
+    style = f"--share: {100 * bar.probability:.2f}%"
+    if bar.pressed is None:
+        mark = "" if bar.threshold is None else f'<i class="threshold" style="left: {100 * bar.threshold:.2f}%"></i>'
+        return (
+            f'<li><div class="{css}" style="{style}">{mark}<span>{name}</span><span class="share">{note}{share}</span>'
+            "</div></li>"
+        )
+    attributes = " ".join(f'data-{key}="{escape(str(value))}"' for key, value in bar.pressed._asdict().items())
     return (
-        f'<li><button type="button" class="bar" {attributes} style="--share: {100 * bar.probability:.2f}%" '
+        f'<li><button type="button" class="{css}" {attributes} style="{style}" '
         f'aria-label="{name}, {share}; show where"><span>{name}</span><span class="share">{note}{share}</span>'
         "</button></li>"
     )

@@ -9,11 +9,12 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from app.logic.explore import NOT_KNOWN, Explorer, Filter, page_of, shuffled, step
+from app.logic.explore import Explorer, Filter, page_of, shuffled, step
+from app.state.facets import NOT_KNOWN
 from app.state.galleries import ServedGallery
 from retrieval.gallery import Gallery
 from tests.app.explored_gallery import CLASSES, COLOURS, N
-from tests.support.galleries import identity, image_rows, small_gallery, vectors
+from tests.support.galleries import gallery_of_every_kind, identity, image_rows, small_gallery, vectors
 from vitrail.errors import UserError
 
 HOSTILE = [["bowl"], {"a": 1}, 3, 2.5, True, "../../etc/passwd", "bowl' OR 1=1", "x" * 9999, "\0", b"bowl", "BOWL"]
@@ -226,3 +227,43 @@ def test_steps_go_through_the_order_and_end_at_its_ends() -> None:
     assert step(rows, 9, -1) == 1
     assert step(rows, 8, -1) == 0
     assert step(rows, 77, 1) == 0  # filtered away since: from the first again
+
+
+@pytest.fixture(scope="module")
+def of_every_kind(tmp_path_factory: pytest.TempPathFactory) -> ServedGallery:
+    folder = tmp_path_factory.mktemp("kinds") / "gallery"
+    gallery_of_every_kind(folder)
+    return ServedGallery(folder, "kinds")
+
+
+def test_tasks_of_every_kind_are_filtered_counted_and_described(of_every_kind: ServedGallery) -> None:
+    explorer = Explorer(of_every_kind)
+    assert explorer.facets["grade"].values == ("poor", "fair", "good", NOT_KNOWN)
+    tagged = explorer.find(explorer.filter(attributes=["tags: cat"]))
+    assert tagged.tolist() == [0, 1]
+    counts = explorer.counts(tagged, "tags").sum(axis=1)
+    assert counts.to_dict() == {"cat": 2, "cat's toy": 0, "dog": 1, "(no label)": 0, NOT_KNOWN: 0}
+    assert [explorer.value_of(1, task) for task in explorer.facets] == ["sneakers", "cat, dog", "12.99", "fair"]
+    assert explorer.value_of(2, "tags") == "(no label)"
+    facts = explorer.facts(1)
+    assert facts["tags"] == "cat, dog; the model predicts dog 0.88 + cat 0.50 ✓"
+    assert facts["price"] == "12.99; the model predicts 13.5 ± 2"
+    assert facts["grade"] == "fair; the model predicts fair (0.60) ✓"
+    cheap = explorer.facets["price"].values[0]
+    assert explorer.find(explorer.filter(attributes=[f"price: {cheap}"])).tolist() == [0]
+
+
+def test_mistakes_of_several_labels_are_other_sets(of_every_kind: ServedGallery) -> None:
+    explorer = Explorer(of_every_kind)
+    assert explorer.evaluated_tasks() == ["class", "tags", "grade"]
+    found = explorer.mistakes(np.arange(6), "tags")
+    assert (found.rows.tolist(), found.evaluated) == ([4, 2, 5], 5)
+    assert explorer.mistake(5, "tags") == ("cat's toy", "cat's toy, dog", 0.625)
+    with pytest.raises(UserError, match="tasks: class, tags, grade"):
+        explorer.mistakes(np.arange(6), "price")
+
+
+def test_search_filters_of_every_kind(of_every_kind: ServedGallery) -> None:
+    assert of_every_kind.choices["tags"] == ["cat", "cat's toy", "dog", "(no label)"]
+    assert of_every_kind.choices["grade"] == ["poor", "fair", "good"]
+    assert of_every_kind.fitting({"tags": ["cat", "(no label)"], "grade": ["fair", "poor"]}).tolist() == [0, 1, 3]

@@ -144,3 +144,27 @@ def test_a_pressed_bar_is_what_the_page_says() -> None:
 def test_what_cannot_have_been_pressed_is_refused(index: Any, value: Any) -> None:
     with pytest.raises(UserError, match="ask again"):
         pressed_bar(pressed(index, value), 2)
+
+
+def test_every_kind_has_its_own_form() -> None:
+    tags = TaskPrediction(
+        ["cat", "dog", "owl"], np.array([0.3, 0.75, 0.2]), kind="multi_label", thresholds=[0.25, 0.5, 0.5]
+    )
+    price = TaskPrediction((), np.zeros(0), kind="regression", value=12.5, deviation=2.0)
+    grade = TaskPrediction(["poor", "fair", "good"], np.array([0.1, 0.2, 0.7]), kind="ordinal")
+    plain = TaskPrediction((), np.zeros(0), kind="regression", value=3.0)
+    tasks = {"tags": tags, "price": price, "grade": grade, "plain": plain}
+    upload = Upload("one.png", IMAGE)
+    page = classified_html([Classified(upload, {"run": ImagePrediction("one.png", tasks)})])
+    found = HtmlPage(page)
+    assert "tags: dog, cat" in found.text
+    assert "price: 12.5 ± 2" in found.text
+    assert "8.5 to 16.5 within two predicted standard deviations" in found.text
+    assert "plain: 3" in found.text
+    bars = [attributes for _, attributes in found.elements if str(attributes.get("class")).startswith("bar")]
+    assert [bar["class"] for bar in bars] == ["bar predicted", "bar predicted", "bar", "bar", "bar", "bar predicted"]
+    # The best label first, classes of a scale in their order.
+    assert [bar["style"] for bar in bars] == [f"--share: {share:.2f}%" for share in (75, 30, 20, 10, 20, 70)]
+    marks = [attributes["style"] for _, attributes in found.elements if attributes.get("class") == "threshold"]
+    assert marks == ["left: 50.00%", "left: 25.00%", "left: 50.00%"]
+    assert [name for name, attributes in found.elements if "data-task" in attributes] == ["button"] * 3
