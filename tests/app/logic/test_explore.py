@@ -243,7 +243,7 @@ def test_tasks_of_every_kind_are_filtered_counted_and_described(of_every_kind: S
     assert tagged.tolist() == [0, 1]
     counts = explorer.counts(tagged, "tags").sum(axis=1)
     assert counts.to_dict() == {"cat": 2, "cat's toy": 0, "dog": 1, "(no label)": 0, NOT_KNOWN: 0}
-    assert [explorer.value_of(1, task) for task in explorer.facets] == ["sneakers", "cat, dog", "12.99", "fair"]
+    assert [explorer.value_of(1, task) for task in explorer.facets] == ["sneakers", "fair", "12.99", "cat, dog"]
     assert explorer.value_of(2, "tags") == "(no label)"
     facts = explorer.facts(1)
     assert facts["tags"] == "cat, dog; the model predicts dog 0.88 + cat 0.50 ✓"
@@ -255,11 +255,11 @@ def test_tasks_of_every_kind_are_filtered_counted_and_described(of_every_kind: S
 
 def test_mistakes_of_several_labels_are_other_sets(of_every_kind: ServedGallery) -> None:
     explorer = Explorer(of_every_kind)
-    assert explorer.evaluated_tasks() == ["class", "tags", "grade"]
+    assert explorer.evaluated_tasks() == ["class", "grade", "tags"]
     found = explorer.mistakes(np.arange(6), "tags")
     assert (found.rows.tolist(), found.evaluated) == ([4, 2, 5], 5)
     assert explorer.mistake(5, "tags") == ("cat's toy", "cat's toy, dog", 0.625)
-    with pytest.raises(UserError, match="tasks: class, tags, grade"):
+    with pytest.raises(UserError, match="tasks: class, grade, tags"):
         explorer.mistakes(np.arange(6), "price")
 
 
