@@ -1,14 +1,17 @@
 """Logistic regression on the features of a frozen backbone: the floor that a trained network has to beat.
 
 Linear probing as in Alain & Bengio, Understanding intermediate layers using linear classifier probes, 2016. Features
-are standardised by the train split; one multinomial regression per task, with scikit-learn's default penalty C = 1.
-Nothing is chosen by looking at the validation split, so its figures are as honest as those of the test split.
+are standardised by the train split; one multinomial regression per task, with scikit-learn's default penalty C = 1; of
+multi-label tasks one binary regression for each label, and ridge regression (α = 1) of numbers. Ordered classes are
+taken as classes. Nothing is chosen by looking at the validation split, so its figures are as honest as those of the
+test split.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,11 +19,12 @@ from numpy.typing import NDArray
 
 from evaluation.commands.summary import add_forms
 from evaluation.statistics.intervals import known
+from evaluation.statistics.scores import TrainTargets
 from evaluation.tables.summary import TaskSummary, show_summaries, summarise
 from vitrail.errors import UserError
-from vitrail.predictions import Predictions, refuse_kinds
+from vitrail.predictions import Predictions
 from vitrail.runtime import check_device
-from vitrail.types import batch_targets
+from vitrail.types import TaskKind, batch_targets, kind_of
 
 if TYPE_CHECKING:
     import torch
@@ -73,14 +77,22 @@ def linear_probe(datamodule: ImageDataModule, encoder: ImageEncoder) -> list[Tas
     Raises:
         UserError: a split is empty, or a task has fewer than two classes in the train split.
     """
-    refuse_kinds(datamodule.task_kinds, "linear-probe", fix="leave these columns out of the data")
     if encoder.own_inputs is not None:
         datamodule.adopt_image_options(encoder.own_inputs)
     datamodule.prepare_data()
     datamodule.setup("fit")
     encoder = encoder.to(check_device("auto")).eval()
     train_features, _, train_targets = extract_features(datamodule, encoder, "train")
-    probes = {task: _fitted(task, train_features, targets) for task, targets in train_targets.items()}
+    kinds, table = datamodule.task_kinds, datamodule.table
+    probes = {
+        task: _fitted(task, kind_of(kinds, task), train_features, targets, len(datamodule.tasks[task]))
+        for task, targets in train_targets.items()
+    }
+    counts, numbers = datamodule.class_counts, (datamodule.target_stats, table.target_medians())
+    train = {
+        task: TrainTargets(own, len(train_features), *(one.get(task, [math.nan])[0] for one in numbers))
+        for task, own in counts.items()
+    }
     names, groups = datamodule.sample_names(), datamodule.group_names()
     rows = []
     for split in ("val", "test"):
@@ -91,19 +103,20 @@ def linear_probe(datamodule: ImageDataModule, encoder: ImageEncoder) -> list[Tas
             groups=np.array([groups[index] for index in sample_id], dtype=object),
             tasks=datamodule.tasks,
             targets=targets,
-            logits={task: _logits(probe, features, len(datamodule.tasks[task])) for task, probe in probes.items()},
+            logits={task: probe(features) for task, probe in probes.items()},
+            kinds=kinds,
         )
-        rows += summarise(predictions, datamodule.class_counts, f"linear probe of {encoder.name}", split)
+        rows += summarise(predictions, train, f"linear probe of {encoder.name}", split)
     return sorted(rows, key=lambda row: list(datamodule.tasks).index(row.task))
 
 
 def extract_features(
     datamodule: ImageDataModule, encoder: ImageEncoder, split: str
-) -> tuple[NDArray[np.float32], NDArray[np.int64], dict[str, NDArray[np.int64]]]:
+) -> tuple[NDArray[np.float32], NDArray[np.int64], dict[str, NDArray[Any]]]:
     """Compute the features of a split under the evaluation transform.
 
     Returns:
-        Features float32 ``(N, D)``, sample ids int64 ``(N,)`` and for each task targets int64 ``(N,)``.
+        Features float32 ``(N, D)``, sample ids int64 ``(N,)`` and for each task targets (``vitrail.types.Batch``).
 
     Raises:
         UserError: the split is empty.
@@ -126,16 +139,46 @@ def extract_features(
     return torch.cat(features).numpy(), torch.cat(sample_ids).numpy(), by_task
 
 
-def _fitted(task: str, features: NDArray[np.float32], targets: NDArray[np.int64]) -> Any:
-    from sklearn.linear_model import LogisticRegression
+def _fitted(
+    task: str, kind: TaskKind, features: NDArray[np.float32], targets: NDArray[Any], num_classes: int
+) -> Callable[[NDArray[np.float32]], NDArray[np.float32]]:
+    """Fit a task; return its outputs (``vitrail.types.Outputs``) as a function of features."""
+    from sklearn.linear_model import Ridge
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
     rows = known(targets)
+    if kind == "multi_label":
+        labels = [_fitted_label(features, targets[:, column]) for column in range(num_classes)]
+        return lambda seen: np.stack([label(seen) for label in labels], axis=1).astype(np.float32)
+    if kind == "regression":
+        ridge = make_pipeline(StandardScaler(), Ridge()).fit(features[rows], targets[rows])
+        return lambda seen: ridge.predict(seen)[:, None].astype(np.float32)
     if len(np.unique(targets[rows])) < 2:
         raise UserError(f"linear-probe: task '{task}' has fewer than two classes in the train split; leave it out")
-    probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=5_000))
-    return probe.fit(features[rows], targets[rows])
+    probe = _logistic().fit(features[rows], targets[rows])
+    return lambda seen: _logits(probe, seen, num_classes)
+
+
+def _logistic() -> Any:
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    return make_pipeline(StandardScaler(), LogisticRegression(max_iter=5_000))
+
+
+def _fitted_label(
+    features: NDArray[np.float32], targets: NDArray[np.int8]
+) -> Callable[[NDArray[np.float32]], NDArray[np.float64]]:
+    """Fit one label; one that applies to all training images or to none is predicted as such."""
+    rows = known(targets)
+    seen = np.unique(targets[rows])
+    if len(seen) < 2:
+        constant = ABSENT_MARGIN if 1 in seen else -ABSENT_MARGIN
+        return lambda features: np.full(len(features), constant)
+    probe = _logistic().fit(features[rows], targets[rows])
+    return lambda features: np.asarray(probe.decision_function(features), np.float64)
 
 
 def _logits(probe: Any, features: NDArray[np.float32], num_classes: int) -> NDArray[np.float32]:

@@ -203,7 +203,7 @@ def test_labels_and_numbers_are_calibrated(
     labels = [row for row in rows if row["split"] == "test" and "label" in row]
     assert [row["label"] for row in labels] == ["lid", "red"]
     assert all(row["ece_after"][0] < 0.7 * row["ece_before"][0] for row in labels)
-    assert labels[0]["temperature"] == pytest.approx(2.0, rel=0.1)
+    assert labels[0]["temperature"] == pytest.approx(2.0, rel=0.2)
     numbers = [row for row in rows if row["split"] == "test" and "level" in row]
     for row in numbers:
         assert row["after"][0] == pytest.approx(row["level"], abs=0.05)

@@ -8,7 +8,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from sklearn.linear_model import LogisticRegression
+from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 from datamodules.base import ImageDataModule
 from datamodules.options import ImageOptions, LoaderOptions
@@ -17,6 +19,7 @@ from evaluation.__main__ import main
 from evaluation.commands.linear_probe import extract_features, linear_probe
 from lightning_modules.encoders.image import ImageEncoder
 from vitrail.errors import UserError
+from vitrail.types import TaskKind
 
 SIZE = 32
 SPLIT_SIZES = {"train": 40, "val": 12, "test": 16}
@@ -87,6 +90,46 @@ def test_probe_is_logistic_regression_on_standardised_features() -> None:
     by_hand = LogisticRegression(max_iter=5_000).fit((train - mean) / std, train_targets["noise"])
     expected = np.mean(by_hand.predict((test - mean) / std) == targets["noise"])
     assert rows[3].accuracy == pytest.approx(expected)
+
+
+class Mixed(Shades):
+    """With labels, a number and an order that follow from the brightness; "never" applies to no image."""
+
+    def load_table(self) -> SampleTable:
+        splits = [split for split, size in self.sizes.items() for _ in range(size)]
+        shades = [row % 3 for row in range(len(splits))]
+        frame = pd.DataFrame(
+            {
+                "name": [f"photo {row}" for row in range(len(splits))],
+                "source": [str(row) for row in range(len(splits))],
+                "split": splits,
+                "group": [f"object {row // 4}" for row in range(len(splits))],
+                "class": [["dark", "grey", "light"][shade] for shade in shades],
+                "tags": [[["lit"], ["lit", "bright"], []][shade - 1] for shade in shades],
+                "price": [10.0 * shade for shade in shades],
+            }
+        )
+        kinds: dict[str, TaskKind] = {"class": "ordinal", "tags": "multi_label", "price": "regression"}
+        vocabularies = {"class": ["dark", "grey", "light"], "tags": ["bright", "lit", "never"]}
+        return SampleTable.from_frame(frame, ["class", "tags", "price"], vocabularies, kinds=kinds, origin="made")
+
+
+def test_tasks_of_every_kind_are_probed() -> None:
+    data, model = Mixed([]), encoder()
+    rows = {row.task: row for row in linear_probe(data, model) if row.split == "test"}
+    assert {task: row.kind for task, row in rows.items()} == {
+        "class": "ordinal",
+        "tags": "multi_label",
+        "price": "regression",
+    }
+    assert rows["tags"].scores["exact_match"].value == rows["tags"].scores["mAP"].value == 1.0
+    assert rows["class"].scores["quadratic_kappa"].value == 1.0
+    assert all(row.above_majority and row.majority_source == "train" for row in rows.values())
+    train, _, targets = extract_features(data, model, "train")
+    test, _, truth = extract_features(data, model, "test")
+    by_hand = make_pipeline(StandardScaler(), Ridge()).fit(train, targets["price"])
+    expected = np.abs(by_hand.predict(test) - truth["price"]).mean()
+    assert rows["price"].scores["mae"].value == pytest.approx(expected, rel=1e-4)
 
 
 @pytest.mark.parametrize(
