@@ -16,6 +16,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from callbacks.averaged_weights import average_in_place
 from vitrail.errors import UserError
+from vitrail.files import replace
 
 BEST_NAME = "best"
 
@@ -310,4 +311,4 @@ def _take_over(source: Path, target: Path) -> None:
         os.link(source, partial)
     except OSError:
         shutil.copyfile(source, partial)
-    partial.replace(target)
+    replace(partial, target)

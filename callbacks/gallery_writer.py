@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.loggers import MLFlowLogger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_info
 
 from callbacks.outputs import OutputCollector
-from callbacks.trackers import MOST_ROWS, log_table
+from callbacks.trackers import MOST_ROWS, log_embeddings
 from retrieval.fill import Chunk, Shards, write_shard
 from retrieval.schema import CHUNK, value_text
 from vitrail.errors import UserError
@@ -134,20 +134,15 @@ class EmbeddingExport(OutputCollector):
 
 
 def _log_embeddings(trainer: Trainer, split: Split, gallery: Gallery) -> None:
-    """Log the embeddings as a table, which W&B projects to a plane."""
-    if not any(isinstance(logger, WandbLogger) for logger in trainer.loggers):
+    """Log the embeddings with what describes them, which W&B and TensorBoard project to a plane."""
+    if not any(isinstance(logger, WandbLogger | TensorBoardLogger | MLFlowLogger) for logger in trainer.loggers):
         return
     texts = gallery.table(
         [name for name in gallery.columns() if name == "id" or name.startswith(("label", "predicted"))]
     )
     texts = texts.slice(0, MOST_ROWS)
-    vectors = gallery.vectors(texts["id"].to_pylist())
-    names = [*texts.column_names, *(f"e{place}" for place in range(vectors.shape[1]))]
-    rows = [
-        [*map(value_text, row.values()), *vector]
-        for row, vector in zip(texts.to_pylist(), vectors.tolist(), strict=True)
-    ]
-    log_table(trainer, f"embeddings/{split}", names, rows)
+    described = {name: [*map(value_text, values)] for name, values in texts.to_pydict().items()}
+    log_embeddings(trainer, f"embeddings/{split}", described, gallery.vectors(texts["id"].to_pylist()))
 
 
 def _shards(trainer: Trainer, split: Split) -> Path:

@@ -1,4 +1,4 @@
-"""Progress on the terminal, and figures, tables and the configuration in W&B, TensorBoard and MLflow.
+"""Progress on the terminal, and figures, tables, embeddings and the configuration in W&B, TensorBoard and MLflow.
 
 Lightning's loggers share a way to log numbers only; here is one for the rest. Other loggers get numbers alone.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
@@ -17,6 +17,10 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from callbacks.best_checkpoint import BestCheckpoint
 from datamodules.loading.decode import read_image
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 MOST_ROWS = 10_000
 """Of a table in a tracker: W&B shows no more."""
@@ -55,24 +59,58 @@ def log_table(trainer: Trainer, key: str, columns: Sequence[str], rows: Sequence
         columns: headings.
         rows: one value for each column.
     """
+    _log_table(trainer.loggers, trainer.global_step, key, columns, rows)
+
+
+def _log_table(
+    loggers: Sequence[Logger], step: int, key: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]
+) -> None:
     kept = [list(row) for row in rows[:MOST_ROWS]]
-    for logger in trainer.loggers:
+    for logger in loggers:
         match logger:
             case WandbLogger():
                 import wandb
 
-                logger.log_metrics({key: wandb.Table(columns=list(columns), data=kept)}, step=trainer.global_step)
+                logger.log_metrics({key: wandb.Table(columns=list(columns), data=kept)}, step=step)
             case TensorBoardLogger():
                 from vitrail.console import Table
 
                 cells = [[str(value) for value in row] for row in kept]
-                logger.experiment.add_text(key, Table(list(columns), cells).markdown(), trainer.global_step)
+                logger.experiment.add_text(key, Table(list(columns), cells).markdown(), step)
             case MLFlowLogger():
                 import json
 
                 # The layout of MLflow's own `log_table`, which needs the whole package.
                 content = json.dumps({"columns": list(columns), "data": kept}, default=str)
                 logger.experiment.log_text(str(logger.run_id), content, f"{key}.json")
+
+
+@rank_zero_only
+def log_embeddings(
+    trainer: Trainer, key: str, texts: Mapping[str, Sequence[Any]], vectors: NDArray[np.floating]
+) -> None:
+    """Log embeddings for a tracker's projector, in TensorBoard, or as a table with a column for each dimension.
+
+    Args:
+        trainer: whose loggers get them, at its global step.
+        key: such as ``embeddings/test``.
+        texts: n values of each column that describes them; of more than 10,000 rows the first are kept.
+        vectors: float ``(n, D)``.
+    """
+    described = list(zip(*(values[:MOST_ROWS] for values in texts.values()), strict=True))
+    vectors = vectors[:MOST_ROWS]
+    projectors = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
+    for logger in projectors:
+        # Cells are separated by tabs, and a column alone has no heading.
+        cells = [[" ".join(str(value).split()) for value in row] for row in described]
+        header = list(texts) if len(texts) > 1 else None
+        metadata = cells if header else [row[0] for row in cells]
+        logger.experiment.add_embedding(vectors, metadata, None, trainer.global_step, key, header)
+    others = [logger for logger in trainer.loggers if isinstance(logger, WandbLogger | MLFlowLogger)]
+    if others:
+        names = [*texts, *(f"e{place}" for place in range(vectors.shape[1]))]
+        rows = [[*row, *vector] for row, vector in zip(described, vectors.tolist(), strict=True)]
+        _log_table(others, trainer.global_step, key, names, rows)
 
 
 @rank_zero_only

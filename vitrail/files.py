@@ -7,11 +7,13 @@ import errno
 import hashlib
 import os
 import re
+import sys
 import time
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from importlib import import_module
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 from urllib.parse import unquote
@@ -32,6 +34,12 @@ _MARK, _UNKNOWN = b"crc32 of this file with zeros here: ", b"00000000"
 _NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EACCES, errno.EBADF)
 """Errors of file systems that cannot flush folders."""
 
+_REPLACE_PAUSES = tuple(0.001 * 2**number for number in range(11))
+"""Seconds between attempts to replace a file that is open elsewhere, 2 s together."""
+
+_LOCKED_BYTE, _LOCK_PAUSE = 1 << 30, 0.1
+"""Windows locks bytes, which no other process can read: one far behind the text; seconds between attempts."""
+
 
 @contextmanager
 def write_atomically(path: Path) -> Iterator[Path]:
@@ -45,7 +53,7 @@ def write_atomically(path: Path) -> Iterator[Path]:
     try:
         yield partial
         flush(partial)
-        partial.replace(path)
+        replace(partial, path)
         flush(path.parent)
     except OSError as error:
         # Show the final name; errors without a number cannot have one.
@@ -55,6 +63,24 @@ def write_atomically(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             partial.unlink(missing_ok=True)
+
+
+def replace(source: Path, target: Path) -> None:
+    """Rename a file, over another one if there is one; wait for readers of either where the system needs that.
+
+    Windows refuses while another process, such as a virus scanner, has one of the two files open.
+
+    Raises:
+        PermissionError: the file may not be replaced, on Windows after 2 s.
+    """
+    for seconds in _REPLACE_PAUSES if sys.platform == "win32" else ():
+        try:
+            source.replace(target)
+        except PermissionError:
+            time.sleep(seconds)
+        else:
+            return
+    source.replace(target)
 
 
 def write_text_atomically(path: Path, text: str) -> None:
@@ -255,21 +281,49 @@ def lock(path: Path, busy: str = "") -> Iterator[None]:
         OSError: the folder is not writable.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        import fcntl
-    except ImportError:  # Windows: without a lock two processes repeat the work
-        yield
-        return
     with path.open("a+") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | (fcntl.LOCK_NB if busy else 0))
+            unlock = _lock_file(file, wait=not busy)
         except BlockingIOError as error:
             file.seek(0)
             raise UserError(busy.replace("{owner}", file.read().strip() or "another process")) from error
         except OSError:  # some network file systems have no locks
             yield
             return
-        file.truncate(0)
-        file.write(f"process {os.getpid()}")
-        file.flush()
-        yield
+        try:
+            file.truncate(0)
+            file.write(f"process {os.getpid()}")
+            file.flush()
+            yield
+        finally:
+            unlock()
+
+
+def _lock_file(file: IO[str], *, wait: bool) -> Callable[[], None]:
+    """Lock an open file and return what unlocks it; BlockingIOError if it is locked and is not to be waited for."""
+    try:
+        import fcntl
+    except ImportError:
+        return _lock_byte(file, wait=wait)
+    fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    # Not unlocked by hand: a process that was forked meanwhile may still hold it.
+    return lambda: None
+
+
+def _lock_byte(file: IO[str], *, wait: bool) -> Callable[[], None]:
+    """Do the same on Windows, where a lock has to be given back."""
+    msvcrt: Any = import_module("msvcrt")
+
+    def locking(mode: int) -> None:
+        os.lseek(file.fileno(), _LOCKED_BYTE, os.SEEK_SET)
+        msvcrt.locking(file.fileno(), mode, 1)
+
+    while True:
+        try:
+            locking(msvcrt.LK_NBLCK)
+        except PermissionError as error:
+            if not wait:
+                raise BlockingIOError(*error.args) from error
+            time.sleep(_LOCK_PAUSE)
+        else:
+            return lambda: locking(msvcrt.LK_UNLCK)

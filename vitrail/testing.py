@@ -70,7 +70,8 @@ def check_task(task: Any, data: Any) -> list[str]:
 
     Returns:
         Names of the parts that were checked. ``index`` is only checked where the extra ``retrieval`` is installed, and
-        ``export`` for classifiers and dual encoders: other tasks are exported as weights alone.
+        ``export`` for dual encoders and for classifiers whose tasks are single-label or ordinal: no others are exported
+        as graphs.
 
     Raises:
         AssertionError: a line for each part that fails.
@@ -93,7 +94,8 @@ def check_task(task: Any, data: Any) -> list[str]:
         import_module("lightning_modules.classification"),
         import_module("lightning_modules.dual_encoder"),
     )
-    if isinstance(task, (classification.ClassificationTask, dual.DualEncoder)):
+    of_classes = {*getattr(task, "task_kinds", {}).values()} <= {*CLASS_KINDS}
+    if of_classes and isinstance(task, (classification.ClassificationTask, dual.DualEncoder)):
         parts["export"] = lambda: _check_export(task, batch)
     with _trusted(type(task)):
         return _run(type(task).__name__, parts)
@@ -163,13 +165,11 @@ def _check_table(data: Any) -> None:
     names = data.sample_names()
     _require(len(set(names)) == len(names), "load_table(): names of samples must be unique")
     _require(len(table.split_indices("train")), "load_table(): the train split is empty")
-    for task, classes in _of_classes(data).items():
-        _require(len(set(classes)) == len(classes) > 0, f"tasks: the classes of {task} must be different, and some")
-
-
-def _of_classes(data: Any) -> dict[str, Sequence[str]]:
-    """The classes of each task whose targets are class indices."""
-    return {task: names for task, names in data.tasks.items() if kind_of(data.task_kinds, task) in CLASS_KINDS}
+    for task, classes in data.tasks.items():
+        if kind_of(data.task_kinds, task) == "regression":
+            _require(not classes, f"tasks: {task} is a number, and must have no classes")
+        else:
+            _require(len(set(classes)) == len(classes) > 0, f"tasks: the classes of {task} must be different, and some")
 
 
 def _check_images(data: Any) -> None:
@@ -214,12 +214,22 @@ def _check_batch(batch: Mapping[str, Any], data: Any, split: str) -> None:
         f"{split}: image must be uint8 {(count, 3, size, size)}; got {image.dtype} {tuple(image.shape)}",
     )
     targets = batch_targets(batch)  # type: ignore[arg-type]  # a batch of a class that is being checked
-    for task in data.tasks:
+    for task, classes in data.tasks.items():
         _require(task in targets, f"{split}: batches have no target of {task}")
-    for task, classes in _of_classes(data).items():
-        known = targets[task]
-        right = known.dtype == torch.int64 and bool(((known >= UNKNOWN) & (known < len(classes))).all())
-        _require(right, f"{split}: targets of {task} must be int64 from {UNKNOWN} to {len(classes) - 1}")
+        kind = kind_of(data.task_kinds, task)
+        dtype, shape, highest = torch.int64, (count,), len(classes) - 1
+        if kind == "regression":
+            dtype = torch.float32
+        elif kind == "multi_label":
+            dtype, shape, highest = torch.int8, (count, len(classes)), 1
+        values = targets[task]
+        right = values.dtype == dtype and tuple(values.shape) == shape
+        _require(right, f"{split}: targets of {task} must be {dtype} {shape}; got {values.dtype} {tuple(values.shape)}")
+        if kind == "regression":
+            _require(not values.isinf().any(), f"{split}: targets of {task} must be finite, or NaN where not known")
+        else:
+            known = ((values >= UNKNOWN) & (values <= highest)).all()
+            _require(known, f"{split}: targets of {task} must be from {UNKNOWN} to {highest}")
 
 
 def _check_order(data: Any) -> None:
@@ -257,8 +267,11 @@ def _check_prediction(task: Any, batch: Any) -> None:
     for name, classes in getattr(task, "tasks", {}).items():
         logits = outputs["logits"].get(name)
         shape = None if logits is None else (logits.dtype, tuple(logits.shape))
-        wanted = torch.float32, (count, max(1, len(classes)))
-        _require(shape == wanted, f"predict_step: logits of {name} must be {wanted[0]} {wanted[1]}; got {shape}")
+        # Of a number its value, and perhaps the logarithm of its variance.
+        is_number = kind_of(getattr(task, "task_kinds", {}), name) == "regression"
+        wanted = [(torch.float32, (count, width)) for width in ((1, 2) if is_number else (len(classes),))]
+        text = " or ".join(f"{dtype} {size}" for dtype, size in wanted)
+        _require(shape in wanted, f"predict_step: logits of {name} must be {text}; got {shape}")
         _require(bool(torch.isfinite(logits).all()), f"predict_step: logits of {name} are not finite")
 
 
@@ -284,7 +297,8 @@ def _check_frozen(task: Any, data: Any) -> None:
     try:
         before = _state(task.backbone)
         _fit(task, data)
-        _require(not task.backbone.training, "freeze_backbone: the backbone must stay in evaluation mode in training")
+        modes = [module.training for network in task.backbones.values() for module in network.modules()]
+        _require(not any(modes), "freeze_backbone: the backbone must stay in evaluation mode in training")
         changed = [name for name, value in _state(task.backbone).items() if not _same(value, before[name])]
         _require(not changed, f"freeze_backbone: training changed {', '.join(changed[:3])}")
     finally:
@@ -314,7 +328,8 @@ def _check_checkpoint(task: Any, batch: Any) -> None:
         torch.save(checkpoint, path)
         loaded = import_module("lightning_modules.checkpoint").load_task(path)
     _require(type(loaded) is type(task), f"a checkpoint is loaded as {type(loaded).__name__}")
-    _require(getattr(loaded, "tasks", {}) == getattr(task, "tasks", {}), "a loaded task has other classes")
+    for name in ("tasks", "task_kinds"):
+        _require(getattr(loaded, name, {}) == getattr(task, name, {}), f"a loaded task has other {name}")
     _require(loaded.input_options == task.input_options, "a loaded task has other input_options")
     one, other = _outputs(task, batch), _outputs(loaded, batch)
     for name, logits in one["logits"].items():

@@ -5,13 +5,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
 from lightning.pytorch import LightningModule
-from lightning.pytorch.loggers import WandbLogger
+from numpy.typing import NDArray
 
 from callbacks import EmbeddingExport
+from experiments.train.loggers import build_loggers, finish_wandb
 from lightning_modules import load_task
 from retrieval.gallery import Gallery
 from tests.callbacks.gallery_processes import SIZE, TASKS, WORLDS
@@ -173,17 +175,46 @@ def test_data_without_descriptions_and_tasks_without_embeddings_are_refused(tmp_
         trainer.test(Bare(), datamodule=MadePhotos(), verbose=False)
 
 
-def test_wandb_gets_the_embeddings_as_a_table(tmp_path: Path) -> None:
-    logger = WandbLogger(save_dir=tmp_path, offline=True)
-    trainer = tiny_trainer(tmp_path, callbacks=[EmbeddingExport()], logger=logger)
+@pytest.fixture(scope="module")
+def tracked(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run directory whose test is in all trackers."""
+    folder = tmp_path_factory.mktemp("tracked")
+    loggers = build_loggers(folder, {"mode": "offline"}, ["tensorboard", "mlflow"])
+    trainer = tiny_trainer(folder, callbacks=[EmbeddingExport()], logger=loggers)
     trainer.test(tiny_task(), datamodule=MadePhotos(), verbose=False)
-    logger.experiment.finish()
+    finish_wandb()
+    return folder
 
-    [file] = tmp_path.glob("wandb/offline-run-*/files/media/table/embeddings/test*.json")
+
+def embeddings(tracked: Path) -> tuple[list[str], NDArray[np.float32]]:
+    gallery = Gallery.open(str(tracked / "gallery"))
+    ids: list[str] = gallery.table(["id"])["id"].to_pylist()
+    return ids, gallery.vectors(ids)
+
+
+@pytest.mark.parametrize(
+    "files", ["wandb/offline-run-*/files/media/table/embeddings/test*.json", "mlflow/**/test.json"]
+)
+def test_wandb_and_mlflow_get_the_embeddings_as_a_table(tracked: Path, files: str) -> None:
+    [file] = tracked.glob(files)
     content = json.loads(file.read_text())
-    gallery = Gallery.open(str(tmp_path / "gallery"))
-    ids = gallery.table(["id"])["id"].to_pylist()
+    ids, vectors = embeddings(tracked)
     assert {"id", "label_class", "predicted_class", "e0"} <= {*content["columns"]}
     assert [row[content["columns"].index("id")] for row in content["data"]] == ids
     place = content["columns"].index("e0")
-    np.testing.assert_allclose([row[place:] for row in content["data"]], gallery.vectors(ids), atol=1e-6)
+    np.testing.assert_allclose([row[place:] for row in content["data"]], vectors, atol=1e-6)
+
+
+def test_tensorboard_gets_the_embeddings_for_its_projector(tracked: Path) -> None:
+    from google.protobuf import text_format
+    from tensorboard.plugins.projector.projector_config_pb2 import ProjectorConfig
+
+    folder = tracked / "tensorboard"
+    config = text_format.Parse((folder / "projector_config.pbtxt").read_text(), ProjectorConfig())
+    [embedding] = config.embeddings
+    ids, vectors = embeddings(tracked)
+    assert embedding.tensor_name.startswith("embeddings/test")
+    np.testing.assert_allclose(np.loadtxt(folder / embedding.tensor_path), vectors, atol=1e-6)
+    described = pd.read_csv(folder / embedding.metadata_path, sep="\t")
+    assert {"id", "label_class", "predicted_class"} <= {*described.columns}
+    assert described["id"].tolist() == ids

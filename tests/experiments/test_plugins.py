@@ -6,11 +6,13 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 
-from vitrail.programs import main
+from vitrail.programs import PROGRAMS, main
 from vitrail.runs import Run
+from vitrail.testing import check_datamodule, check_task
 from vitrail.trust import PLUGINS
 
 PLUGIN = '''
@@ -121,20 +123,21 @@ def test_a_plugin_trains_predicts_and_is_refused_without_its_name(
     assert error.count("\n") == 1
 
 
-@pytest.mark.slow
-def test_a_plugin_works_in_every_command(folder: Path) -> None:
-    from vitrail.testing import check_datamodule, check_task
-
-    runs = [trained(seed) for seed in (1, 2)]
-    run = runs[0]
-    for command in (
-        ["audit", "--config", "stripes.yaml"],
-        ["pack", "--config", "stripes.yaml", "--to", "shards"],
-        ["explore", "--config", "stripes.yaml", "--to", "explored", "--folds", "2"],
-        ["validate", "--ckpt_path", f"{run}/checkpoints/best.ckpt"],
-        ["test", "--ckpt_path", f"{run}/checkpoints/best.ckpt"],
+def commands(runs: list[str]) -> list[list[str]]:
+    """Command lines in an order in which each finds what it needs."""
+    run, data = runs[0], ["--config", "stripes.yaml"]
+    best = f"{run}/checkpoints/best.ckpt"
+    return [
+        ["audit", *data],
+        ["pack", *data, "--to", "shards"],
+        ["explore", *data, "--to", "explored", "--folds", "2"],
+        ["linear-probe", *data, "--backbone", "test_resnet", "--pretrained", "false"],
+        ["learning-curve", *data, "--to", "curve", "--seeds", "2", "--rounds", "2", "--start", "4", "--step", "4"],
+        ["validate", "--ckpt_path", best],
+        ["test", "--ckpt_path", best],
         ["evaluate", run, "--data", "chain_plugin.Stripes", "--name", "more", "--data.init_args.n", "16"],
         ["predict", run, "photo.png", "--to", "predicted.csv"],
+        ["select", "--run", run, "--pool", "stripes.yaml", "--to", "next.csv", "--n", "3", "--labelled-too"],
         ["calibrate", run],
         ["summary", *runs],
         ["compare", *runs],
@@ -142,19 +145,73 @@ def test_a_plugin_works_in_every_command(folder: Path) -> None:
         ["explain", run, "--image", "photo.png"],
         ["efficiency", run, "--repeats", "1", "--batch-sizes", "1"],
         ["index", "--run", run],
+        ["info", "--gallery", f"{run}/gallery"],
         ["search", "--gallery", f"{run}/gallery", "--image", "photo.png"],
         ["export", run, "--format", "onnx", "safetensors", "--min-agreement", "0", "--repeats", "0"],
+        ["predict", f"{run}/export/safetensors", "photo.png"],
         ["soup", *runs],
         ["ensemble", *runs, "--name", "both"],
-        ["predict", str(Path(run) / "export" / "safetensors"), "photo.png"],
-    ):
-        succeed(*command)
+        ["sweep", "sweep.yaml"],
+        ["fit", "--config", f"{run}/config.yaml", "--ckpt_path", "last", "--trainer.max_epochs", "2"],
+    ]
 
+
+ELSEWHERE = {
+    "app": "built below, not served",
+    "ablate": "the engine of sweep",
+    "push-to-hub": "needs the hub; uploads an export",
+    "wise-ft": "needs start weights; builds the model as soup does",
+    "base-to-novel": "for dual encoders",
+    "retrieval": "for dual encoders",
+    "build-index": "reads vectors alone",
+    "upgrade": "reads vectors alone",
+}
+SWEEP = """
+program: experiments/__main__.py
+method: grid
+metric: {name: val/loss, goal: minimize}
+parameters: {model.init_args.width: {values: [4]}}
+command: ["${env}", python, -m, experiments, fit, --config, stripes.yaml, "${args}"]
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_plugin_works_in_every_command(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("sweep.yaml").write_text(SWEEP, encoding="utf-8")
+    runs = [trained(seed) for seed in (1, 2)]
+    lines = commands(runs)
+    every = {name for program in PROGRAMS.values() for name in program.commands}
+    assert {line[0] for line in lines} == every - {*ELSEWHERE}, "a new command needs a line"
+    printed = {}
+    for line in lines:
+        capsys.readouterr()
+        succeed(*line)
+        printed[line[0]] = capsys.readouterr().out
+
+    run = Path(runs[0])
+    assert pd.read_csv("predicted.csv")["class"].isin(["across", "down"]).all()
+    assert len(pd.read_csv("next.csv")) == 3
+    assert "40 added" in printed["index"]
+    assert "photo.png" in printed["predict"]
+    exported = {path.suffix for path in run.glob("export/*/model.*")}
+    assert {".onnx", ".safetensors"} <= exported
+    for file in ("report.html", "figures/explain/explain.html", "evaluations/more/predictions/test.parquet"):
+        assert (run / file).is_file()
+    assert list(Path("runs").glob("*_soup/*/checkpoints/best.ckpt"))
+    assert list(Path("runs").glob("both/*/checkpoints/best.ckpt"))
+    assert list(Path("runs/sweeps").glob("**/checkpoints/best.ckpt"))
+
+
+@pytest.mark.slow
+def test_a_plugin_keeps_the_contract_and_is_served(folder: Path) -> None:
     from app.server import build_blocks
     from app.state.startup import load
+
+    run = trained()
 
     context = load([Path(run)], [])
     assert context.runs
     assert build_blocks(context) is not None
-    check_datamodule(Run(run).load_datamodule())
-    check_task(Run(run).load_model(), Run(run).load_datamodule())
+    assert "index" in check_datamodule(Run(run).load_datamodule())
+    assert "export" in check_task(Run(run).load_model(), Run(run).load_datamodule())

@@ -12,11 +12,12 @@ from torch import nn
 from datamodules import ImageFolder, Table, Wares
 from datamodules.base import ImageDataModule
 from lightning_modules import ImageClassifier, MultiTaskClassifier
+from lightning_modules.options import LossOptions
 from tests.support.data import Noise, write_csv, write_image_folder
 from tests.support.runs import data_of, flowers_run
 from vitrail import Run
 from vitrail.testing import check_datamodule, check_task
-from vitrail.types import Batch, Outputs
+from vitrail.types import Batch, Outputs, Split
 
 SMALL: dict[str, Any] = {"image": {"size": 32}, "loader": {"batch_size": 8}}
 
@@ -51,6 +52,24 @@ def test_our_classifiers_keep_the_contract() -> None:
     assert check_task(several, noise()) == parts
 
 
+def of_every_kind(**options: Any) -> tuple[MultiTaskClassifier, Wares]:
+    data = Wares(n_samples=60, every_kind=True, **SMALL)
+    torch.manual_seed(0)
+    linked = {"task_kinds": data.task_kinds, "target_stats": data.target_stats}
+    return MultiTaskClassifier(
+        "test_resnet", data.tasks, pretrained=False, image_size=32, **{**linked, **options}
+    ), data
+
+
+def test_tasks_of_every_kind_keep_the_contract() -> None:
+    model, data = of_every_kind()
+    assert {*model.task_kinds.values()} == {"ordinal", "multi_label", "regression"}
+    assert check_datamodule(data)[-1] == "index"
+    assert check_task(model, data)[-1] == "index", "only single-label and ordinal tasks are exported as graphs"
+    uncertain, data = of_every_kind(loss_options=LossOptions(regression="gaussian_nll"))
+    assert check_task(uncertain, data)[-1] == "index", "a number may come with its variance"
+
+
 @pytest.mark.slow  # it trains a dual encoder first
 def test_our_dual_encoder_keeps_the_contract() -> None:
     run = Run(flowers_run())
@@ -79,6 +98,42 @@ class WithObject(Noise):
     def __init__(self, n: int = 30, **shared: Any) -> None:
         super().__init__(n, **shared)
         self.hparams["extra"] = Path()
+
+
+class OtherTargets(Wares):
+    """Of a task by its kind, what a user may return by mistake."""
+
+    def __init__(self, mistake: str = "", **shared: Any) -> None:
+        super().__init__(n_samples=60, every_kind=True, **shared)
+        self.mistake = mistake
+
+    def eval_dataloader(self, split: Split, **options: Any) -> Any:
+        for batch in super().eval_dataloader(split, **options):
+            targets = batch["attributes"]
+            if self.mistake == "multi_label":
+                targets["tags"] = targets["tags"].argmax(dim=1)
+            elif self.mistake == "value":
+                targets["tags"][0, 0] = 2
+            elif self.mistake == "regression":
+                targets["price"] = targets["price"].double()
+            elif self.mistake == "infinite":
+                targets["price"][0] = torch.inf
+            yield batch
+
+
+@pytest.mark.parametrize(
+    ("mistake", "line"),
+    [
+        ("multi_label", r"targets of tags must be torch.int8 \(8, 4\); got torch.int64 \(8,\)"),
+        ("value", r"targets of tags must be from -1 to 1"),
+        ("regression", r"targets of price must be torch.float32 \(8,\); got torch.float64"),
+        ("infinite", r"targets of price must be finite"),
+    ],
+)
+def test_targets_are_as_their_kind_wants_them(mistake: str, line: str) -> None:
+    data = OtherTargets(mistake, **SMALL)
+    with pytest.raises(AssertionError, match=f"OtherTargets, batches: train: {line}"):
+        check_datamodule(data)
 
 
 @pytest.mark.parametrize(
