@@ -16,7 +16,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from callbacks.averaged_weights import average_in_place
 from vitrail.errors import UserError
-from vitrail.files import replace
+from vitrail.files import rename
 
 BEST_NAME = "best"
 
@@ -311,4 +311,4 @@ def _take_over(source: Path, target: Path) -> None:
         os.link(source, partial)
     except OSError:
         shutil.copyfile(source, partial)
-    replace(partial, target)
+    rename(partial, target)

@@ -34,7 +34,7 @@ _MARK, _UNKNOWN = b"crc32 of this file with zeros here: ", b"00000000"
 _NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EACCES, errno.EBADF)
 """Errors of file systems that cannot flush folders."""
 
-_REPLACE_PAUSES = tuple(0.001 * 2**number for number in range(11))
+_RENAME_PAUSES = tuple(0.001 * 2**number for number in range(11))
 """Seconds between attempts to replace a file that is open elsewhere, 2 s together."""
 
 _LOCKED_BYTE, _LOCK_PAUSE = 1 << 30, 0.1
@@ -53,7 +53,7 @@ def write_atomically(path: Path) -> Iterator[Path]:
     try:
         yield partial
         flush(partial)
-        replace(partial, path)
+        rename(partial, path)
         flush(path.parent)
     except OSError as error:
         # Show the final name; errors without a number cannot have one.
@@ -65,15 +65,15 @@ def write_atomically(path: Path) -> Iterator[Path]:
             partial.unlink(missing_ok=True)
 
 
-def replace(source: Path, target: Path) -> None:
-    """Rename a file, over another one if there is one; wait for readers of either where the system needs that.
+def rename(source: Path, target: Path) -> None:
+    """Rename a file, over another one if there is one, or a folder; wait for their readers where the system needs it.
 
-    Windows refuses while another process, such as a virus scanner, has one of the two files open.
+    Windows refuses while another process, such as a virus scanner, has one of the files open.
 
     Raises:
         PermissionError: the file may not be replaced, on Windows after 2 s.
     """
-    for seconds in _REPLACE_PAUSES if sys.platform == "win32" else ():
+    for seconds in _RENAME_PAUSES if sys.platform == "win32" else ():
         try:
             source.replace(target)
         except PermissionError:

@@ -217,7 +217,8 @@ def _check_batch(batch: Mapping[str, Any], data: Any, split: str) -> None:
     for task, classes in data.tasks.items():
         _require(task in targets, f"{split}: batches have no target of {task}")
         kind = kind_of(data.task_kinds, task)
-        dtype, shape, highest = torch.int64, (count,), len(classes) - 1
+        dtype, highest = torch.int64, len(classes) - 1
+        shape: tuple[int, ...] = (count,)
         if kind == "regression":
             dtype = torch.float32
         elif kind == "multi_label":

@@ -30,7 +30,7 @@ from datamodules.loading.transforms import scale_down, useful_short_side
 from datamodules.options import AugmentOptions, LoaderOptions
 from vitrail.console import tracked
 from vitrail.errors import DISK_FULL, UserError
-from vitrail.files import lock, replace
+from vitrail.files import lock, rename
 from vitrail.types import InputOptions, Resize, with_image_defaults
 
 CHUNK = 256
@@ -148,7 +148,7 @@ class PixelCache:
                     end += file.write(image.data)
                 file.seek(0)
                 file.write(_header(len(rows), end, table) + table.tobytes())
-            replace(temporary, path)
+            rename(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
 

@@ -48,6 +48,7 @@ from experiments.export.weights import (
 )
 from lightning_modules.base import VisionTask
 from vitrail.errors import UserError
+from vitrail.files import rename
 from vitrail.runs import Run
 
 FORMATS = ("onnx", "safetensors", "torch_export")
@@ -167,8 +168,8 @@ def _new_folders(root: Path, names: Sequence[str]) -> Iterator[list[Path]]:
         yield folders
         for folder in folders:
             if (root / folder.name).exists():
-                (root / folder.name).rename(place / f"old.{folder.name}")
-            folder.rename(root / folder.name)
+                rename(root / folder.name, place / f"old.{folder.name}")
+            rename(folder, root / folder.name)
     finally:
         shutil.rmtree(place, ignore_errors=True)
         # Where nothing was made, not even an empty folder stays.

@@ -20,7 +20,7 @@ import numpy as np
 from experiments.train.own_data import add_column_arguments, is_own_data, own_data_section
 from vitrail.config import dump_yaml, read_experiment
 from vitrail.errors import UserError
-from vitrail.files import write_text_atomically
+from vitrail.files import rename, write_text_atomically
 from vitrail.predictions import Predictions, known_rows, read_predictions, write_predictions
 from vitrail.runs import Run
 from vitrail.runtime import check_device
@@ -82,7 +82,7 @@ def run(options: argparse.Namespace, rest: Sequence[str]) -> None:
         facts["classes"] = _restrict(file)
     _describe(partial, opened, section, facts)
     shutil.rmtree(final, ignore_errors=True)
-    partial.rename(final)
+    rename(partial, final)
     _report(final, facts, file.name)
 
 

@@ -206,7 +206,7 @@ def test_wandb_and_mlflow_get_the_embeddings_as_a_table(tracked: Path, files: st
 
 
 def test_tensorboard_gets_the_embeddings_for_its_projector(tracked: Path) -> None:
-    from google.protobuf import text_format
+    from google.protobuf import text_format  # type: ignore[import-untyped]  # it has no types
     from tensorboard.plugins.projector.projector_config_pb2 import ProjectorConfig
 
     folder = tracked / "tensorboard"

@@ -17,7 +17,7 @@ from tests.support.data import Noise, write_csv, write_image_folder
 from tests.support.runs import data_of, flowers_run
 from vitrail import Run
 from vitrail.testing import check_datamodule, check_task
-from vitrail.types import Batch, Outputs, Split
+from vitrail.types import Batch, Outputs
 
 SMALL: dict[str, Any] = {"image": {"size": 32}, "loader": {"batch_size": 8}}
 
@@ -107,8 +107,8 @@ class OtherTargets(Wares):
         super().__init__(n_samples=60, every_kind=True, **shared)
         self.mistake = mistake
 
-    def eval_dataloader(self, split: Split, **options: Any) -> Any:
-        for batch in super().eval_dataloader(split, **options):
+    def eval_dataloader(self, split: str) -> Any:
+        for batch in super().eval_dataloader(split):
             targets = batch["attributes"]
             if self.mistake == "multi_label":
                 targets["tags"] = targets["tags"].argmax(dim=1)
