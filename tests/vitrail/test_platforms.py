@@ -85,7 +85,9 @@ def test_a_lock_keeps_others_out_until_it_is_given_back(tmp_path: Path, msvcrt: 
     with lock(path, busy="taken by {owner}"):
         with pytest.raises(UserError, match=f"^taken by process {os.getpid()}$"), lock(path, busy="taken by {owner}"):
             pytest.fail("it is locked")
-        assert min(place for _, place in msvcrt.held) > path.stat().st_size, "Windows lets nobody read a locked byte"
+        assert min(place for _, place in msvcrt.held) > path.stat().st_size, (
+            "Windows lets no other process read a locked byte"
+        )
     with pytest.raises(ZeroDivisionError), lock(path, busy="taken by {owner}"):
         raise ZeroDivisionError
     assert not msvcrt.held
