@@ -6,7 +6,7 @@ Every fit refuses leaks that its YAML does not allow; ``python -m datamodules au
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -23,6 +23,7 @@ from datamodules.options import CheckOptions, LeakKind
 from datamodules.table import SPLITS, SampleTable, attribute_column, table_error
 from vitrail.console import Table
 from vitrail.predictions import known_rows
+from vitrail.types import kind_of
 
 TITLES: dict[LeakKind, str] = {
     "groups": "groups in several splits",
@@ -173,6 +174,9 @@ class AuditReport:
         files_left_out: number of files among the images that are not used, by the ending of their names.
         reads_images: False for generated images.
         counts_files: whether files that are left out were looked for: only where images are files.
+        labels: of multi-label tasks, how many samples have both of two labels, the most frequent pair first.
+        numbers: of regression tasks, by split, ``samples``, ``min``, ``median``, ``mean``, ``max`` and ``std`` of the
+            known numbers, and ``histogram``, counts in equal parts of the range of all splits.
     """
 
     data: str
@@ -194,6 +198,8 @@ class AuditReport:
     files_left_out: dict[str, int]
     reads_images: bool = True
     counts_files: bool = True
+    labels: dict[str, list[tuple[str, str, int]]] = field(default_factory=dict)
+    numbers: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report in types that JSON knows."""
@@ -250,7 +256,45 @@ def audit(
         files_left_out=files_left_out,
         reads_images=verification is not None,
         counts_files=image_files,
+        labels={task: label_pairs(table, task) for task in table.tasks if kind_of(table.kinds, task) == "multi_label"},
+        numbers={task: numbers_of(table, task) for task in table.tasks if kind_of(table.kinds, task) == "regression"},
     )
+
+
+def label_pairs(table: SampleTable, task: str) -> list[tuple[str, str, int]]:
+    """Count the samples of all splits that have both of two labels; pairs that occur, the most frequent first."""
+    has = (table.targets[task] == 1).astype(np.int64)
+    together, names = np.triu(has.T @ has, k=1), table.tasks[task]
+    order = np.argsort(-together, axis=None, kind="stable")
+    pairs = zip(*(places.tolist() for places in np.unravel_index(order, together.shape)), strict=True)
+    return [(names[one], names[other], int(together[one, other])) for one, other in pairs if together[one, other]]
+
+
+BINS = 16
+"""Parts of a histogram of numbers."""
+
+
+def numbers_of(table: SampleTable, task: str) -> dict[str, dict[str, Any]]:
+    """Describe the known numbers of a regression task by split; see ``AuditReport``."""
+    values = table.targets[task].astype(np.float64)
+    everything = values[~np.isnan(values)]
+    found = {}
+    for code, split in enumerate(SPLITS):
+        own = values[(table.split_codes == code) & ~np.isnan(values)]
+        facts: dict[str, Callable[..., Any]] = {
+            "min": np.min,
+            "median": np.median,
+            "mean": np.mean,
+            "max": np.max,
+            "std": np.std,
+        }
+        counts = np.histogram(own, BINS, (everything.min(), everything.max()))[0] if len(own) else np.zeros(BINS)
+        found[split] = {
+            "samples": len(own),
+            **{name: float(fact(own)) if len(own) else None for name, fact in facts.items()},
+            "histogram": counts.astype(int).tolist(),
+        }
+    return found
 
 
 def find_leaks(
@@ -301,7 +345,12 @@ def find_identical(table: SampleTable, content: NDArray[np.uint8], readable: NDA
 def _conflicts(table: SampleTable, rows: NDArray[np.int64]) -> Iterator[Conflict]:
     named: dict[str, list[str]] = {}
     for task in table.tasks:
-        named[attribute_column(task)] = [text or "" for text in table.target_texts(task, rows)]
+        texts = table.target_texts(task, rows)
+        if kind_of(table.kinds, task) == "multi_label":
+            # Known not to have any label is a value, unlike labels of which some are not known.
+            without = (table.targets[task][rows] == 0).all(axis=1).tolist()
+            texts = ["(none)" if is_without else text for text, is_without in zip(texts, without, strict=True)]
+        named[attribute_column(task)] = [text or "" for text in texts]
     # A sample without a group is one of its own, by its own name.
     named["group"] = [group if (group := table.group(row)) != table.name(row) else "" for row in rows.tolist()]
     named["caption"] = [" | ".join(filter(None, texts)) for texts in table.caption_lists.of(rows.tolist())]
@@ -375,13 +424,20 @@ def print_report(report: AuditReport, console: Console) -> None:
     sizes = [["samples", *_numbers(report.samples)], ["groups", *_numbers(report.group_counts)]]
     console.print(Table(["", *SPLITS], sizes, title="samples and groups"))
     for task, classes in report.classes.items():
+        if task in report.numbers:
+            _print_numbers(report, task, console)
+            continue
         counts = [[name, *_numbers(by_split)] for name, by_split in classes.items()]
         counts.append(["unknown", *_numbers(report.unknown[task])])
-        title = f"{task}: {len(classes)} classes"
+        title = f"{task}: {len(classes)} {'labels' if task in report.labels else 'classes'}"
         console.print(Table([task, *SPLITS], counts, title=title, styles={len(classes): "dim"}))
         if unseen := report.unseen.get(task):
             texts = ", ".join(f"{value} ({count})" for value, count in unseen.items())
             console.print(f"  {escape(task)}, values that are not in the vocabulary: {escape(texts)}\n")
+        if pairs := report.labels.get(task):
+            shown = ", ".join(f"{one} + {other} ({count:,})" for one, other, count in pairs[:SHOWN])
+            more = f" and {len(pairs) - SHOWN} more pairs" if len(pairs) > SHOWN else ""
+            console.print(f"  {escape(task)}, labels of the same sample: {escape(shown)}{more}\n", highlight=False)
     _print_files(report, console)
     for column, rows in report.missing.items():
         unknown = ", ".join(f"{text!r} ({n} {'row' if n == 1 else 'rows'})" for text, n in rows.items())
@@ -393,6 +449,27 @@ def print_report(report: AuditReport, console: Console) -> None:
     lines = [f"row {bad.sample.row} ({bad.sample.split}): {bad.reason}" for bad in report.skipped]
     reason = "" if report.reads_images else "images are generated"
     _print_list("unreadable images", lines, "skipped" if report.skips_bad_images else "not allowed", console, reason)
+
+
+_BARS = " ▁▂▃▄▅▆▇█"
+
+
+def _print_numbers(report: AuditReport, task: str, console: Console) -> None:
+    found = report.numbers[task]
+    names = ("min", "median", "mean", "max", "std")
+    rows = [["samples", *_numbers({split: own["samples"] for split, own in found.items()})]]
+    rows += [
+        [name, *("–" if found[split][name] is None else f"{found[split][name]:.4g}" for split in SPLITS)]
+        for name in names
+    ]
+    histograms = []
+    for split in SPLITS:
+        counts = found[split]["histogram"]
+        highest = max(*counts, 1)
+        # What occurs at all shows.
+        histograms.append("".join(_BARS[-(-count * (len(_BARS) - 1) // highest)] for count in counts))
+    rows += [["from min to max", *histograms], ["unknown", *_numbers(report.unknown[task])]]
+    console.print(Table([task, *SPLITS], rows, title=f"{task}: numbers", styles={len(rows) - 1: "dim"}))
 
 
 def _print_files(report: AuditReport, console: Console) -> None:

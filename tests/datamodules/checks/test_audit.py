@@ -24,6 +24,8 @@ from datamodules.checks.audit import (
     SkippedImage,
     find_identical,
     find_leaks,
+    label_pairs,
+    numbers_of,
     print_report,
 )
 from datamodules.fashion import Fashion
@@ -36,6 +38,7 @@ from datamodules.wares import Wares
 from datamodules.wares.render import WareSpec, draw_ware
 from tests.support.data import Noise, Recorder, frame, trainer, write_products
 from vitrail.errors import UserError
+from vitrail.types import TaskKind
 
 DATA = Path(os.environ.get("VITRAIL_DATA", ""))
 
@@ -294,6 +297,57 @@ def test_conflicts_in_attributes_groups_and_captions() -> None:
     assert (
         found.conflict_counts() | {"caption": 1} == find_identical(table, content, np.ones(5, bool)).conflict_counts()
     )
+
+
+def labels_and_numbers() -> SampleTable:
+    frame = pd.DataFrame(
+        {
+            "name": list("abcdef"),
+            "source": list("abcdef"),
+            "split": ["train"] * 4 + ["val", "test"],
+            "class": [["lid", "red"], ["lid", "red"], [], ["lid"], ["dots", "red"], None],
+            "price": [1.0, 2.0, 4.0, np.nan, 3.0, np.nan],
+        }
+    )
+    kinds: dict[str, TaskKind] = {"class": "multi_label", "price": "regression"}
+    return SampleTable.from_frame(frame, ["class", "price"], {"class": ["dots", "lid", "red"]}, kinds=kinds)
+
+
+def test_labels_that_go_together_and_numbers() -> None:
+    table = labels_and_numbers()
+    assert label_pairs(table, "class") == [("lid", "red", 2), ("dots", "red", 1)]
+    found = numbers_of(table, "price")
+    assert {name: found["train"][name] for name in ("samples", "min", "median", "max")} == {
+        "samples": 3,
+        "min": 1.0,
+        "median": 2.0,
+        "max": 4.0,
+    }
+    assert found["train"]["std"] == pytest.approx(np.std([1, 2, 4]))
+    assert sum(found["train"]["histogram"]) == 3
+    assert found["train"]["histogram"][-1] == 1
+    assert (found["test"]["mean"], sum(found["test"]["histogram"])) == (None, 0)
+    report = replace(
+        Noise(n=30).audit(),
+        classes={"class": {"lid": {"train": 3, "val": 0, "test": 0}}, "price": {}},
+        unknown={task: {"train": 1, "val": 0, "test": 1} for task in ("class", "price")},
+        labels={"class": label_pairs(table, "class")},
+        numbers={"price": found},
+    )
+    text = printed(report)
+    assert "class: 1 labels" in text
+    assert "class, labels of the same sample: lid + red (2), dots + red (1)" in text
+    assert "price: numbers" in text
+    assert any("median" in line and "–" in line for line in text.splitlines())
+    assert json.loads(json.dumps(report.to_dict()))["numbers"]["price"]["val"]["median"] == 3.0
+
+
+def test_identical_images_with_other_labels_or_numbers_conflict() -> None:
+    table = labels_and_numbers()
+    found = find_identical(table, np.zeros((6, 32), np.uint8), np.array([True, True, True, False, False, True]))
+    [labels, numbers] = sorted(found.conflicts, key=lambda conflict: len(conflict.values))
+    assert (labels.column, labels.values) == ("class", ["lid;red", "(none)"])
+    assert (numbers.column, numbers.values) == ("attribute price", ["1", "2", "4"])
 
 
 @pytest.fixture
