@@ -78,7 +78,11 @@ class OneLayer(ClassificationTask):
 EXPERIMENT = """
 data: {class_path: chain_plugin.Stripes, init_args: {image: {size: 32}, loader: {batch_size: 8}}}
 model: {class_path: chain_plugin.OneLayer, init_args: {width: 6}}
-trainer: {max_epochs: 1, enable_progress_bar: false, enable_model_summary: false}
+trainer:
+  max_epochs: 1
+  enable_progress_bar: false
+  enable_model_summary: false
+  callbacks: [{class_path: callbacks.StartWeights}]
 wandb: {mode: disabled}
 test_best: true
 """
@@ -150,8 +154,9 @@ def commands(runs: list[str]) -> list[list[str]]:
         ["export", run, "--format", "onnx", "safetensors", "--min-agreement", "0", "--repeats", "0"],
         ["predict", f"{run}/export/safetensors", "photo.png"],
         ["soup", *runs],
+        ["wise-ft", run, "--alphas", "0", "1"],
         ["ensemble", *runs, "--name", "both"],
-        ["sweep", "sweep.yaml"],
+        ["sweep", "sweep.yaml", "--workers", "1"],
         ["fit", "--config", f"{run}/config.yaml", "--ckpt_path", "last", "--trainer.max_epochs", "2"],
     ]
 
@@ -160,7 +165,6 @@ ELSEWHERE = {
     "app": "built below, not served",
     "ablate": "the engine of sweep",
     "push-to-hub": "needs the hub; uploads an export",
-    "wise-ft": "needs start weights; builds the model as soup does",
     "base-to-novel": "for dual encoders",
     "retrieval": "for dual encoders",
     "build-index": "reads vectors alone",
