@@ -164,8 +164,8 @@ def test_captions_are_trained_evaluated_indexed_searched_and_exported(shell: She
     write_clip(shell.folder / "tiny_clip")
     table = pd.read_csv(shell.folder / "labels.csv").head(60)
     texts = [[f"a {one.colour} {one.kind}", f"number {number}"] for number, one in enumerate(table.itertuples())]
-    pd.DataFrame({"picture": table["file"], "sentences": texts}).to_parquet(shell.folder / "captions.parquet")
-    columns = "--image picture --caption sentences"
+    pd.DataFrame({"photo": table["file"], "sentences": texts}).to_parquet(shell.folder / "captions.parquet")
+    columns = "--image photo --caption sentences"
     shell(
         f"vitrail fit --data captions.parquet {columns} --backbone tiny_clip --epochs 1 --data.init_args.image.size 32"
     )
