@@ -296,7 +296,7 @@ def test_public_names_are_imported_on_demand() -> None:
 
 
 @pytest.mark.parametrize("task", [lightning_modules.ImageClassifier, lightning_modules.MultiTaskClassifier])
-def test_tasks_take_no_more_than_twelve_arguments_and_none_unnamed(task: type[VisionTask]) -> None:
+def test_tasks_take_no_more_than_nineteen_arguments_and_none_unnamed(task: type[VisionTask]) -> None:
     parameters = inspect.signature(task).parameters.values()
-    assert len(parameters) <= 12
+    assert len(parameters) <= 19
     assert not any(p.kind in {p.VAR_POSITIONAL, p.VAR_KEYWORD} for p in parameters)
