@@ -75,8 +75,9 @@ def test_without_mistakes_there_is_no_figure_and_an_old_one_goes(tmp_path: Path)
     assert path.is_file()
     data.table.targets["class"][:] = 1
     with torch.no_grad():
-        model.head.weight.zero_()
-        model.head.bias.copy_(torch.tensor([0.0, 1.0, 0.0]))
+        head = model.get_submodule("head")
+        head.get_parameter("weight").zero_()
+        head.get_parameter("bias").copy_(torch.tensor([0.0, 1.0, 0.0]))
     tiny_trainer(tmp_path, callbacks=callbacks).test(model, datamodule=data, verbose=False)
     assert not path.exists()
 

@@ -69,8 +69,8 @@ def decided(task: ClassificationTask) -> ClassificationTask:
 @torch.no_grad()
 def test_members_that_predict_nothing_decide_nothing(tmp_path: Path) -> None:
     silent, other = tiny_classifier(), decided(tiny_classifier()).eval()
-    silent.head.weight.zero_()
-    silent.head.bias.zero_()
+    for parameter in silent.get_submodule("head").parameters():
+        parameter.zero_()
     runs = [write_member(tmp_path / name, task) for name, task in (("a", silent), ("b", silent), ("c", other))]
     nothing = Ensemble(runs[:2], TASKS, tta_views=["identity", "hflip"])
     assert predicted_classes(nothing(BATCH["image"])["class"]).tolist() == [UNKNOWN] * 5
