@@ -182,6 +182,8 @@ def test_every_table_of_results_has_its_command_and_its_scores_have_n_and_interv
     tables = 0
     for page in sorted((ROOT / "docs").rglob("*.md")):
         for name, text in re.findall(r"<!-- results: (\w+) -->\n(.*?)<!-- /results", page.read_text(), re.S):
+            if not text:
+                continue  # not made yet: it has no number
             tables += 1
             assert "```bash\npython -m " in text or "```bash\nfor " in text, name
             [head, *_] = re.findall(r"^(\| .*)\n\| ---", text, re.M)
