@@ -497,9 +497,9 @@ class Run:
 
     @cached_property
     def output_calibration(self) -> OutputCalibration:
-        """What `calibrate` fitted for tasks without a single class, see ``temperatures``; exports have none."""
+        """What `calibrate` fitted for tasks without a single class, see ``temperatures``."""
         if (self.path / self.EXPORT).is_file():
-            return OutputCalibration()
+            return OutputCalibration(**self._export.get("calibration", {}))
         if self.path.resolve().parent.name == self.EVALUATIONS:
             return Run(self.path.resolve().parents[1]).output_calibration
         try:

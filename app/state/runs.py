@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitrail.errors import UserError
-from vitrail.predictions import ImagePrediction, image_predictions, refuse_kinds
-from vitrail.runs import Run, read_temperatures
+from vitrail.predictions import ImagePrediction, OutputCalibration, image_predictions, refuse_kinds
+from vitrail.runs import Run, read_calibration
 from vitrail.types import UNKNOWN, TextReading, kind_of
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ class ServedRun:
         self.kind: Kind = "dual encoder" if isinstance(self._model, DualEncoder) else "classifier"
         self.tasks = {task: list(classes) for task, classes in getattr(self._model, "tasks", {}).items()}
         self.notes: list[str] = []
-        self.temperatures = self._read_temperatures()
+        self.temperatures, self._calibration = self._read_calibration()
         self._lock = threading.RLock()
 
     def predict(self, images: Sequence[Image | torch.Tensor]) -> list[ImagePrediction]:
@@ -78,7 +78,9 @@ class ServedRun:
             return []
         kinds, thresholds = (getattr(self._model, name, {}) for name in ("task_kinds", "thresholds"))
         names = [self.name] * len(images)
-        return image_predictions(names, self._outputs(images), self.tasks, self.temperatures, kinds, thresholds)
+        return image_predictions(
+            names, self._outputs(images), self.tasks, self.temperatures, kinds, thresholds, self._calibration
+        )
 
     def encode_images(self, images: Sequence[Image | torch.Tensor]) -> NDArray[np.float32]:
         """Return vectors of one image or more as in the run's galleries: float32 ``(N, D)``, of unit length."""
@@ -177,19 +179,21 @@ class ServedRun:
         if self.kind != "dual encoder":
             raise UserError(f"{self.name}: a {self.kind} has no text encoder; choose a dual encoder")
 
-    def _read_temperatures(self) -> dict[str, float]:
+    def _read_calibration(self) -> tuple[dict[str, float], OutputCalibration]:
         try:
-            found = read_temperatures(self.path)
+            found, of_outputs = read_calibration(self.path)
         except UserError as error:
             # It must be reported, but must not keep the model from being served. The browser gets no path.
             _LOGGER.warning("%s", error)
             self.notes.append(f"Confidences are not calibrated: {Run.CALIBRATION} is damaged or of another checkpoint.")
-            return {}
-        if lacking := [task for task in self.tasks if task not in found]:
+            return {}, OutputCalibration()
+        kinds = getattr(self._model, "task_kinds", {})
+        calibrated = {*found, *of_outputs.labels}
+        if lacking := [one for one in self.tasks if one not in calibrated and kind_of(kinds, one) != "regression"]:
             self.notes.append(
                 f"Confidences of {', '.join(lacking)} are not calibrated (python -m evaluation calibrate)."
             )
-        return found
+        return found, of_outputs
 
     def _pixels(self, images: Sequence[Image | torch.Tensor]) -> torch.Tensor:
         """uint8 ``(N, 3, size, size)`` of images, or of what ``prepared`` made of them."""

@@ -223,7 +223,8 @@ def _several(task: str, found: TaskPrediction) -> str:
         for name, share in found.top_k(None)
     ]
     # What is predicted is never folded away.
-    return f"<h4>{escape(task)}: <strong>{escape(named)}</strong></h4>{_bars(bars, max(SHOWN, _last(bars)))}"
+    suffix = "" if found.calibrated else ", not calibrated"
+    return f"<h4>{escape(task)}: <strong>{escape(named)}</strong>{suffix}</h4>{_bars(bars, max(SHOWN, _last(bars)))}"
 
 
 def _last(bars: Sequence[_Bar]) -> int:
@@ -236,8 +237,8 @@ def _number(task: str, found: TaskPrediction) -> str:
     text = f"{escape(task)}: <strong>{found.value:.6g}</strong>"
     if found.deviation is None:
         return f"<h4>{text}</h4>"
-    low, high = found.value - 2 * found.deviation, found.value + 2 * found.deviation
-    note = f"{low:.4g} to {high:.4g} within two predicted standard deviations"
+    low, high = found.value - found.deviation, found.value + found.deviation
+    note = f"{low:.4g} to {high:.4g} within one standard deviation"
     return f"<h4>{text} ± {found.deviation:.2g}</h4><p>{escape(note)}</p>"
 
 

@@ -161,7 +161,7 @@ class Model:
         for task in self.metadata["tasks"]:
             logits = outputs[f"logits_{task}"].astype(np.float64)
             if self.kind(task) == "multi_label":
-                found[task] = np.exp(-np.logaddexp(0, -logits))
+                found[task] = _sigmoid(self._calibrated(task, logits).astype(np.float32).astype(np.float64))
             elif self.kind(task) != "regression":
                 found[task] = _softmax(logits / self.metadata["temperatures"].get(task, 1.0))
         return found
@@ -174,7 +174,14 @@ class Model:
         for task in self.metadata["tasks"]:
             if self.kind(task) == "regression":
                 numbers = outputs[f"logits_{task}"].astype(np.float64)
-                found[task] = numbers[:, 0], np.exp(numbers[:, 1] / 2) if numbers.shape[1] > 1 else None
+                spread = np.exp(numbers[:, 1] / 2) if numbers.shape[1] > 1 else None
+                calibration = self.metadata.get("calibration", {})
+                scale, constant = (calibration.get(name, {}).get(task) for name in ("scales", "deviations"))
+                if spread is not None and scale is not None:
+                    spread = spread * scale
+                elif constant is not None:
+                    spread = np.full(len(numbers), float(constant))
+                found[task] = numbers[:, 0], spread
         return found
 
     def kind(self, task: str) -> str:
@@ -184,9 +191,18 @@ class Model:
     def thresholds(self, task: str) -> NDArray[np.float64]:
         """Probabilities from which the labels of a multi-label task are predicted, ``(C,)``."""
         given = self.metadata.get("thresholds", {}).get(task)
-        return (
-            np.full(len(self.metadata["tasks"][task]), DEFAULT_THRESHOLD) if given is None else np.array(given, float)
-        )
+        count = len(self.metadata["tasks"][task])
+        own = np.full(count, DEFAULT_THRESHOLD) if given is None else np.array(given, dtype=np.float64)
+        if task not in self.metadata.get("calibration", {}).get("labels", {}):
+            return own
+        with np.errstate(divide="ignore"):  # thresholds of 0 and 1 stay what they are
+            return _sigmoid(self._calibrated(task, np.log(own) - np.log1p(-own)))
+
+    def _calibrated(self, task: str, logits: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Logits of a multi-label task by the temperature and the biases that calibration found."""
+        temperature, *biases = self.metadata.get("calibration", {}).get("labels", {}).get(task, [1.0, 0.0])
+        moved: NDArray[np.float64] = logits / temperature + np.array(biases)
+        return moved
 
     def encode_texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Embeddings of texts.
@@ -460,6 +476,11 @@ def _chosen(
     if (value_range == "dtype" and has_16_bits) or (not is_float and low >= 0 and 2**14 <= high <= _FULL[1]):
         return _FULL
     raise ValueError(f"values from {low:g} to {high:g} of unknown range; save it with 8 bits")
+
+
+def _sigmoid(logits: NDArray[np.float64]) -> NDArray[np.float64]:
+    shares: NDArray[np.float64] = np.exp(-np.logaddexp(0, -logits))
+    return shares
 
 
 def _softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -21,6 +21,7 @@ from lightning_modules.encoders.weights import misfits
 from vitrail.console import without_nan
 from vitrail.errors import UserError
 from vitrail.files import current_keys
+from vitrail.predictions import OutputCalibration
 from vitrail.runs import Run
 from vitrail.types import TaskKind
 
@@ -42,11 +43,12 @@ def metadata_of(task: VisionTask, files: Run, checkpoint: str) -> dict[str, Any]
 
     Returns:
         Plain values. ``temperatures`` by which logits are to be divided for calibrated probabilities are there for the
-        tasks that were calibrated; ``kinds`` for those that are not single-label, ``thresholds`` for multi-label and
-        ``units`` for regression tasks.
+        tasks that were calibrated, ``calibration`` (``OutputCalibration``) for others; ``kinds`` for those that
+        are not single-label, ``thresholds`` for multi-label and ``units`` for regression tasks.
     """
     tasks: dict[str, list[str]] = {name: list(classes) for name, classes in getattr(task, "tasks", {}).items()}
     temperatures = files.temperatures if checkpoint == "best" else {}
+    outputs = files.output_calibration if checkpoint == "best" else OutputCalibration()
     git = files.record.get("git")
     return {
         "version": VERSION,
@@ -54,6 +56,7 @@ def metadata_of(task: VisionTask, files: Run, checkpoint: str) -> dict[str, Any]
         "kind": type(task).__name__,
         "tasks": tasks,
         "temperatures": {name: value for name, value in temperatures.items() if name in tasks},
+        "calibration": {name: dict(values) for name, values in vars(outputs).items()},
         "kinds": dict(getattr(task, "task_kinds", {})),
         "thresholds": {name: list(values) for name, values in getattr(task, "thresholds", {}).items()},
         "units": _units(task),

@@ -40,7 +40,7 @@ from tests.support.data import write_flowers, write_products
 from tests.support.galleries import identity, image_rows
 from tests.support.models import write_clip
 from tests.support.plain_figures import plain_figures
-from vitrail.predictions import Predictions, write_predictions
+from vitrail.predictions import OutputCalibration, Predictions, write_predictions
 from vitrail.runs import write_temperatures
 from vitrail.types import UNKNOWN, Outputs
 
@@ -459,7 +459,7 @@ def _make_products_run() -> Path:
 
 @functools.cache
 def kinds_run() -> Path:
-    """A classifier with tasks of every kind on generated images, tested; its class is calibrated."""
+    """A classifier with tasks of every kind on generated images, tested; class, tags and price are calibrated."""
     return _once("kinds_run", _make_kinds_run)
 
 
@@ -467,7 +467,8 @@ def _make_kinds_run() -> Path:
     root = folder() / "kinds"
     root.mkdir()
     run = _fitted(root, EVERY_KIND, epochs=2)
-    write_temperatures(run, {"class": 1.5}, {})
+    outputs = OutputCalibration({"tags": [1.5, 0.25, -0.5, 0.0, 0.5]}, {"price": 1.25})
+    write_temperatures(run, {"class": 1.5}, {}, outputs)
     return run
 
 

@@ -159,7 +159,7 @@ def test_every_kind_has_its_own_form() -> None:
     found = HtmlPage(page)
     assert "tags: dog, cat" in found.text
     assert "price: 12.5 ± 2" in found.text
-    assert "8.5 to 16.5 within two predicted standard deviations" in found.text
+    assert "10.5 to 14.5 within one standard deviation" in found.text
     assert "plain: 3" in found.text
     bars = [attributes for _, attributes in found.elements if str(attributes.get("class")).startswith("bar")]
     assert [bar["class"] for bar in bars] == ["bar predicted", "bar predicted", "bar", "bar", "bar", "bar predicted"]

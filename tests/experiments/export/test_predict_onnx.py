@@ -21,7 +21,16 @@ from datamodules.loading.decode import read_image
 from datamodules.loading.transforms import eval_transform
 from experiments.export.predict_onnx import Model, PredictError, answers, main, prepared, write_rows
 from lightning_modules.checkpoint import load_task
-from tests.support.runs import data_of, flowers_onnx, flowers_run, kinds_onnx, kinds_run, products_onnx, products_run
+from tests.support.runs import (
+    data_of,
+    exported,
+    flowers_onnx,
+    flowers_run,
+    kinds_onnx,
+    kinds_run,
+    products_onnx,
+    products_run,
+)
 from vitrail.files import read_csv
 from vitrail.predictions import read_predictions
 from vitrail.programs import main as vitrail
@@ -418,9 +427,9 @@ def wares(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 
 def test_tasks_of_every_kind_are_predicted_as_by_the_run(wares: list[str]) -> None:
-    exported, run = Model(kinds_onnx(), threads=1), Run(kinds_run())
-    outputs = exported(np.stack([exported.read(path) for path in wares]))
-    shares, values = exported.probabilities(outputs), exported.values(outputs)
+    own_model, run = Model(kinds_onnx(), threads=1), Run(kinds_run())
+    outputs = own_model(np.stack([own_model.read(path) for path in wares]))
+    shares, values = own_model.probabilities(outputs), own_model.values(outputs)
     own = list(run.predict(wares))
     assert set(shares) | set(values) == set(own[0].tasks)
     assert own[0].tasks["class"].calibrated
@@ -433,7 +442,28 @@ def test_tasks_of_every_kind_are_predicted_as_by_the_run(wares: list[str]) -> No
                 assert spreads[place] == pytest.approx(prediction.deviation, rel=1e-5)
             else:
                 np.testing.assert_allclose(shares[task][place], prediction.probabilities, atol=1e-5)
-    np.testing.assert_array_equal(exported.thresholds("tags"), own[0].tasks["tags"].thresholds)
+    assert own[0].tasks["tags"].calibrated
+    np.testing.assert_allclose(own_model.thresholds("tags"), own[0].tasks["tags"].thresholds, rtol=1e-12)
+    assert not np.allclose(own_model.thresholds("tags"), own_model.metadata["thresholds"]["tags"], atol=0.01)
+
+
+def test_a_constant_deviation_stands_in_for_one_that_is_not_predicted() -> None:
+    own_model = Model(kinds_onnx(), threads=1)
+    own_model.metadata = {"tasks": {"price": []}, "kinds": {"price": "regression"}}
+    outputs = {"logits_price": np.array([[3.0], [4.0]], np.float32)}
+    assert own_model.values(outputs)["price"][1] is None
+    own_model.metadata["calibration"] = {"deviations": {"price": 2.5}}
+    numbers, spreads = own_model.values(outputs)["price"]
+    assert spreads is not None
+    assert (numbers.tolist(), spreads.tolist()) == ([3.0, 4.0], [2.5, 2.5])
+
+
+def test_an_export_of_weights_is_calibrated_as_its_run(wares: list[str]) -> None:
+    exported_weights = Run(exported(kinds_run(), "safetensors"))
+    for one, own in zip(exported_weights.predict(wares), Run(kinds_run()).predict(wares), strict=True):
+        np.testing.assert_allclose(one.tasks["tags"].probabilities, own.tasks["tags"].probabilities, atol=1e-5)
+        assert one.tasks["tags"].calibrated
+        assert one.tasks["price"].deviation == pytest.approx(own.tasks["price"].deviation, rel=1e-5)
 
 
 def test_rows_of_every_kind_are_those_of_predict(wares: list[str], tmp_path: Path) -> None:
