@@ -237,24 +237,22 @@ class SampleTable:
         """Build the table from a data frame.
 
         Args:
-            frame: columns ``name``, ``source`` (path or index) and ``split``, one column for each target: texts,
-                missing or empty where unknown; of regression tasks numbers; of multi-label tasks lists of labels, None
-                where unknown, or mappings from label to whether it applies, None for a single one that is not known.
-                And optionally ``group`` (by default each sample is its own), ``caption`` (a text
-                or a list of texts) and ``row`` (by default from 2, as below the header of a CSV file).
+            frame: columns ``name``, ``source`` (path or index) and ``split``; one for each target: texts, empty where
+                unknown, of regression tasks numbers, of multi-label tasks lists of labels, None where unknown, or
+                mappings from label to whether it applies (None: not known); optionally ``group`` (by default each
+                sample is its own), ``caption`` (a text or several) and ``row`` (by default from 2, as in a CSV file).
             targets: tasks, the main one, ``class``, first, each with its column (``target_column`` names one that no
                 other has); a list where columns are called like their tasks; empty for data without labels.
             vocabularies: class names by task; other tasks get those of the train rows in alphabetical order. Ordinal
                 tasks need them, in their order.
             origin: see ``SampleTable``, as for all that follow.
             root: not part of the fingerprint, so that the data may be moved.
-            missing: see above.
-            notes: see above.
-            kinds: see above.
+            missing: as ``SampleTable``.
+            notes: as ``SampleTable``.
+            kinds: as ``SampleTable``.
 
         Raises:
-            UserError: for missing columns, no rows, or rows with an empty or repeated name, an empty source or an
-                unknown split (reported together), and for tasks without a class.
+            UserError: for missing columns, no rows, unusable rows (reported together), and tasks without a class.
         """
         import pandas as pd
 
@@ -263,15 +261,13 @@ class SampleTable:
         rows = np.asarray(frame["row"] if "row" in frame else range(2, len(frame) + 2), dtype=np.int64)
         columns = {key: strings_of(frame[key]) for key in ("name", "source", "split")}
         _check_rows(columns, rows, origin)
-        names = columns["name"]
         split_codes = codes_of(columns["split"], SPLITS)[0].astype(np.int8)
-        groups = strings_of(frame["group"], fill=names) if "group" in frame else names
+        groups = strings_of(frame["group"], fill=columns["name"]) if "group" in frame else columns["name"]
         encoded = groups.dictionary_encode()
         tasks, values, unseen = _encode_targets(frame, targets, vocabularies or {}, kinds, split_codes == 0, origin)
-        captions = frame["caption"] if "caption" in frame else pd.Series("", frame.index)
         return cls(
-            names=names,
-            caption_lists=CaptionLists.from_column(captions),
+            names=columns["name"],
+            caption_lists=CaptionLists.from_column(frame.get("caption", pd.Series("", frame.index))),
             group_ids=encoded.indices.to_numpy().astype(np.int64),
             group_values=encoded.dictionary,
             split_codes=split_codes,

@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 
 from evaluation.statistics.intervals import Estimate, Interval, Mean, Statistic
 from evaluation.statistics.pooled import in_order_of, mean_statistic, paired_difference, repetitions, same_outputs
-from evaluation.statistics.scores import HEADINGS, LOWER_IS_BETTER, MAIN, NAMES, scores_of
+from evaluation.statistics.scores import HEADINGS, LOWER_IS_BETTER, MAIN, NAMES, Score, scores_of
 from vitrail.errors import UserError
 from vitrail.predictions import Predictions
 from vitrail.types import CLASS_KINDS, TaskKind
@@ -237,53 +237,63 @@ def compare_joined(
         return PairedComparison(names, task, 0, 0, empty, nothing, math.nan, None, None, math.nan, single, kind)
     scores = [[scores_of(run, task) for run in side] for side in sides]
     agree = all(same_outputs(base, run, task) for side in sides for run in side)
-    found = {}
-    for name, one in scores[0][0].items():
-        first_mean, second_mean = (mean_statistic([own[name].statistic for own in side]) for side in scores)
-        same = agree
-        if isinstance(first_mean, Mean) and isinstance(second_mean, Mean):
-            same = np.array_equal(first_mean.scores, second_mean.scores)
-        found[name] = PairedScore(
-            (_of_all(first_mean, len(rows)), _of_all(second_mean, len(rows))),
-            paired_difference(
-                first_mean,
-                second_mean,
-                groups,
-                same,
-                min(n_resamples, one.resamples),
-                seed=seed,
-                bounds=one.bounds,
-            ),
-        )
     main = [[own[MAIN[kind]].statistic for own in side] for side in scores]
-    only, p_value = None, math.nan
+    hits = None
     if kind in CLASS_KINDS:
         hits = [np.stack([run.predicted(task)[rows] == base.targets[task][rows] for run in side]) for side in sides]
-        p_value = sign_flip_p(_by_group(hits, groups))
-        if single:
-            only = int((hits[0] & ~hits[1]).sum()), int((hits[1] & ~hits[0]).sum())
-    elif all(isinstance(one, Mean) for side in main for one in side):
-        losses = [mean_statistic(side) for side in main]
-        differences = losses[0].scores - losses[1].scores  # type: ignore[attr-defined]
-        p_value = sign_flip_p(np.bincount(np.unique(groups.astype(str), return_inverse=True)[1], weights=differences))
+    only = None
+    if single and hits is not None:
+        only = int((hits[0] & ~hits[1]).sum()), int((hits[1] & ~hits[0]).sum())
     return PairedComparison(
         names=names,
         task=task,
         n=len(rows),
         groups=len(set(groups.tolist())),
-        scores=found,
+        scores=_paired_scores(scores, groups, agree, n_resamples, seed),
         over_seeds=seed_interval(
             [_of_all(one, len(rows)) for one in main[0]],
             [_of_all(one, len(rows)) for one in main[1]],
             same_answers=all(same_outputs(side[0], run, task) for side in sides for run in side[1:]),
         ),
-        p_value=p_value,
+        p_value=sign_flip_p(_by_group(hits, groups)) if hits else _p_of_means(main, groups),
         only_first_right=None if only is None else only[0],
         only_second_right=None if only is None else only[1],
         mcnemar_p=math.nan if only is None else mcnemar_p(*only),
         single=single,
         kind=kind,
     )
+
+
+def _paired_scores(
+    scores: Sequence[Sequence[Mapping[str, Score]]],
+    groups: NDArray[np.object_],
+    agree: bool,
+    n_resamples: int,
+    seed: int,
+) -> dict[str, PairedScore]:
+    """Each score of both sides, whose runs are averaged, with the interval of the difference."""
+    found = {}
+    for name, one in scores[0][0].items():
+        first, second = (mean_statistic([own[name].statistic for own in side]) for side in scores)
+        same = agree
+        if isinstance(first, Mean) and isinstance(second, Mean):
+            same = np.array_equal(first.scores, second.scores)
+        found[name] = PairedScore(
+            (_of_all(first, len(groups)), _of_all(second, len(groups))),
+            paired_difference(
+                first, second, groups, same, min(n_resamples, one.resamples), seed=seed, bounds=one.bounds
+            ),
+        )
+    return found
+
+
+def _p_of_means(main: Sequence[Sequence[Statistic]], groups: NDArray[np.object_]) -> float:
+    """The test by group of scores that are means over samples; NaN of others."""
+    first, second = (mean_statistic(side) for side in main)
+    if not (isinstance(first, Mean) and isinstance(second, Mean)):
+        return math.nan
+    index = np.unique(groups.astype(str), return_inverse=True)[1]
+    return sign_flip_p(np.bincount(index, weights=first.scores - second.scores))
 
 
 def _of_all(statistic: Statistic, n: int) -> float:
