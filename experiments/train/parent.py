@@ -8,14 +8,15 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from experiments.train.opened_run import opened_config
-from lightning_modules.base import VisionTask
-from lightning_modules.checkpoint import read_checkpoint
 from vitrail.config import dump_yaml, read_experiments, split_configs
 from vitrail.errors import UserError
 from vitrail.runs import Run, run_of_checkpoint
+
+if TYPE_CHECKING:
+    from lightning_modules.base import VisionTask
 
 KEY = "from"
 
@@ -66,6 +67,8 @@ def take_over(model: VisionTask, checkpoint: Path) -> list[str]:
     Raises:
         UserError: the weights do not fit.
     """
+    from lightning_modules.checkpoint import read_checkpoint
+
     content: dict[str, Any] = read_checkpoint(checkpoint)
     state, notes = model.fitting_state(content)
     model.on_load_checkpoint({**content, "epoch_sums": {}, "monitored": []})
