@@ -14,9 +14,10 @@ import re
 import ssl
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from threading import Thread
-from typing import Any, TypedDict, cast
+from typing import Any, TypedDict, cast, get_args
 from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
@@ -229,6 +230,7 @@ def refuse_options(name: str, image_size: int, options: BackboneOptions, key: st
         return
     try:
         plain = create_backbone(name, image_size)
+        check_encodes(plain, name, image_size, {}, key)
     except UserError:
         return
     _refuse_unknown(plain, name, options, key)
@@ -251,6 +253,9 @@ def _refuse_unknown(backbone: nn.Module, name: str, options: BackboneOptions, ke
         for parameter in inspect.signature(kind.__init__).parameters.values()
     ]
     known = {p.name for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)} - {"self", *_NOT_OPTIONS}
+    # NaFlexViT takes the fields of its configuration as keyword arguments.
+    configurations = [one for p in parameters for one in get_args(p.annotation) if is_dataclass(one)]
+    known |= {field.name for configuration in configurations for field in fields(configuration)}
     if unknown := sorted(set(options) - known):
         close = difflib.get_close_matches(unknown[0], known, n=5, cutoff=0.5)
         hint = f"did you mean {', '.join(close)}?" if close else f"it has {', '.join(sorted(known))}"
