@@ -13,21 +13,20 @@ from lightning.pytorch.utilities import rank_zero_info
 from callbacks.outputs import OutputCollector
 from evaluation.report.figures import save_figure
 from evaluation.saliency import Method, check_method
-from evaluation.saliency.overlays import explain_classes, explained_figure, worst_mistakes
+from evaluation.saliency.overlays import explain_task, explained_figure, worst_mistakes
 from vitrail.errors import UserError
-from vitrail.predictions import refuse_kinds
 from vitrail.runs import Run
 from vitrail.trust import file_name
-from vitrail.types import Split, kind_of
+from vitrail.types import Split, TaskKind, kind_of
 
 
 class SaliencyOfMistakes(OutputCollector):
     """Writes ``figures/mistakes_test_<task>.png`` after testing: the worst mistakes, each with its maps.
 
-    The worst are those whose right class got the least probability. Grad-CAM has a map of the predicted
-    class and one of the right class; rollout is the same for all classes. No more images than are shown are kept
-    in memory. Without mistakes there is no figure. More can be asked of the finished run: ``python -m evaluation
-    explain``.
+    The worst are those whose right class got the least probability, of labels those of the highest cross-entropy, of
+    numbers those of the largest error. What the maps are of: ``evaluation.saliency.overlays.explain_task``. No more
+    images than are shown are kept in memory. Without mistakes there is no figure. More can be asked of the finished
+    run: ``python -m evaluation explain``.
 
     Args:
         count: images at most.
@@ -85,13 +84,14 @@ class SaliencyOfMistakes(OutputCollector):
             found["sample_id"].cpu().numpy(),
             image,
         )
-        self._kept = _Mistakes.worst([mistakes] if self._kept is None else [self._kept, mistakes], self.count)
+        parts = [mistakes] if self._kept is None else [self._kept, mistakes]
+        self._kept = _Mistakes.worst(parts, self.count, *self._decision(pl_module))
 
     def finish(self, trainer: Trainer, pl_module: LightningModule, split: Split) -> None:
         """Explain the worst mistakes of all processes, and write the figure."""
         if getattr(trainer, "fast_dev_run", False):
             return
-        kept = _of_all_processes(self._kept, trainer.world_size, self.count)
+        kept = _of_all_processes(self._kept, trainer.world_size, self.count, *self._decision(pl_module))
         self._kept = None
         task = self._task(pl_module)
         path = Path(trainer.default_root_dir) / Run.FIGURES / f"mistakes_test_{file_name(task)}.png"
@@ -102,12 +102,12 @@ class SaliencyOfMistakes(OutputCollector):
             return
         names = self._samples(trainer).sample_names()
         # Every process computes the same, because a model whose weights are shared out needs all of them.
-        explained = explain_classes(
+        explained = explain_task(
             pl_module,
             task,
             kept.image,
             [names[index] for index in kept.sample_id],
-            kept.targets.tolist(),
+            kept.targets,
             method=self.method,
         )
         if trainer.is_global_zero:
@@ -115,24 +115,28 @@ class SaliencyOfMistakes(OutputCollector):
 
     def _task(self, pl_module: LightningModule) -> str:
         tasks: dict[str, list[str]] = getattr(pl_module, "tasks", {})
-        task = self.task or next(iter(tasks))
-        refuse_kinds({task: kind_of(getattr(pl_module, "task_kinds", {}), task)}, "SaliencyOfMistakes")
-        return task
+        return self.task or next(iter(tasks))
+
+    def _decision(self, pl_module: LightningModule) -> tuple[TaskKind, list[float]]:
+        """Kind of the task, and the thresholds of its labels."""
+        task = self._task(pl_module)
+        thresholds: dict[str, list[float]] = getattr(pl_module, "thresholds", {})
+        return kind_of(getattr(pl_module, "task_kinds", {}), task), thresholds.get(task, [])
 
 
 class _Mistakes:
-    """Logits float32 ``(N, C)``, targets int64 ``(N,)``, ids int64 ``(N,)`` and images uint8 ``(N, 3, H, W)``."""
+    """Logits and targets of N samples (``Predictions``), ids int64 ``(N,)`` and images uint8 ``(N, 3, H, W)``."""
 
     def __init__(self, logits: Any, targets: Any, sample_id: Any, image: torch.Tensor) -> None:
         self.logits, self.targets, self.sample_id, self.image = logits, targets, sample_id, image
 
     @classmethod
-    def worst(cls, parts: list[_Mistakes], count: int) -> _Mistakes:
+    def worst(cls, parts: list[_Mistakes], count: int, kind: TaskKind, thresholds: list[float]) -> _Mistakes:
         """The worst mistakes among several parts; their images are copied to the processor's memory."""
         logits, targets, sample_id = (
             np.concatenate([getattr(part, name) for part in parts]) for name in ("logits", "targets", "sample_id")
         )
-        rows = worst_mistakes(logits, targets, count)
+        rows = worst_mistakes(logits, targets, count, kind, thresholds)
         owner = np.concatenate([np.full(len(part.sample_id), place) for place, part in enumerate(parts)])
         inside = np.concatenate([np.arange(len(part.sample_id)) for part in parts])
         images = [parts[owner[row]].image[int(inside[row])].cpu().clone() for row in rows]
@@ -140,11 +144,13 @@ class _Mistakes:
         return cls(logits[rows], targets[rows], sample_id[rows], image)
 
 
-def _of_all_processes(kept: _Mistakes | None, world_size: int, count: int) -> _Mistakes | None:
+def _of_all_processes(
+    kept: _Mistakes | None, world_size: int, count: int, kind: TaskKind, thresholds: list[float]
+) -> _Mistakes | None:
     """The worst mistakes of all processes, on every process; a sample that several have seen comes once."""
     if world_size == 1:
         return kept
     parts: list[Any] = [None] * world_size
     torch.distributed.all_gather_object(parts, kept)
     found: list[_Mistakes] = [part for part in parts if part is not None]
-    return _Mistakes.worst(found, count) if found else None
+    return _Mistakes.worst(found, count, kind, thresholds) if found else None

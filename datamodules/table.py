@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vitrail.errors import UserError
-from vitrail.predictions import LABEL_SEPARATOR, known_rows
+from vitrail.predictions import known_rows, target_texts
 from vitrail.types import CLASS_KINDS, LABEL_TASK, UNKNOWN, TaskKind, kind_of
 
 if TYPE_CHECKING:
@@ -373,18 +373,8 @@ class SampleTable:
         return {task: [float(np.nanmedian(self.targets[task][rows].astype(np.float64)))] for task in numbers}
 
     def target_texts(self, task: str, rows: NDArray[np.int64]) -> list[str | None]:
-        """Return the targets of some rows as texts: a class, labels with ``;`` between, a number; None if unknown."""
-        codes, names = self.targets[task][rows], self.tasks[task]
-        known = known_rows(codes)
-        texts: list[str | None] = []
-        for code, is_known in zip(codes.tolist(), known.tolist(), strict=True):
-            if not is_known:
-                texts.append(None)
-            elif isinstance(code, list):
-                texts.append(LABEL_SEPARATOR.join(name for name, entry in zip(names, code, strict=True) if entry == 1))
-            else:
-                texts.append(names[code] if names else f"{code:.7g}")
-        return texts
+        """Return the targets of some rows as texts, see ``vitrail.predictions.target_texts``."""
+        return target_texts(self.targets[task][rows], self.tasks[task])
 
     def facts(self, sample_ids: NDArray[np.int64], content: Sequence[str], *, image_files: bool) -> pa.Table:
         """Return what a gallery records of some samples; see ``vitrail.types.DescribesImages.image_facts``.

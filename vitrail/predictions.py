@@ -183,6 +183,24 @@ def known_rows(targets: NDArray[Any]) -> NDArray[np.bool_]:
     return np.any(known, axis=1) if known.ndim > 1 else known
 
 
+def target_texts(targets: NDArray[Any], names: Sequence[str]) -> list[str | None]:
+    """Return targets of a task of any kind as texts: a class, labels with ``;`` between, a number; None if unknown.
+
+    Args:
+        targets: of N samples, see ``Predictions``.
+        names: of the classes or labels, none for regression.
+    """
+    texts: list[str | None] = []
+    for code, is_known in zip(targets.tolist(), known_rows(targets).tolist(), strict=True):
+        if not is_known:
+            texts.append(None)
+        elif isinstance(code, list):
+            texts.append(LABEL_SEPARATOR.join(name for name, entry in zip(names, code, strict=True) if entry == 1))
+        else:
+            texts.append(str(names[code]) if names else f"{code:.7g}")
+    return texts
+
+
 @dataclass(frozen=True)
 class TaskPrediction:
     """Prediction for one image in one task.

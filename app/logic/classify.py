@@ -69,7 +69,7 @@ def saliency_of(run: ServedRun, upload: Upload, task: str, label: str, method: s
         run: of which.
         upload: the image.
         task: whose class; empty for a text, of a dual encoder.
-        label: the class or text.
+        label: the class, label or text; of a regression task ``higher`` or ``lower``.
         method: one of ``METHODS``.
 
     Raises:
@@ -83,10 +83,11 @@ def saliency_of(run: ServedRun, upload: Upload, task: str, label: str, method: s
         raise UserError(upload.problem)
     explained = run.saliency(upload.inputs[run.name], task, label, METHODS[method])
     heat = explained.heats[0].values
+    what = f"a {label} {task}" if run.kinds.get(task) == "regression" else f"“{label}”"
     if METHODS[method] == "rollout":
         caption = f"{run.name}: where attention flows from. It is the same for every class."
     elif heat.any():
-        caption = f"{run.name}: bright is what speaks for “{label}”. Coarse, and no proof of a cause."
+        caption = f"{run.name}: bright is what speaks for {what}. Coarse, and no proof of a cause."
     else:
-        caption = f"{run.name}: nothing in the image speaks for “{label}”."
+        caption = f"{run.name}: nothing in the image speaks for {what}."
     return Saliency(caption, explained.image, overlay(explained.image, heat))

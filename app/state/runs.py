@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitrail.errors import UserError
-from vitrail.predictions import ImagePrediction, OutputCalibration, image_predictions, refuse_kinds
+from vitrail.predictions import ImagePrediction, OutputCalibration, image_predictions
 from vitrail.runs import Run, read_calibration
-from vitrail.types import UNKNOWN, TextReading, kind_of
+from vitrail.types import TaskKind, TextReading, kind_of
 
 if TYPE_CHECKING:
     import torch
@@ -45,6 +45,7 @@ class ServedRun:
     Attributes:
         kind: ``classifier`` or ``dual encoder``.
         tasks: class names of each task that it predicts, the main one first.
+        kinds: kinds of the tasks that are not single-label.
         temperatures: by task, as ``python -m evaluation calibrate`` fitted them.
         notes: what users should know of it, one line each; where there is no calibration they report it.
 
@@ -60,6 +61,7 @@ class ServedRun:
         self._model = run.load_model(device=device) if device else run.model
         self.kind: Kind = "dual encoder" if isinstance(self._model, DualEncoder) else "classifier"
         self.tasks = {task: list(classes) for task, classes in getattr(self._model, "tasks", {}).items()}
+        self.kinds: dict[str, TaskKind] = dict(getattr(self._model, "task_kinds", {}))
         self.notes: list[str] = []
         self.temperatures, self._calibration = self._read_calibration()
         self._lock = threading.RLock()
@@ -76,10 +78,9 @@ class ServedRun:
             raise UserError(f"{self.name}: its data have no classes; ask it for labels of your own under Zero-shot")
         if not images:
             return []
-        kinds, thresholds = (getattr(self._model, name, {}) for name in ("task_kinds", "thresholds"))
-        names = [self.name] * len(images)
+        thresholds, names = getattr(self._model, "thresholds", {}), [self.name] * len(images)
         return image_predictions(
-            names, self._outputs(images), self.tasks, self.temperatures, kinds, thresholds, self._calibration
+            names, self._outputs(images), self.tasks, self.temperatures, self.kinds, thresholds, self._calibration
         )
 
     def encode_images(self, images: Sequence[Image | torch.Tensor]) -> NDArray[np.float32]:
@@ -140,26 +141,25 @@ class ServedRun:
         Args:
             image: any, or what ``prepared`` made of one.
             task: whose class; of a dual encoder empty for a text of your own.
-            label: a class of the task, or the text.
+            label: a class or label of the task, of a regression task ``higher`` or ``lower``, or the text.
             method: Grad-CAM, or attention rollout, which is the same for all classes.
 
         Raises:
             UserError: the model has no such task or class, or the method does not go with its network.
         """
-        from evaluation.saliency.overlays import explain_classes, explain_texts
+        from evaluation.saliency import explainable
+        from evaluation.saliency.overlays import explain_task, explain_texts
 
         images = self._pixels([image])
         if task and task not in self.tasks:
             raise UserError(f"task {task!r}: {self.name} has {', '.join(self.tasks) or 'none'}; choose one of them")
-        if task and label not in self.tasks[task]:
+        names = explainable(self._model, task) if task else []
+        if task and label not in names:
             raise UserError(f"class {label!r}: {self.name} has no such {task}; choose one of its classes")
-        if task:
-            refuse_kinds({task: kind_of(getattr(self._model, "task_kinds", {}), task)}, "saliency")
         with self._lock:
             if not task:
                 return explain_texts(self._model, [label], images, [""], method=method)[0]
-            shown = self.tasks[task].index(label)
-            return explain_classes(self._model, task, images, [""], [UNKNOWN], method=method, shown=shown)[0]
+            return explain_task(self._model, task, images, [""], method=method, shown=names.index(label))[0]
 
     def prepared(self, pixels: torch.Tensor) -> torch.Tensor:
         """Return an image as the model takes it, which is all of it that needs to be kept.
@@ -187,9 +187,8 @@ class ServedRun:
             _LOGGER.warning("%s", error)
             self.notes.append(f"Confidences are not calibrated: {Run.CALIBRATION} is damaged or of another checkpoint.")
             return {}, OutputCalibration()
-        kinds = getattr(self._model, "task_kinds", {})
         calibrated = {*found, *of_outputs.labels}
-        if lacking := [one for one in self.tasks if one not in calibrated and kind_of(kinds, one) != "regression"]:
+        if lacking := [one for one in self.tasks if one not in calibrated and kind_of(self.kinds, one) != "regression"]:
             self.notes.append(
                 f"Confidences of {', '.join(lacking)} are not calibrated (python -m evaluation calibrate)."
             )

@@ -58,14 +58,14 @@ class Pressed(NamedTuple):
 
 
 class _Bar(NamedTuple):
-    """A bar; without what it stands for where it cannot be pressed.
+    """A bar, and what it stands for.
 
     Attributes:
         threshold: from which the label is predicted, where it has one.
         is_predicted: whether it is emphasised.
     """
 
-    pressed: Pressed | None
+    pressed: Pressed
     name: str
     probability: float
     note: str = ""
@@ -198,9 +198,9 @@ def _article(upload: Upload, models: str) -> str:
 
 def _task(place: int, run: str, task: str, found: TaskPrediction) -> str:
     if found.kind == "regression":
-        return _number(task, found)
+        return _number(place, run, task, found)
     if found.kind == "multi_label":
-        return _several(task, found)
+        return _several(place, run, task, found)
     is_ordinal = found.kind == "ordinal"
     # Classes of a scale in their order, so that the predicted one has to stand out.
     shares = list(zip(found.classes, found.probabilities.tolist(), strict=True)) if is_ordinal else found.top_k(None)
@@ -213,13 +213,20 @@ def _task(place: int, run: str, task: str, found: TaskPrediction) -> str:
     return f"<h4>{title}</h4>{_bars(bars, len(bars) if is_ordinal else SHOWN)}"
 
 
-def _several(task: str, found: TaskPrediction) -> str:
+def _several(place: int, run: str, task: str, found: TaskPrediction) -> str:
     """Show all labels of an image, and each label's probability with its threshold as a mark."""
     thresholds = dict(zip(found.classes, found.thresholds, strict=True))
     named = ", ".join(_readable(name) for name, _ in found.labels) or "(no label)"
     reached = {name for name, _ in found.labels}
     bars = [
-        _Bar(None, name, share, f"from {100 * thresholds[name]:.1f} %", thresholds[name], name in reached)
+        _Bar(
+            Pressed(place, run, task, name),
+            name,
+            share,
+            f"from {100 * thresholds[name]:.1f} %",
+            thresholds[name],
+            name in reached,
+        )
         for name, share in found.top_k(None)
     ]
     # What is predicted is never folded away.
@@ -231,15 +238,22 @@ def _last(bars: Sequence[_Bar]) -> int:
     return max((place for place, bar in enumerate(bars, start=1) if bar.is_predicted), default=0)
 
 
-def _number(task: str, found: TaskPrediction) -> str:
-    """Show a predicted number with its standard deviation."""
+def _number(place: int, run: str, task: str, found: TaskPrediction) -> str:
+    """Show a predicted number with its standard deviation, and buttons for what raises and what lowers it."""
+    from evaluation.saliency import DIRECTIONS
+
     assert found.value is not None
+    buttons = "".join(
+        f'<li><button type="button" class="bar" {_attributes(Pressed(place, run, task, name))} style="--share: 0%" '
+        f'aria-label="what makes {escape(task)} {name}; show where"><span>what makes it {name}</span></button></li>'
+        for name in DIRECTIONS
+    )
     text = f"{escape(task)}: <strong>{found.value:.6g}</strong>"
     if found.deviation is None:
-        return f"<h4>{text}</h4>"
+        return f"<h4>{text}</h4><ol>{buttons}</ol>"
     low, high = found.value - found.deviation, found.value + found.deviation
     note = f"{low:.4g} to {high:.4g} within one standard deviation"
-    return f"<h4>{text} ± {found.deviation:.2g}</h4><p>{escape(note)}</p>"
+    return f"<h4>{text} ± {found.deviation:.2g}</h4><p>{escape(note)}</p><ol>{buttons}</ol>"
 
 
 def _labels(place: int, run: str, found: ZeroShot) -> str:
@@ -267,18 +281,16 @@ def _bar(bar: _Bar) -> str:
     note = f"<small>{escape(bar.note)}</small> " if bar.note else ""
     css = "bar predicted" if bar.is_predicted else "bar"
     style = f"--share: {100 * bar.probability:.2f}%"
-    if bar.pressed is None:
-        mark = "" if bar.threshold is None else f'<i class="threshold" style="left: {100 * bar.threshold:.2f}%"></i>'
-        return (
-            f'<li><div class="{css}" style="{style}">{mark}<span>{name}</span><span class="share">{note}{share}</span>'
-            "</div></li>"
-        )
-    attributes = " ".join(f'data-{key}="{escape(str(value))}"' for key, value in bar.pressed._asdict().items())
+    mark = "" if bar.threshold is None else f'<i class="threshold" style="left: {100 * bar.threshold:.2f}%"></i>'
     return (
-        f'<li><button type="button" class="{css}" {attributes} style="{style}" '
-        f'aria-label="{name}, {share}; show where"><span>{name}</span><span class="share">{note}{share}</span>'
+        f'<li><button type="button" class="{css}" {_attributes(bar.pressed)} style="{style}" '
+        f'aria-label="{name}, {share}; show where">{mark}<span>{name}</span><span class="share">{note}{share}</span>'
         "</button></li>"
     )
+
+
+def _attributes(pressed: Pressed) -> str:
+    return " ".join(f'data-{key}="{escape(str(value))}"' for key, value in pressed._asdict().items())
 
 
 def _readable(name: str) -> str:

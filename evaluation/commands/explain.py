@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,14 +11,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from datamodules.table import composed
 from vitrail.errors import UserError
-from vitrail.predictions import refuse_kinds
 from vitrail.runs import Run
 from vitrail.runtime import check_device
 from vitrail.trust import file_name
-from vitrail.types import UNKNOWN, kind_of
+from vitrail.types import kind_of
 
 if TYPE_CHECKING:
     import torch
+    from numpy.typing import NDArray
 
     from evaluation.report.page import Section
     from evaluation.saliency.overlays import Explained
@@ -30,23 +31,24 @@ _EPILOG = """\
 examples:
   python -m evaluation explain runs/NAME/TIME                      # the 16 worst mistakes on test
   python -m evaluation explain runs/NAME/TIME --image photo.jpg --method rollout
+  python -m evaluation explain runs/NAME/TIME --task tags --label striped   # of a multi-label task
   python -m evaluation explain runs/NAME/TIME --image beach.jpg --text "a dog" --text "the sea"
 """
 
 _METHOD_NOTES = {
-    "gradcam": "Grad-CAM: bright is where the last feature map contributes to the class or text, each map scaled to "
-    "its own largest value. It is coarse, and shows what the score depends on at that layer, not a cause.",
-    "rollout": "Attention rollout: bright is where attention flows from. It is the same for every class and text, and "
-    "shows nothing about what contributed to one.",
+    "gradcam": "Grad-CAM: bright is where the last feature map contributes to the class, label, number or text, each "
+    "map scaled to its own largest value. It is coarse, and shows what the score depends on at that layer, no cause.",
+    "rollout": "Attention rollout: bright is where attention flows from. It is the same for every class, label, "
+    "number and text, and shows nothing about what contributed to one.",
 }
 
 
 class _Images(NamedTuple):
-    """N images to be explained: names, pixels uint8 ``(3, H, W)`` and targets, ``UNKNOWN`` where not known."""
+    """N images to be explained: names, pixels uint8 ``(3, H, W)`` and targets; None where none is known."""
 
     names: list[str]
     images: list[torch.Tensor]
-    targets: list[int]
+    targets: NDArray[Any] | None
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
@@ -58,9 +60,15 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     which.add_argument("--ids", nargs="+", type=composed, metavar="NAME", help="images of the run's data by name")
     which.add_argument("--image", nargs="+", type=Path, metavar="FILE", help="any image files")
     command.add_argument("--method", choices=_METHODS, default="gradcam", help="(default: gradcam)")
-    command.add_argument("--task", type=composed, help="whose classes are explained (default: the main task)")
+    command.add_argument("--task", type=composed, help="that is explained (default: the main task)")
     command.add_argument(
-        "--shown-class", type=composed, metavar="CLASS", help="explain this class instead of the predicted one"
+        "--label",
+        "--shown-class",
+        dest="label",
+        type=composed,
+        metavar="NAME",
+        help="explain this class or label instead of the predicted one or the most probable one; of regression tasks "
+        "what makes the number higher or lower",
     )
     command.add_argument(
         "--text", action="append", default=[], help="explain the likeness to this text; of dual encoders; repeatable"
@@ -79,8 +87,8 @@ def run(options: argparse.Namespace, rest: Sequence[str] = ()) -> None:
     import torch
 
     from evaluation.report.page import Page
-    from evaluation.saliency import check_method
-    from evaluation.saliency.overlays import explain_classes, explain_texts
+    from evaluation.saliency import check_method, explainable
+    from evaluation.saliency.overlays import explain_task, explain_texts
 
     files = Run(options.run)
     model: VisionTask = files.load_model(options.checkpoint, check_device("auto"))
@@ -95,11 +103,11 @@ def run(options: argparse.Namespace, rest: Sequence[str] = ()) -> None:
         of_what = "likeness to texts"
         explained = explain_texts(model, options.text, pixels, names, method=options.method)
     else:
-        of_what = f"classes of the task {task}"
-        refuse_kinds({task: kind_of(getattr(model, "task_kinds", {}), task)}, "explain")
-        classes: list[str] = model.tasks[task]  # type: ignore[index, assignment]  # of tasks with classes
-        shown = None if options.shown_class is None else classes.index(options.shown_class)
-        explained = explain_classes(model, task, pixels, names, targets, method=options.method, shown=shown)
+        kind = kind_of(getattr(model, "task_kinds", {}), task)
+        what = {"multi_label": "labels of the task", "regression": "the number"}.get(kind, "classes of the task")
+        of_what = f"{what} {task}"
+        shown = None if options.label is None else explainable(model, task).index(options.label)
+        explained = explain_task(model, task, pixels, names, targets, method=options.method, shown=shown)
     folder = options.to or options.run / Run.FIGURES / "explain"
     lead = [f"{files.name}, checkpoint {options.checkpoint}: {of_what}.", _METHOD_NOTES[options.method]]
     page = Page(f"Explained: {files.name}", lead, _sections(explained)).write(folder, "explain")
@@ -107,9 +115,11 @@ def run(options: argparse.Namespace, rest: Sequence[str] = ()) -> None:
 
 
 def _task(model: VisionTask, options: argparse.Namespace) -> str:
-    """Name of the task whose classes are explained; empty for texts."""
-    if options.text and (options.task or options.shown_class):
-        raise UserError("--text: does not go with --task and --shown-class; explain either texts or classes")
+    """Name of the task that is explained; empty for texts."""
+    from evaluation.saliency import explainable
+
+    if options.text and (options.task or options.label):
+        raise UserError("--text: does not go with --task and --label; explain either texts or classes")
     tasks: dict[str, list[str]] = getattr(model, "tasks", {})
     if options.text and options.worst is None and not (options.ids or options.image):
         raise UserError("--text: name the images with --ids, --image or --worst")
@@ -122,8 +132,8 @@ def _task(model: VisionTask, options: argparse.Namespace) -> str:
     name = options.task or next(iter(tasks))
     if name not in tasks:
         raise UserError(f"--task {name}: the model has {', '.join(tasks)}; name one of them")
-    if options.shown_class is not None and options.shown_class not in tasks[name]:
-        raise UserError(f"--shown-class {options.shown_class}: {name} has {', '.join(tasks[name])}; name one of them")
+    if options.label is not None and options.label not in (names := explainable(model, name)):
+        raise UserError(f"--label {options.label}: {name} has {', '.join(names)}; name one of them")
     return name
 
 
@@ -138,10 +148,10 @@ def _images(files: Run, model: VisionTask, task: str, options: argparse.Namespac
         value_range = model.input_options.get("value_range", "auto")
         limit = files.max_pixels or MAX_PIXELS
         images = [transform(read_image(path, "", value_range, limit)) for path in options.image]
-        return _Images([str(path) for path in options.image], images, [UNKNOWN] * len(images))
+        return _Images([str(path) for path in options.image], images, None)
     wanted = options.ids or _worst_names(files, task, options)
     if not wanted:
-        return _Images([], [], [])
+        return _Images([], [], None)
     if not (files.path / Run.CONFIG).is_file():
         raise UserError(f"{files.path}: has no {Run.CONFIG}, so its data are not known; name images with --image")
     datamodule = files.datamodule
@@ -159,7 +169,7 @@ def _images(files: Run, model: VisionTask, task: str, options: argparse.Namespac
     return _Images(
         list(wanted),
         [transform(datamodule.read_image(rows[name])) for name in wanted],
-        [UNKNOWN if targets is None else int(targets[rows[name]]) for name in wanted],
+        None if targets is None else targets[[rows[name] for name in wanted]],
     )
 
 
@@ -174,7 +184,6 @@ def _worst_names(files: Run, task: str, options: argparse.Namespace) -> list[str
         raise UserError(f"{files.path}: {'; '.join(files.missing)}")
     if task not in predictions.tasks:
         raise UserError(f"--task {task}: predictions/{options.split}.parquet has {', '.join(predictions.tasks)} only")
-    refuse_kinds({task: predictions.kind(task)}, "explain --worst")
     if not len(predictions.known(task)):
         raise UserError(
             f"{files.path}: no sample of {options.split} has a known target of {task!r}, so mistakes are not known; "
@@ -186,7 +195,9 @@ def _worst_names(files: Run, task: str, options: argparse.Namespace) -> list[str
             f"{files.path}: predictions/{options.split}.parquet are of checkpoint {predicted_by}, so they do not show "
             f"the mistakes of {options.checkpoint}; give --checkpoint {predicted_by}, or predict with that one"
         )
-    rows = worst_mistakes(predictions.logits[task], predictions.targets[task], count)
+    kind = predictions.kind(task)
+    thresholds = predictions.thresholds_of(task) if kind == "multi_label" else ()
+    rows = worst_mistakes(predictions.logits[task], predictions.targets[task], count, kind, thresholds)
     return [str(name) for name in predictions.names[rows]]
 
 
@@ -200,13 +211,15 @@ def _sections(explained: list[Explained]) -> list[Section]:
     columns: dict[str, list[Any]] = {"name": [one.name for one in explained]}
     if any(one.predicted for one in explained):
         columns["predicted"] = [one.predicted for one in explained]
-        columns["confidence"] = [one.confidence for one in explained]
+        if not all(math.isnan(one.confidence) for one in explained):
+            columns["confidence"] = [one.confidence for one in explained]
         columns["right"] = [one.target for one in explained]
     else:
         columns["likeness"] = ["; ".join(heat.caption for heat in one.heats) for one in explained]
     sections = [Section("All of them", tables={"explained": pd.DataFrame(columns)})]
     for place, one in enumerate(explained, start=1):
-        paragraphs = [f"Predicted: {one.predicted}, confidence {one.confidence:.3f}."] if one.predicted else []
+        confidence = "" if math.isnan(one.confidence) else f", confidence {one.confidence:.3f}"
+        paragraphs = [f"Predicted: {one.predicted}{confidence}."] if one.predicted else []
         paragraphs += [f"Right: {one.target}."] if one.target else []
         stem = f"{place:03}_{file_name(Path(one.name).stem)}"
         sections.append(Section(Path(one.name).name, paragraphs=paragraphs, figures={stem: explained_figure([one])}))

@@ -21,19 +21,30 @@ from torch import nn
 
 from evaluation.saliency.layers import Size, map_layer, watched_attention
 from vitrail.errors import UserError
-from vitrail.types import LABEL_TASK
+from vitrail.types import LABEL_TASK, kind_of
 
 Method = Literal["gradcam", "rollout"]
 
 Scores = Callable[[torch.Tensor], torch.Tensor]
 """From images uint8 ``(B, 3, H, W)`` to scores ``(B, C)``, computed by the model whose maps are wanted."""
 
+DIRECTIONS = ("higher", "lower")
+"""What stands in for the classes of a regression task: the number itself, and its negative."""
+
 AT_A_TIME = 8
 """Images per batch, which bounds the memory."""
 
 
+def explainable(model: nn.Module, task: str) -> list[str]:
+    """Return the names of a task's scores: its classes or labels, or ``DIRECTIONS`` for regression."""
+    is_number = kind_of(getattr(model, "task_kinds", {}), task) == "regression"
+    return list(DIRECTIONS if is_number else cast("Any", model).tasks[task])
+
+
 def class_scores(model: nn.Module, task: str | None = None) -> Scores:
     """Return a function to a task's logits; of a dual encoder to the scaled similarities to the classes' prompts.
+
+    Of a regression task they are the number and its negative.
 
     Raises:
         UserError: the model does not have the task, or has no classes at all.
@@ -46,7 +57,13 @@ def class_scores(model: nn.Module, task: str | None = None) -> Scores:
         raise UserError(f"task {name!r}: the model has {', '.join(tasks)}; choose one of them")
     task_model = cast("Any", model)
     if hasattr(model, "classify"):
-        return lambda image: task_model.classify(task_model.image_features(image))[name].float()
+
+        def scores(image: torch.Tensor) -> torch.Tensor:
+            outputs: torch.Tensor = task_model.classify(task_model.image_features(image))[name].float()
+            is_number = kind_of(getattr(model, "task_kinds", {}), name) == "regression"
+            return torch.cat([outputs[:, :1], -outputs[:, :1]], dim=1) if is_number else outputs
+
+        return scores
     if hasattr(model, "class_embeddings") and name == LABEL_TASK:
         with _undisturbed(model), torch.no_grad():
             # A copy: what was computed in inference mode before cannot take part in a gradient.

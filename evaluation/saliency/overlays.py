@@ -13,10 +13,24 @@ from numpy.typing import NDArray
 from torch import nn
 
 from evaluation.report.figures import blank_figure, plain
-from evaluation.saliency import Method, attention_rollout, class_scores, grad_cam, score_images, text_scores
+from evaluation.saliency import (
+    Method,
+    attention_rollout,
+    class_scores,
+    grad_cam,
+    score_images,
+    text_scores,
+)
 from evaluation.tables.per_class import NO_PREDICTION
-from vitrail.predictions import predicted_classes
-from vitrail.types import UNKNOWN
+from vitrail.predictions import (
+    DEFAULT_THRESHOLD,
+    Predictions,
+    TaskPrediction,
+    predicted_classes,
+    target_texts,
+    task_predictions,
+)
+from vitrail.types import UNKNOWN, TaskKind, kind_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -44,9 +58,9 @@ class Explained:
         name: stable name, or path.
         image: uint8 ``(H, W, 3)``, the model's input.
         heats: its maps.
-        predicted: predicted class; empty for texts.
-        confidence: its probability; NaN for texts.
-        target: right class; empty where not known.
+        predicted: predicted class, labels with ``;`` between or number; empty for texts.
+        confidence: its probability (``TaskPrediction.confidence``); NaN for texts and numbers.
+        target: what is right, likewise; empty where not known.
     """
 
     name: str
@@ -57,74 +71,147 @@ class Explained:
     target: str = ""
 
 
-def worst_mistakes(logits: NDArray[np.float32], targets: NDArray[np.int64], count: int) -> NDArray[np.int64]:
-    """Return the rows of wrong predictions, int64 ``(n,)``, the least probability of the right class first.
+def worst_mistakes(
+    logits: NDArray[np.float32],
+    targets: NDArray[Any],
+    count: int,
+    kind: TaskKind = "single_label",
+    thresholds: Sequence[float] | NDArray[np.float64] = (),
+) -> NDArray[np.int64]:
+    """Return the rows of wrong predictions, int64 ``(n,)``, the highest loss first, equal ones in order.
 
-    Equal ones are in the order of the rows.
+    The loss is the negative logarithm of the right class's probability, the mean cross-entropy of the known labels, or
+    the absolute error, where every number but the right one is a mistake.
+
+    Args:
+        logits: as ``Predictions`` has them.
+        targets: likewise.
+        count: rows at most.
+        kind: of the task.
+        thresholds: of a multi-label task; 0.5 without any.
     """
-    from scipy.special import log_softmax
+    from scipy.special import expit, log_softmax
 
-    wrong = np.flatnonzero((targets != UNKNOWN) & (predicted_classes(logits) != targets))
-    right = log_softmax(logits[wrong].astype(np.float64), axis=1)[np.arange(len(wrong)), targets[wrong]]
-    return wrong[np.argsort(right, kind="stable")[:count]].astype(np.int64)
+    values = logits.astype(np.float64)
+    if kind == "regression":
+        losses = np.abs(values[:, 0] - targets)
+        wrong = np.flatnonzero(losses > 0)  # not where the target is unknown, NaN
+    elif kind == "multi_label":
+        known = targets != UNKNOWN
+        entries = np.where(known, np.logaddexp(0.0, np.where(targets == 1, -values, values)), 0.0)
+        losses = entries.sum(axis=1) / np.maximum(known.sum(axis=1), 1)
+        limits = np.asarray(thresholds, np.float64) if len(thresholds) else DEFAULT_THRESHOLD
+        wrong = np.flatnonzero((known & ((expit(values) >= limits) != (targets == 1))).any(axis=1))
+    else:
+        wrong = np.flatnonzero((targets != UNKNOWN) & (predicted_classes(logits) != targets))
+        losses = np.zeros(len(targets))
+        losses[wrong] = -log_softmax(values[wrong], axis=1)[np.arange(len(wrong)), targets[wrong]]
+    return wrong[np.argsort(-losses[wrong], kind="stable")[:count]].astype(np.int64)
 
 
-def explain_classes(
+def explain_task(
     model: nn.Module,
     task: str,
     images: torch.Tensor,
     names: Sequence[str],
-    targets: Sequence[int],
+    targets: Sequence[Any] | NDArray[Any] | None = None,
     *,
     method: Method = "gradcam",
     shown: int | None = None,
 ) -> list[Explained]:
-    """Explain the predicted class of each image, and the right one.
+    """Explain what a task predicts for each image.
+
+    Grad-CAM has one map or two: the predicted class and, where it is another one, the right class; of labels the most
+    probable one and, among those that are missed or wrongly predicted, the one of the highest loss; of a number what
+    raises and what lowers it. Rollout has one map, which is the same for everything.
 
     Args:
         model: with a task of that name.
-        task: whose classes.
+        task: what is explained.
         images: uint8 ``(B, 3, H, W)``.
         names: of the images.
-        targets: index of each image's right class, ``UNKNOWN`` where not known.
-        method: Grad-CAM has a map of the predicted class and, where it is another one, of the right class; rollout has
-            one map, which is the same for all classes.
-        shown: index of a class to explain instead of the predicted one.
+        targets: as ``vitrail.predictions.Predictions`` has them; None where none is known.
+        method: Grad-CAM or rollout.
+        shown: index in ``explainable`` of what to explain instead of what is predicted.
 
     Raises:
         UserError: the method does not go with the network, or scores are not finite.
     """
     if not len(images):
         return []
-    classes, scores = cast("Any", model).tasks[task], class_scores(model, task)
-    logits = score_images(model, scores, images)
-    probabilities, chosen = logits.softmax(dim=1), logits.argmax(dim=1)
-    nothing = predicted_classes(logits.numpy()) == UNKNOWN
-    first = chosen if shown is None else torch.full_like(chosen, shown)
-    first_is = "predicted" if shown is None else "asked for"
-    known = torch.as_tensor(list(targets), dtype=torch.int64)
-    second = torch.where(known == UNKNOWN, first, known)
+    scores, found = class_scores(model, task), _outcome(model, task, images, names, targets)
+    roles = [_roles(found, task, row, shown) for row in range(len(images))]
     if method == "gradcam":
-        maps = grad_cam(model, scores, images, torch.stack([first, second], dim=1)).numpy()
+        indices = [[*one.values()] for one in roles]
+        wanted = torch.tensor([[row[0], row[-1]] for row in indices])
+        maps = grad_cam(model, scores, images, wanted).numpy()
     else:
         maps = attention_rollout(model, images).numpy()
+    predicted, rights = task_predictions(found, task), target_texts(found.targets[task], found.tasks[task])
     explained = []
     for row, name in enumerate(names):
         heats = [Heat("attention rollout", maps[row, 0])] if method == "rollout" else []
-        roles = {first_is: int(first[row])} | ({} if first[row] == second[row] else {"right": int(second[row])})
-        for heat, (role, index) in zip(maps[row] if method == "gradcam" else (), roles.items(), strict=False):
-            heats.append(Heat(_caption(f"{role}\n{classes[index]}", float(probabilities[row, index]), heat), heat))
+        for heat, (role, index) in zip(maps[row] if method == "gradcam" else (), roles[row].items(), strict=False):
+            heats.append(Heat(_role_caption(predicted[row], task, role, index, heat), heat))
         explained.append(
             Explained(
                 name=name,
                 image=images[row].permute(1, 2, 0).cpu().numpy(),
                 heats=heats,
-                predicted=NO_PREDICTION if nothing[row] else classes[int(chosen[row])],
-                confidence=float(probabilities[row, chosen[row]]),
-                target="" if known[row] == UNKNOWN else classes[int(known[row])],
+                predicted=predicted[row].label or NO_PREDICTION,
+                confidence=predicted[row].confidence,
+                target="" if rights[row] is None else rights[row] or NO_PREDICTION,
             )
         )
     return explained
+
+
+def _outcome(model: nn.Module, task: str, images: torch.Tensor, names: Sequence[str], targets: Any) -> Predictions:
+    """Predictions of a task for images; without a known target unless they are given."""
+    kind = kind_of(getattr(model, "task_kinds", {}), task)
+    logits = score_images(model, class_scores(model, task), images).numpy()
+    classes = cast("Any", model).tasks[task] or []
+    unknown = np.full(logits.shape if kind == "multi_label" else len(logits), UNKNOWN)
+    if kind == "regression":
+        logits, unknown = logits[:, :1], np.full(len(logits), np.nan)
+    texts = np.array(list(names), dtype=object)
+    thresholds = getattr(model, "thresholds", {})
+    return Predictions(
+        np.arange(len(logits)),
+        texts,
+        texts,
+        {task: classes},
+        {task: unknown if targets is None else np.asarray(targets)},
+        {task: logits},
+        {} if kind == "single_label" else {task: kind},
+        {task: thresholds[task]} if kind == "multi_label" and task in thresholds else {},
+    )
+
+
+def _roles(found: Predictions, task: str, row: int, shown: int | None) -> dict[str, int]:
+    """What the maps of an image are of, one or two: indices in ``explainable``."""
+    logits, target, kind = found.logits[task][row], found.targets[task][row], found.kind(task)
+    if kind == "regression":
+        return {"raises": 0, "lowers": 1} if shown is None else {("raises", "lowers")[shown]: shown}
+    first = int(logits.argmax()) if shown is None else shown
+    usual = "most probable" if kind == "multi_label" else "predicted"
+    roles = {usual if shown is None else "asked for": first}
+    if kind != "multi_label":
+        return roles if target in (UNKNOWN, first) else {**roles, "right": int(target)}
+    wrong = (target != UNKNOWN) & (found.predicted_labels(task)[row] != (target == 1))
+    if not wrong.any():
+        return roles
+    losses = np.where(wrong, np.logaddexp(0.0, np.where(target == 1, -logits, logits)), -1.0)
+    worst = int(losses.argmax())
+    role = "missed" if target[worst] == 1 else "wrongly predicted"
+    return {role: worst} if worst == first and shown is None else {**roles, role: worst}
+
+
+def _role_caption(predicted: TaskPrediction, task: str, role: str, index: int, heat: NDArray[np.float32]) -> str:
+    if predicted.kind == "regression":
+        nothing = "" if heat.any() else " (nothing does)"
+        return f"what {role} the predicted\n{task} {predicted.label}{nothing}"
+    return _caption(f"{role}\n{predicted.classes[index]}", float(predicted.probabilities[index]), heat)
 
 
 def explain_texts(

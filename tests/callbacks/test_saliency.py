@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from callbacks import PredictionWriter, SaliencyOfMistakes, saliency
-from evaluation.saliency.overlays import Explained, explain_classes, worst_mistakes
+from evaluation.saliency.overlays import Explained, explain_task, worst_mistakes
 from tests.support.runs import TASKS, MadePhotos, tiny_classifier, tiny_task, tiny_trainer
 from vitrail.errors import UserError
 from vitrail.predictions import read_predictions
@@ -20,10 +20,10 @@ def explained(monkeypatch: pytest.MonkeyPatch) -> list[list[Explained]]:
     calls: list[list[Explained]] = []
 
     def keep(*arguments: object, **options: object) -> list[Explained]:
-        calls.append(explain_classes(*arguments, **options))  # type: ignore[arg-type]
+        calls.append(explain_task(*arguments, **options))  # type: ignore[arg-type]
         return calls[-1]
 
-    monkeypatch.setattr(saliency, "explain_classes", keep)
+    monkeypatch.setattr(saliency, "explain_task", keep)
     return calls
 
 

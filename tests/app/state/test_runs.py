@@ -18,9 +18,11 @@ from app.state.context import AppContext
 from app.state.runs import ServedRun
 from datamodules.base import ImageDataModule
 from datamodules.cli import load_datamodule
-from evaluation.saliency.overlays import explain_classes
+from evaluation.saliency import class_scores, explainable, grad_cam
+from evaluation.saliency.overlays import explain_task
 from lightning_modules.checkpoint import load_task
 from lightning_modules.dual_encoder import DualEncoder
+from tests.support.runs import kinds_run
 from vitrail.errors import UserError
 from vitrail.predictions import read_predictions
 from vitrail.runs import write_temperatures
@@ -128,10 +130,23 @@ def test_saliency_is_that_of_the_evaluation(
     task = load_task(quickstart_run / "checkpoints" / "best.ckpt")
     pixels = torch.from_numpy(explained.image).permute(2, 0, 1)[None]
     shown = run.tasks["colour"].index("red")
-    [expected] = explain_classes(task, "colour", pixels, ["x"], [shown], shown=shown)
+    [expected] = explain_task(task, "colour", pixels, ["x"], [shown], shown=shown)
     np.testing.assert_allclose(explained.heats[0].values, expected.heats[0].values, atol=1e-5)
     assert explained.image.shape == (48, 48, 3)
     np.testing.assert_array_equal(run.predict([image])[0].tasks["colour"].probabilities, before)
+
+
+def test_saliency_of_labels_and_numbers() -> None:
+    run = ServedRun(kinds_run(), device="cpu")
+    for task, label in (("tags", run.tasks["tags"][1]), ("price", "lower"), ("condition", "new")):
+        explained = run.saliency(ANY, task, label)
+        pixels = torch.from_numpy(explained.image).permute(2, 0, 1)[None]
+        model = load_task(kinds_run() / "checkpoints" / "best.ckpt")
+        wanted = torch.tensor([[explainable(model, task).index(label)]])
+        expected = grad_cam(model, class_scores(model, task), pixels, wanted)[0, 0]
+        np.testing.assert_allclose(explained.heats[0].values, expected.numpy(), atol=1e-5)
+    with pytest.raises(UserError, match="choose one"):
+        run.saliency(ANY, "price", "cheap")
 
 
 def test_saliency_of_a_text(context: AppContext) -> None:

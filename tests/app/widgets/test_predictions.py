@@ -162,9 +162,18 @@ def test_every_kind_has_its_own_form() -> None:
     assert "10.5 to 14.5 within one standard deviation" in found.text
     assert "plain: 3" in found.text
     bars = [attributes for _, attributes in found.elements if str(attributes.get("class")).startswith("bar")]
-    assert [bar["class"] for bar in bars] == ["bar predicted", "bar predicted", "bar", "bar", "bar", "bar predicted"]
+    of_numbers = ["bar"] * 2  # what raises and what lowers it
+    labels, scale = ["bar predicted", "bar predicted", "bar"], ["bar", "bar", "bar predicted"]
+    assert [bar["class"] for bar in bars] == [*labels, *of_numbers, *scale, *of_numbers]
     # The best label first, classes of a scale in their order.
-    assert [bar["style"] for bar in bars] == [f"--share: {share:.2f}%" for share in (75, 30, 20, 10, 20, 70)]
+    assert [bar["style"] for bar in bars] == [
+        f"--share: {share}%" for share in ("75.00", "30.00", "20.00", 0, 0, "10.00", "20.00", "70.00", 0, 0)
+    ]
     marks = [attributes["style"] for _, attributes in found.elements if attributes.get("class") == "threshold"]
     assert marks == ["left: 50.00%", "left: 25.00%", "left: 50.00%"]
-    assert [name for name, attributes in found.elements if "data-task" in attributes] == ["button"] * 3
+    pressed = [
+        (attributes["data-task"], attributes["data-label"]) for name, attributes in found.elements if name == "button"
+    ]
+    directions = [[(task, label) for label in ("higher", "lower")] for task in ("price", "plain")]
+    assert pressed[:5] == [("tags", "dog"), ("tags", "cat"), ("tags", "owl"), *directions[0]]
+    assert pressed[5:] == [*(("grade", name) for name in grade.classes), *directions[1]]

@@ -16,7 +16,8 @@ from evaluation.saliency.overlays import worst_mistakes
 from experiments.train.cli import main as experiments
 from tests.support.data import write_flowers, write_products
 from tests.support.models import write_clip
-from vitrail.predictions import read_predictions, write_predictions
+from tests.support.runs import kinds_run
+from vitrail.predictions import read_predictions, target_texts, write_predictions
 from vitrail.types import UNKNOWN
 
 SHARED = """
@@ -186,3 +187,23 @@ def test_a_run_that_is_not_whole_says_what_it_lacks(
     shutil.copytree(run / "predictions", part / "predictions")
     assert main(["explain", str(part)]) == 2
     assert "has no checkpoints/best.ckpt" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("task", "label"), [("tags", True), ("price", True), ("condition", False)])
+def test_tasks_of_every_kind_are_explained(tmp_path: Path, task: str, label: bool) -> None:
+    of_kinds = kinds_run()
+    written = read_predictions(of_kinds / "predictions" / "test.parquet")
+    name = next(iter(written.tasks[task]), "lower") if label else ""
+    chosen = ["--label", name] if label else []
+    assert main(["explain", str(of_kinds), "--task", task, *chosen, "--worst", "2", "--to", str(tmp_path)]) == 0
+    thresholds = written.thresholds_of(task) if task == "tags" else ()
+    worst = worst_mistakes(written.logits[task], written.targets[task], 2, written.kind(task), thresholds)
+    found = rows(tmp_path)
+    assert [row["name"] for row in found] == written.names[worst].tolist()
+    assert [row["right"] or None for row in found] == target_texts(written.targets[task][worst], written.tasks[task])
+    assert ("confidence" in found[0]) == (task != "price")
+
+
+def test_a_label_that_the_task_lacks_is_refused(capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["explain", str(kinds_run()), "--task", "price", "--label", "cheap"]) == 2
+    assert "--label cheap: price has higher, lower; name one of them" in capfd.readouterr().err
