@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import numpy as np
 import torch
+from jsonargparse.typing import NonNegativeInt
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from PIL import Image
@@ -27,6 +28,7 @@ from datamodules.loading.dataset import Collate, CountedLoader, ImageDataset, ma
 from datamodules.loading.samplers import DistinctSampler, EvalSampler, TrainSampler, inverse_frequency_weights
 from datamodules.loading.transforms import eval_transform, mix_pending, targets_colour, train_transform
 from datamodules.options import AugmentOptions, CheckOptions, ImageOptions, LoaderOptions, plain
+from datamodules.splits import with_shots
 from datamodules.table import SPLITS, SampleTable, table_error
 from vitrail.errors import UserError
 from vitrail.predictions import refuse_kinds
@@ -54,10 +56,13 @@ class ImageDataModule(LightningDataModule):
         loader: batch size, workers and sampling.
         checks: what to do about unreadable images and leaks between the splits.
         seed: of order, sampling, augmentation and, unless ``split.seed`` is given, of the division into splits.
-        prompts: texts for the classes; where given also the captions, which otherwise are the table's own, if it has
-            some.
+        prompts: texts for the classes, or the name of templates; where given also the captions, which otherwise are
+            the table's own, if it has some.
         caption: which of several captions, or of several prompts, training uses: first, random (one sampled each epoch)
             or all (of captions; an epoch then has all pairs).
+        shots: training images of each class of the main task, sampled by ``seed``, from different groups as long as
+            there are any left; fewer shots are among more of them. All of a class that has fewer, which a note of the
+            run reports. 0 for all images.
     """
 
     generated: ClassVar[bool] = False
@@ -73,8 +78,9 @@ class ImageDataModule(LightningDataModule):
         loader: LoaderOptions = LoaderOptions(),
         checks: CheckOptions = CheckOptions(),
         seed: int = DEFAULT_SEED,
-        prompts: PromptOptions | None = None,
+        prompts: PromptOptions | str | None = None,
         caption: CaptionMode = "random",
+        shots: NonNegativeInt = 0,
     ) -> None:
         super().__init__()
         # Lightning walks up through the constructors, so the subclass's own arguments are saved as well.
@@ -92,6 +98,9 @@ class ImageDataModule(LightningDataModule):
         self.seed = seed
         self.prompts = None if prompts is None else PromptOptions.of(prompts)
         self.caption_mode = caption
+        if shots < 0:
+            raise UserError(f"data shots: must be 0 (for all images) or more; got {shots}")
+        self.shots = shots
         self._table: SampleTable | None = None
         self._texts: Texts | None = None
         self._left_out: dict[str, int] | None = None
@@ -141,7 +150,8 @@ class ImageDataModule(LightningDataModule):
         """The table of all samples, read when first needed."""
         if self._table is None:
             try:
-                self._table = self.load_table()
+                table = self.load_table()
+                self._table = with_shots(table, self.shots, self.seed) if self.shots else table
             except AttributeError as error:
                 # Inside a property an AttributeError reads as "no such attribute", and the CLI would link None.
                 raise RuntimeError(f"{type(self).__name__}.load_table(): {error}") from error

@@ -10,10 +10,13 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
+from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, get_args
 
 import numpy as np
+import yaml
 
 from datamodules.options import Options
 from datamodules.table import composed
@@ -28,16 +31,13 @@ if TYPE_CHECKING:
     from datamodules.table import SampleTable
 
 
-TemplateSet = Literal["photo", "name", "openai_flowers", "reference_flowers"]
-TEMPLATES: dict[TemplateSet, str] = {
-    "photo": "a photo of a {}.",
-    "name": "{}",
-    # OpenAI's for Flowers-102, and the later code of the reference project.
-    "openai_flowers": "a photo of a {}, a type of flower.",
-    # The reference project's README.
-    "reference_flowers": "an image of the {} flower",
-}
-"""Named templates."""
+@cache
+def templates() -> dict[str, list[str]]:
+    """Return the named templates of ``templates.yaml``, the data of CLIP's authors among them."""
+    text = (files(__package__ or "datamodules") / "templates.yaml").read_text(encoding="utf-8")
+    found: dict[str, list[str]] = yaml.safe_load(text)
+    return found
+
 
 _SHOWN = 5
 
@@ -47,19 +47,29 @@ class PromptOptions(Options):
     """Which texts stand for a class. Underscores of class names become spaces.
 
     Attributes:
-        name: a named template; null for none, or for ``photo`` where there are no other texts.
+        name: named templates, such as ``photo``, ``imagenet_80`` (OpenAI's for ImageNet; Radford et al., 2021) or those
+            of a kind of data, such as ``flowers``, ``food``, ``pets``, ``textures``, ``satellite``, ``actions``,
+            ``cars`` and ``aircraft`` (``datamodules/templates.yaml``); null for none, or for ``photo`` where there are
+            no other texts. ``prompts: NAME`` is short for ``prompts: {name: NAME}``.
         templates: templates of your own, each with ``{}`` where the class name goes.
         descriptions: path of a JSON file with an object from class name to a list of texts, used as they are.
     """
 
     argument: ClassVar[str] = "prompts"
 
-    name: TemplateSet | None = None
+    name: str | None = None
     templates: list[str] = field(default_factory=list)
     descriptions: str = ""
 
+    @classmethod
+    def of(cls, given: Self | Mapping[str, Any] | str | None) -> Self:
+        """As ``Options.of``; a text is the name of templates."""
+        return super().of({"name": given} if isinstance(given, str) else given)
+
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.name is not None and self.name not in templates():
+            raise UserError(f"data prompts.name: must be one of {', '.join(templates())}; got {self.name!r}")
         if wrong := [template for template in self.templates if template.count("{}") != 1]:
             raise UserError(f"data prompts.templates: {_some(wrong)} must have {{}} once, where the class name goes")
 
@@ -74,14 +84,13 @@ def class_prompts(options: PromptOptions | None, class_names: Sequence[str]) -> 
         UserError: for descriptions that cannot be read or lack a class.
     """
     options = options or PromptOptions()
-    templates = [TEMPLATES[options.name]] if options.name else []
-    templates += options.templates
-    if not templates and not options.descriptions:
-        templates = [TEMPLATES["photo"]]
+    wanted = [*(templates()[options.name] if options.name else []), *options.templates]
+    if not wanted and not options.descriptions:
+        wanted = templates()["photo"]
     described = _descriptions(options.descriptions, class_names) if options.descriptions else {}
     prompts = []
     for name in class_names:
-        texts = [template.replace("{}", _words(name)) for template in templates] + list(described.get(name, []))
+        texts = [template.replace("{}", _words(name)) for template in wanted] + list(described.get(name, []))
         prompts.append(list(dict.fromkeys(texts)))
     return prompts
 

@@ -78,7 +78,8 @@ class Flowers102(ImageDataModule):
             shows accuracy on the trained classes (base) and on the others (novel).
         download: fetch what is missing, where there is a network; where ``cat_to_name.json`` is missing, it is written
             with the names that torchvision knows.
-        prompts: texts that stand for the classes; by default "a photo of a {}, a type of flower.".
+        prompts: texts that stand for the classes, or the name of templates; by default ``openai_flowers``,
+            "a photo of a {}, a type of flower.".
         shared: options of every data set, see ``ImageDataModule``.
     """
 
@@ -88,7 +89,7 @@ class Flowers102(ImageDataModule):
         split: FlowersSplit = FlowersSplit(),
         classes: Literal["all", "base"] = "all",
         download: bool = False,
-        prompts: PromptOptions | None = None,
+        prompts: PromptOptions | str | None = None,
         **shared: Any,
     ) -> None:
         super().__init__(prompts=prompts or PromptOptions("openai_flowers"), **shared)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 
 import numpy as np
@@ -18,8 +18,11 @@ import torch
 from jsonargparse.typing import NonNegativeInt
 
 from datamodules.options import Folds, Options, Share
-from datamodules.table import SPLITS
+from datamodules.table import SPLITS, SampleTable
 from vitrail.errors import UserError
+from vitrail.predictions import refuse_kinds
+from vitrail.seeding import derive_seed
+from vitrail.types import LABEL_TASK, UNKNOWN, kind_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -235,6 +238,59 @@ def grouped_kfold(groups: Values, labels: Values, fold: int, n_folds: int, seed:
     folds = assign_groups(groups, labels, [1 / n_folds] * n_folds, seed, keep_first=False)
     parts = np.where(folds == fold, 2, np.where(folds == (fold + 1) % n_folds, 1, 0))
     return _names(parts)
+
+
+def few_shots(labels: Values, groups: Values, names: Sequence[str], shots: int, seed: int) -> npt.NDArray[np.bool_]:
+    """Choose a few samples of each class, from different groups as long as there are any left.
+
+    The order within a class is a function of (seed, name), so fewer shots are among more of them, and neither other
+    samples nor the order of the rows change it.
+
+    Args:
+        labels: ``(n,)`` classes.
+        groups: ``(n,)`` group of each sample; unique values where there are none.
+        names: of the samples, unique.
+        shots: samples of each class; all of a class that has fewer.
+        seed: of the choice.
+
+    Returns:
+        bool ``(n,)``, whether a sample is chosen.
+    """
+    import pandas as pd
+
+    key = np.array([derive_seed("shots", seed, name) for name in names], dtype=np.int64)
+    frame = pd.DataFrame({"label": number(labels), "group": number(groups), "key": key}).sort_values("key")
+    frame["round"] = frame.groupby(["label", "group"]).cumcount()
+    place = frame.sort_values(["round", "key"]).groupby("label").cumcount()
+    chosen: npt.NDArray[np.bool_] = (place < shots).sort_index().to_numpy()
+    return chosen
+
+
+def with_shots(table: SampleTable, shots: int, seed: int) -> SampleTable:
+    """Leave out all but a few training samples of each class of the main task; a note says so.
+
+    Raises:
+        UserError: the table has no classes.
+    """
+    if LABEL_TASK not in table.tasks:
+        raise UserError(f"data shots: {table.origin} has no classes to choose from; leave it out")
+    kind, classes = kind_of(table.kinds, LABEL_TASK), table.tasks[LABEL_TASK]
+    refuse_kinds({LABEL_TASK: kind}, "data shots", fix="leave it out")
+    targets, rows = table.targets[LABEL_TASK], table.split_indices("train")
+    known = rows[targets[rows] != UNKNOWN]
+    chosen = known[few_shots(targets[known], table.group_ids[known], table.names.take(known).to_pylist(), shots, seed)]
+    counts = np.bincount(targets[chosen], minlength=len(classes))
+    fewer = [f"{name} ({count})" for name, count in zip(classes, counts.tolist(), strict=True) if 0 < count < shots]
+    note = f"shots: {shots} by seed {seed}: {len(chosen)} of {len(rows)} training images are used"
+    if fewer:
+        more = f" and {len(fewer) - _SHOWN} more" if len(fewer) > _SHOWN else ""
+        note += f"; {len(fewer)} classes have fewer than {shots}, first {', '.join(fewer[:_SHOWN])}{more}"
+    left_out = np.zeros(len(table), dtype=np.bool_)
+    left_out[np.setdiff1d(rows, chosen)] = True
+    return replace(table, left_out=left_out, notes=[*table.notes, f"{note}."])
+
+
+_SHOWN = 5
 
 
 def resolve_splits(

@@ -203,6 +203,7 @@ class SampleTable:
         notes: what was left out or matched nothing, one sentence each. Not part of the fingerprint.
         origin: file that the table comes from, for messages.
         root: folder that the sources are relative to, or empty.
+        left_out: bool ``(N,)``, samples that are in no split, as those beyond ``shots``; None for none.
     """
 
     names: pa.LargeStringArray
@@ -220,6 +221,7 @@ class SampleTable:
     missing: dict[str, dict[str, int]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     kinds: dict[str, TaskKind] = field(default_factory=dict)
+    left_out: NDArray[np.bool_] | None = None
 
     @classmethod
     def from_frame(
@@ -335,7 +337,10 @@ class SampleTable:
 
     def split_indices(self, split: str) -> NDArray[np.int64]:
         """Return the rows of a split in order, int64."""
-        return np.flatnonzero(self.split_codes == SPLITS.index(split)).astype(np.int64)
+        within = self.split_codes == SPLITS.index(split)
+        if self.left_out is not None:
+            within &= ~self.left_out
+        return np.flatnonzero(within).astype(np.int64)
 
     def class_counts(self, split: str = "train") -> dict[str, list[int]]:
         """Return for each task how many samples of the split each class or label has; none for regression.
@@ -440,6 +445,7 @@ class SampleTable:
             unseen=unseen,
             kinds={task: kind for task in tasks if (kind := kind_of(kinds, task)) != "single_label"},
             split_codes=np.full(len(self), SPLITS.index("test"), dtype=np.int8),
+            left_out=None,
         )
 
     def fingerprint(self) -> str:
@@ -452,6 +458,8 @@ class SampleTable:
             digest.update(self.caption_lists.offsets.tobytes())
         for codes in (self.split_codes, self.group_ids, *(self.targets[task] for task in self.tasks)):
             digest.update(np.ascontiguousarray(codes).tobytes())
+        if self.left_out is not None:
+            digest.update(self.left_out.tobytes())
         return digest.hexdigest()
 
 

@@ -105,6 +105,8 @@ class StreamedImages(ImageDataModule):
             )
         if loader.cache == "always":
             raise UserError("data loader.cache: streamed images are not kept decoded; use auto or never")
+        if self.shots:
+            raise UserError("data shots: few images of each class would be all over the shards; pack them alone")
         if self.caption_mode == "all":
             raise UserError("data caption: all would read each image several times; use first or random for streams")
 

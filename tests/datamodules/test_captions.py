@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from datamodules.captions import RANDOM, PromptOptions, Texts, class_prompts, composed_captions
+from datamodules.captions import RANDOM, PromptOptions, Texts, class_prompts, composed_captions, templates
 from datamodules.table import CaptionLists, SampleTable
 from vitrail.errors import UserError
 
@@ -186,3 +186,17 @@ def test_fields_are_filled_and_what_is_unknown_is_left_out() -> None:
 def test_mistakes_are_refused(template: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         composed_captions(["{class}", template], COLUMNS, "here")
+
+
+def test_named_templates_are_those_of_clip() -> None:
+    sets = templates()
+    assert len(set(sets["imagenet_80"])) == 80
+    assert set(sets["imagenet_7"]) < set(sets["imagenet_80"])
+    assert {"a bad photo of a {}.", "a tattoo of the {}.", "itap of my {}."} <= set(sets["imagenet_80"])
+    assert all(text.count("{}") == 1 for texts in sets.values() for text in texts)
+    assert all(len(set(texts)) == len(texts) for texts in sets.values())
+    named = {"flowers", "food", "pets", "textures", "satellite", "actions", "cars", "aircraft"}
+    assert named < set(sets)
+    (prompts,) = class_prompts(PromptOptions.of("textures"), ["polka_dotted"])
+    assert prompts[:2] == ["a photo of a polka dotted texture.", "a photo of a polka dotted pattern."]
+    assert len(prompts) == 8

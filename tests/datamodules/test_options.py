@@ -93,6 +93,7 @@ def test_flags_and_yaml_keys_of_version_0_1_work(below: str) -> None:
     assert type(data.hparams["loader"]["batch_size"]) is int
     assert data.augment_options.random_resized_crop == [0.8, 1.0]
     assert parse(f"--{below}.prompts.name=name").prompts == PromptOptions("name")
+    assert parse(f"--{below}.prompts=imagenet_80").prompts == PromptOptions("imagenet_80")
     written = from_yaml("""
 class_path: datamodules.Wares
 init_args:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import os
 import warnings
 from collections import Counter
@@ -16,6 +17,7 @@ from sklearn.model_selection import StratifiedGroupKFold
 from datamodules.splits import (
     SplitOptions,
     assign_groups,
+    few_shots,
     grouped_kfold,
     grouped_split,
     number,
@@ -23,6 +25,7 @@ from datamodules.splits import (
     resolve_splits,
     stratified_split,
 )
+from datamodules.wares import Wares
 from tests.support.data import Ints, random_groups
 from vitrail.errors import UserError
 
@@ -256,3 +259,43 @@ def test_names_stand_for_their_order() -> None:
     parts = assign_groups(names, labels, FIFTHS, 0, keep_first=True)
     assert (parts == assign_groups(groups, labels, FIFTHS, 0, keep_first=True)).all()
     assert number(np.array(["b", "a", "b"])).tolist() == [1, 0, 1]
+
+
+def test_shots_are_nested_per_class_and_of_different_groups_while_there_are_any() -> None:
+    labels = np.repeat(["a", "b", "c"], [12, 12, 3])
+    groups = np.array([*np.arange(12) // 4, *np.arange(12) + 10, 30, 30, 30])
+    names = [f"sample {number}" for number in range(27)]
+    chosen = {shots: few_shots(labels, groups, names, shots, 1) for shots in (1, 2, 4, 8)}
+    for few, more in itertools.pairwise(chosen.values()):
+        assert not (few & ~more).any()
+    for shots, mask in chosen.items():
+        assert Counter(labels[mask]) == {"a": shots, "b": shots, "c": min(shots, 3)}
+        assert len(set(groups[mask & (labels == "a")])) == min(shots, 3)
+    assert max(Counter(groups[chosen[4] & (labels == "a")]).values()) == 2
+    # Neither the order of the rows nor other samples matter, the seed does.
+    order = np.random.default_rng(0).permutation(20)
+    again = few_shots(labels[order], groups[order], [names[row] for row in order], 4, 1)
+    own = few_shots(labels[:20], groups[:20], names[:20], 4, 1)
+    assert (again == own[order]).all()
+    assert (few_shots(labels, groups, names, 4, 2) != chosen[4]).any()
+    assert (own[:12] == chosen[4][:12]).all()
+
+
+def test_shots_change_the_train_split_alone_and_are_recorded() -> None:
+    whole, few = Wares(n_samples=200, views=5), Wares(n_samples=200, views=5, shots=3, seed=1)
+    assert set(few.class_counts["class"]) == {3}
+    assert set(few.split_indices("train")) < set(whole.split_indices("train"))
+    for split in ("val", "test"):
+        assert (few.split_indices(split) == whole.split_indices(split)).all()
+    (note,) = few.data_record()["notes"]
+    assert note == f"shots: 3 by seed 1: 30 of {len(whole.split_indices('train'))} training images are used."
+    assert few.table.fingerprint() != whole.table.fingerprint()
+    many = Wares(n_samples=200, views=5, shots=1000)
+    assert (many.split_indices("train") == whole.split_indices("train")).all()
+    assert "classes have fewer than 1000, first" in many.table.notes[0]
+
+
+def test_shots_without_classes_are_refused_in_one_line() -> None:
+    with pytest.raises(UserError, match="data shots: must be 0") as error:
+        Wares(shots=-1)
+    assert "\n" not in str(error.value)
