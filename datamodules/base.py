@@ -32,7 +32,7 @@ from datamodules.splits import with_shots
 from datamodules.table import SPLITS, SampleTable, table_error
 from vitrail.errors import UserError
 from vitrail.predictions import refuse_kinds
-from vitrail.types import DEFAULT_SEED, LABEL_TASK, InputOptions, TaskKind, kind_of, with_image_defaults
+from vitrail.types import DEFAULT_SEED, LABEL_TASK, InputOptions, TaskFacts, TaskKind, kind_of, with_image_defaults
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -47,7 +47,7 @@ class ImageDataModule(LightningDataModule):
 
     A subclass takes its own arguments, passes these on as ``**shared`` (the command line finds them in this signature),
     and implements ``load_table``. What depends on the table only (``tasks``, ``task_kinds``, ``num_classes``,
-    ``class_names``, ``class_counts``, ``target_stats``) is available from construction on, so that the command line can
+    ``class_names``, ``task_facts``) is available from construction on, so that the command line can
     link it into the model. Batches are :class:`~vitrail.types.Batch`.
 
     Args:
@@ -168,6 +168,11 @@ class ImageDataModule(LightningDataModule):
     def task_kinds(self) -> dict[str, TaskKind]:
         """Kinds of the tasks that are not single-label."""
         return self.table.kinds
+
+    @property
+    def task_facts(self) -> TaskFacts:
+        """What a model needs to know of the targets."""
+        return TaskFacts(self.task_kinds, self.class_counts, self.target_stats)
 
     @property
     def target_stats(self) -> dict[str, list[float]]:

@@ -20,19 +20,19 @@ from lightning_modules.heads import MultiLabelOutput, SingleLabelOutput, TaskOut
 from lightning_modules.heads.multi_label import DEFAULT_THRESHOLD, MultiLabelScores
 from lightning_modules.metrics import MeanLoss, SplitMetrics
 from lightning_modules.options import (
-    AdapterOptions,
+    BackboneOptions,
     ClassWeighting,
-    DistillOptions,
     LossOptions,
     NonNegative,
     OptimOptions,
     Rate,
     ScheduleName,
     checked,
+    current_arguments,
 )
 from lightning_modules.precision import Float32Linear, Float32Sequential
 from vitrail.errors import UserError
-from vitrail.types import CLASS_KINDS, LABEL_TASK, Batch, InputOptions, Outputs, TaskKind, kind_of
+from vitrail.types import CLASS_KINDS, LABEL_TASK, Batch, InputOptions, Outputs, TaskFacts, TaskKind, kind_of
 
 _DISTILLATION = "distillation."
 FEATURE_DROP_RATE = 0.1
@@ -161,7 +161,7 @@ class ScoredTask(VisionTask):
 class ClassificationTask(ScoredTask):
     """Base class of classifiers with an image encoder.
 
-    A subclass calls ``configure_encoder`` and ``configure_tasks``, then adds its heads.
+    A subclass calls ``configure_encoder``, then ``configure_tasks``, then adds its heads.
 
     Attributes:
         log_variances: of the tasks' noise, float ``(T,)``, with ``balance: uncertainty``.
@@ -173,25 +173,18 @@ class ClassificationTask(ScoredTask):
         backbone: str,
         image_size: int,
         pretrained: bool | str,
-        options: dict[str, Any] | None = None,
-        *,
-        gradient_checkpointing: bool = False,
-        adapter: AdapterOptions | None = None,
-        distill: DistillOptions | None = None,
+        options: BackboneOptions | None = None,
     ) -> None:
-        """Build the image encoder; the teacher is loaded when training begins."""
-        self._distill = None if distill is None else checked(DistillOptions, distill, "distill")
-        self.distillation: Distillation | None = None
-        self.encoder = ImageEncoder(backbone, image_size, pretrained, options)
-        if self._distill is not None and self._distill.kind != "features" and self.encoder.has_distillation_token:
-            self.encoder.output_two_tokens()
+        """Build the image encoder."""
+        given = checked(BackboneOptions, options, "backbone_options")
+        self.encoder = ImageEncoder(backbone, image_size, pretrained, given.timm)
         self.input_options: InputOptions = {**self.encoder.input_options}
-        self._recomputes = gradient_checkpointing
-        if gradient_checkpointing:
+        self._recomputes = given.gradient_checkpointing
+        if given.gradient_checkpointing:
             self.encoder.checkpoint_activations()
             self.encoder.keep_activations()
-        if adapter is not None:
-            add_adapter(self.encoder, checked(AdapterOptions, adapter, "adapter"))
+        if given.adapter is not None:
+            add_adapter(self.encoder, given.adapter)
             # The statistics belong to weights that are frozen.
             self.fix_batchnorm()
 
@@ -206,20 +199,24 @@ class ClassificationTask(ScoredTask):
     def configure_tasks(
         self,
         tasks: dict[str, list[str]],
-        kinds: Mapping[str, TaskKind] | None,
+        facts: TaskFacts | None,
         options: LossOptions,
         *,
         task_weights: Mapping[str, float] | None = None,
         weighting: ClassWeighting = "none",
-        **facts: Any,
+        label_smoothing: float = 0.0,
     ) -> None:
-        """Build outputs, losses and metrics of all tasks; ``facts`` are further arguments of ``heads.task_outputs``."""
-        options = checked(LossOptions, options, "loss_options")
+        """Build outputs, losses and metrics of all tasks; a teacher is loaded when training begins."""
+        facts, options = checked(TaskFacts, facts, "task_facts"), checked(LossOptions, options, "loss_options")
+        kinds = facts.task_kinds
+        self._distill, self.distillation = options.distill, cast("Distillation | None", None)
+        if self._distill is not None and self._distill.kind != "features" and self.encoder.has_distillation_token:
+            self.encoder.output_two_tokens()
         for task, names in tasks.items():
             least = {"regression": 0, "multi_label": 1}.get(kind_of(kinds, task), 2)
             if len(names or ()) < least:
                 raise _too_few(task, least)
-        outputs = task_outputs(tasks, kinds, options, weighting=weighting, **facts)
+        outputs = task_outputs(tasks, facts, options, weighting=weighting, label_smoothing=label_smoothing)
         self.configure_metrics(tasks, task_weights, outputs)
         if weighting != "none" and (other := [t for t in tasks if kind_of(kinds, t) not in CLASS_KINDS]):
             rank_zero_info(f"class_weighting: {weighting} is for tasks of classes; not for {', '.join(other)}.")
@@ -253,7 +250,7 @@ class ClassificationTask(ScoredTask):
     @property
     def needs_images(self) -> str:
         """See ``VisionTask``."""
-        return "the teacher (distill) takes images" if self.distillation is not None else ""
+        return "the teacher (loss_options.distill) takes images" if self.distillation is not None else ""
 
     @abstractmethod
     def classify(self, features: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -266,7 +263,9 @@ class ClassificationTask(ScoredTask):
     def fitting_state(self, checkpoint: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
         """See ``VisionTask``; a head of another kind or of other classes starts again."""
         state, own = checkpoint["state_dict"], self.state_dict()
-        theirs, ours = _heads(checkpoint["hyper_parameters"]), _heads(self.hparams)
+        theirs, ours = (
+            _heads(current_arguments(type(self), given)) for given in (checkpoint["hyper_parameters"], self.hparams)
+        )
         found = {name: value for name, value in state.items() if not name.startswith(_OF_TASKS)}
         found |= {name: value for name, value in own.items() if name.startswith(_OF_TASKS)}
         if theirs == ours and "log_variances" in own and "log_variances" in state:
@@ -416,19 +415,14 @@ class ImageClassifier(ClassificationTask):
     Args:
         backbone: name in timm.
         class_names: linked from the data.
-        class_counts: training samples of each class, linked from the data; read only if a loss needs them.
-        task_kinds: linked from the data.
-        target_stats: mean and standard deviation of regression targets in training, linked from the data.
+        task_facts: kinds and statistics of the targets, linked from the data.
         image_size: height and width in pixels, linked from the data.
         pretrained: true for the weights on the hub, false for random ones, or the path of a weights file.
-        backbone_options: arguments of the backbone in timm, such as ``{drop_path_rate: 0.1, global_pool: avg}``.
-        gradient_checkpointing: recompute the backbone's activations in the backward pass: less memory, more time.
-        adapter: train low-rank adapters or biases of the backbone instead of its weights.
-        distill: a teacher to learn from.
+        backbone_options: further settings of the backbone, adapters included.
         drop_rate: dropout before the head.
         label_smoothing: share of the target that is spread over all classes in training, of single-label tasks.
         class_weighting: weighting of rare classes in training, of single-label and ordinal tasks.
-        loss_options: training loss.
+        loss_options: training loss, and a teacher to learn from.
         lr: peak learning rate; ``optim_options.backbone_lr`` sets another one for the backbone.
         weight_decay: weight decay of AdamW; not applied to biases and norms.
         schedule: learning-rate schedule.
@@ -440,15 +434,10 @@ class ImageClassifier(ClassificationTask):
         backbone: str,
         class_names: list[str],
         *,
-        class_counts: dict[str, list[int]] | None = None,
-        task_kinds: dict[str, TaskKind] | None = None,
-        target_stats: dict[str, list[float]] | None = None,
+        task_facts: TaskFacts | None = None,
         image_size: int = 224,
         pretrained: bool | str = True,
-        backbone_options: dict[str, Any] | None = None,
-        gradient_checkpointing: bool = False,
-        adapter: AdapterOptions | None = None,
-        distill: DistillOptions | None = None,
+        backbone_options: BackboneOptions = BackboneOptions(),
         drop_rate: Rate = 0.0,
         label_smoothing: Rate = 0.0,
         class_weighting: ClassWeighting = "none",
@@ -460,23 +449,13 @@ class ImageClassifier(ClassificationTask):
     ) -> None:
         super().__init__(lr=lr, weight_decay=weight_decay, schedule=schedule, optim_options=optim_options)
         self.save_hyperparameters()
-        self.configure_encoder(
-            backbone,
-            image_size,
-            pretrained,
-            backbone_options,
-            gradient_checkpointing=gradient_checkpointing,
-            adapter=adapter,
-            distill=distill,
-        )
+        self.configure_encoder(backbone, image_size, pretrained, backbone_options)
         self.configure_tasks(
             {LABEL_TASK: class_names},
-            task_kinds,
+            task_facts,
             loss_options,
             weighting=class_weighting,
-            class_counts=class_counts,
             label_smoothing=label_smoothing,
-            target_stats=target_stats,
         )
         self.drop = nn.Dropout(drop_rate)
         self.head = self.make_head(lambda size: Float32Linear(size, self._outputs[LABEL_TASK].width))
@@ -495,19 +474,14 @@ class MultiTaskClassifier(ClassificationTask):
     Args:
         backbone: name in timm.
         tasks: class names of each task, linked from the data.
-        class_counts: training samples of each class, linked from the data; read only if a loss needs them.
-        task_kinds: kinds of the tasks that are not single-label, linked from the data.
-        target_stats: mean and standard deviation of regression targets in training, linked from the data.
+        task_facts: kinds and statistics of the targets, linked from the data.
         image_size: height and width in pixels, linked from the data.
         pretrained: true for the weights on the hub, false for random ones, or the path of a weights file.
-        backbone_options: arguments of the backbone in timm, such as ``{drop_path_rate: 0.1, global_pool: avg}``.
-        gradient_checkpointing: recompute the backbone's activations in the backward pass: less memory, more time.
-        adapter: train low-rank adapters or biases of the backbone instead of its weights.
-        distill: a teacher to learn from.
+        backbone_options: further settings of the backbone, adapters included.
         task_weights: the tasks to train, with the weights of their losses; by default all with weight 1.
         label_smoothing: share of the target that is spread over all classes in training, of single-label tasks.
         class_weighting: weighting of rare classes in training, of single-label and ordinal tasks.
-        loss_options: training losses, and how they are added.
+        loss_options: training losses, how they are added, and a teacher to learn from.
         lr: peak learning rate; ``optim_options.backbone_lr`` sets another one for the backbone.
         weight_decay: weight decay of AdamW; not applied to biases and norms.
         schedule: learning-rate schedule.
@@ -519,15 +493,10 @@ class MultiTaskClassifier(ClassificationTask):
         backbone: str,
         tasks: dict[str, list[str]],
         *,
-        class_counts: dict[str, list[int]] | None = None,
-        task_kinds: dict[str, TaskKind] | None = None,
-        target_stats: dict[str, list[float]] | None = None,
+        task_facts: TaskFacts | None = None,
         image_size: int = 224,
         pretrained: bool | str = True,
-        backbone_options: dict[str, Any] | None = None,
-        gradient_checkpointing: bool = False,
-        adapter: AdapterOptions | None = None,
-        distill: DistillOptions | None = None,
+        backbone_options: BackboneOptions = BackboneOptions(),
         task_weights: dict[str, float] | None = None,
         label_smoothing: Rate = 0.0,
         class_weighting: ClassWeighting = "none",
@@ -540,24 +509,14 @@ class MultiTaskClassifier(ClassificationTask):
         super().__init__(lr=lr, weight_decay=weight_decay, schedule=schedule, optim_options=optim_options)
         self.save_hyperparameters()
         weights = _checked_weights(tasks, task_weights)
-        self.configure_encoder(
-            backbone,
-            image_size,
-            pretrained,
-            backbone_options,
-            gradient_checkpointing=gradient_checkpointing,
-            adapter=adapter,
-            distill=distill,
-        )
+        self.configure_encoder(backbone, image_size, pretrained, backbone_options)
         self.configure_tasks(
             {task: names for task, names in tasks.items() if task in weights},
-            task_kinds,
+            task_facts,
             loss_options,
             task_weights=weights,
             weighting=class_weighting,
-            class_counts=class_counts,
             label_smoothing=label_smoothing,
-            target_stats=target_stats,
         )
         self.drop = nn.Dropout(FEATURE_DROP_RATE)
         # A list, because the name of a task need not be a legal name of a module.
@@ -583,7 +542,7 @@ _OF_TASKS = ("head.", "heads.", "outputs.", "log_variances")
 
 def _heads(hyper_parameters: Mapping[str, Any]) -> dict[str, tuple[tuple[str, str], list[str], str]]:
     """Prefixes of the weights of head and output, class names, and kind of each task that is trained."""
-    kinds = hyper_parameters.get("task_kinds")
+    kinds = (hyper_parameters.get("task_facts") or {}).get("task_kinds")
     if "tasks" not in hyper_parameters:
         names = list(hyper_parameters["class_names"] or ())
         return {LABEL_TASK: (("head.", "outputs.0."), names, kind_of(kinds, LABEL_TASK))}

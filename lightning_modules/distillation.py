@@ -110,7 +110,8 @@ def load_teacher(options: DistillOptions) -> Teacher:
         return Teacher(task, getattr(task, "tasks", {}), int(task.input_options["size"]), origin)
     if options.pretrained is False:
         raise UserError(
-            "distill.pretrained: a teacher with random weights teaches nothing; give true or a weights file"
+            "loss_options.distill.pretrained: a teacher with random weights teaches nothing; give true or a weights "
+            "file"
         )
     source = known_architecture(options.teacher)
     size = int(source.input_size[-1])
@@ -135,7 +136,7 @@ def _with_classifier(name: str, file: Path) -> nn.Module:
         )
     except (RuntimeError, KeyError) as error:
         raise UserError(
-            f"distill.pretrained: {file} does not fit {name} with its classifier: {first_line(error)}"
+            f"loss_options.distill.pretrained: {file} does not fit {name} with its classifier: {first_line(error)}"
         ) from error
     return network
 
@@ -262,17 +263,17 @@ def _columns(task: str, names: Sequence[str], kind: TaskKind, teacher: Teacher) 
     """Index of each of the student's classes among the teacher's."""
     if kind == "regression":
         raise UserError(
-            f"distill.kind: task {task!r} is regression, which has no classes; choose distill.kind: features"
+            f"loss_options.distill.kind: task {task!r} is regression, which has no classes; choose features"
         )
     if task not in teacher.tasks:
         raise UserError(
             f"{PART}: {teacher.origin['name']} has no task {task!r}, it has {', '.join(teacher.tasks) or 'none'}; "
-            "choose another teacher, or distill.kind: features"
+            "choose another teacher, or loss_options.distill.kind: features"
         )
     if (other_kind := kind_of(teacher.kinds, task)) != kind:
         raise UserError(
             f"{PART}: {teacher.origin['name']} takes {task!r} as {other_kind}, the data have it as {kind}; choose "
-            "another teacher, or distill.kind: features"
+            "another teacher, or loss_options.distill.kind: features"
         )
     theirs = list(teacher.tasks[task])
     if sorted(theirs) != sorted(names):
@@ -280,6 +281,6 @@ def _columns(task: str, names: Sequence[str], kind: TaskKind, teacher: Teacher) 
         raise UserError(
             f"{PART}: {teacher.origin['name']} predicts {len(theirs)} classes of {task!r}, the data have {len(names)}, "
             f"and they differ in {', '.join(other[:3])}{', …' if len(other) > 3 else ''}; choose another teacher, or "
-            "distill.kind: features"
+            "loss_options.distill.kind: features"
         )
     return [theirs.index(name) for name in names]

@@ -187,10 +187,13 @@ def add_adapter(encoder: ImageEncoder, options: AdapterOptions) -> None:
     Raises:
         UserError: the network has no layers to adapt, or no biases.
     """
-    network, where = encoder.backbone, f"adapter.kind: {options.kind}, but {encoder.name}"
+    network, where = encoder.backbone, f"backbone_options.adapter.kind: {options.kind}, but {encoder.name}"
     if options.kind == "bitfit":
         if options != AdapterOptions(kind="bitfit"):
-            raise UserError("adapter.kind: bitfit trains biases, which have no rank, alpha and dropout; leave them out")
+            raise UserError(
+                "backbone_options.adapter.kind: bitfit trains biases, which have no rank, alpha and dropout; "
+                "leave them out"
+            )
         for name, parameter in network.named_parameters():
             parameter.requires_grad_(parameter.requires_grad and name.endswith("bias"))
         if not any(parameter.requires_grad for parameter in network.parameters()):

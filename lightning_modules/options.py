@@ -128,6 +128,66 @@ class OptimOptions:
 
 
 @dataclass(frozen=True)
+class _AdapterOptions:
+    rank: Count = 8
+    alpha: int = 16
+    dropout: Rate = 0.0
+
+
+@dataclass(frozen=True)
+class AdapterOptions(_AdapterOptions):
+    """Parameter-efficient training of a classifier's backbone; its other weights are frozen, the heads are trained.
+
+    Attributes:
+        kind: ``lora``, low-rank updates of the attention layers (Hu et al., ICLR 2022); ``dora``, which also trains the
+            magnitudes of their weights (Liu et al., ICML 2024); ``bitfit``, all biases (Ben Zaken et al., ACL 2022),
+            which has no other option.
+        rank: rank of each update.
+        alpha: updates are scaled by alpha / rank.
+        dropout: dropout before each adapter.
+    """
+
+    kind: Literal["lora", "dora", "bitfit"] = "lora"
+
+
+@dataclass(frozen=True)
+class BackboneOptions:
+    """A classifier's backbone.
+
+    Attributes:
+        timm: arguments of the network in timm, such as ``{drop_path_rate: 0.1, global_pool: avg}``.
+        gradient_checkpointing: recompute the activations in the backward pass: less memory, more time.
+        adapter: train low-rank adapters or biases instead of the weights.
+    """
+
+    timm: dict[str, Any] = field(default_factory=dict)
+    gradient_checkpointing: bool = False
+    adapter: AdapterOptions | None = None
+
+
+@dataclass(frozen=True)
+class DistillOptions:
+    """A teacher, and how a classifier learns from it; the loss is (1 - weight) · labels + weight · teacher.
+
+    Attributes:
+        teacher: run directory or checkpoint, or name in timm.
+        kind: ``logits``, its softened probabilities (Hinton et al., 2015); ``features``, its features by a linear
+            projection (Romero et al., ICLR 2015); ``hard``, its predicted classes (DeiT: Touvron et al., ICML 2021).
+        weight: share of the teacher in the loss.
+        temperature: by which logits are divided, with ``logits``.
+        distance: of features: mean squared error, or 1 - cosine.
+        pretrained: weights of a teacher in timm: true for those on the hub, or a weights file.
+    """
+
+    teacher: str
+    kind: Literal["logits", "features", "hard"] = "logits"
+    weight: Factor = 0.5
+    temperature: Positive = 4.0
+    distance: Literal["mse", "cosine"] = "mse"
+    pretrained: bool | str = True
+
+
+@dataclass(frozen=True)
 class LossOptions:
     """Losses of a classifier's tasks; ``lightning_modules.heads`` has their definitions and papers.
 
@@ -149,6 +209,7 @@ class LossOptions:
         delta: standard deviations of the target up to which ``huber`` is quadratic.
         bce_threshold: share of a mixed image above which single-label ``bce`` takes a class as a full target, by
             default none: classes count by their shares.
+        distill: a teacher to learn from as well.
     """
 
     single_label: SingleLabelLoss = "cross_entropy"
@@ -164,6 +225,7 @@ class LossOptions:
     tau: Positive = 1.0
     delta: Positive = 1.0
     bce_threshold: Rate | None = None
+    distill: DistillOptions | None = None
 
     def loss_of(self, task: str, kind: TaskKind) -> str:
         """Return the name of a task's loss.
@@ -205,51 +267,6 @@ class LogitScaleOptions:
     lr: NonNegative | None = None
     max_scale: Positive | None = None
     bias: float | None = None
-
-
-@dataclass(frozen=True)
-class _AdapterOptions:
-    rank: Count = 8
-    alpha: int = 16
-    dropout: Rate = 0.0
-
-
-@dataclass(frozen=True)
-class AdapterOptions(_AdapterOptions):
-    """Parameter-efficient training of a classifier's backbone; its other weights are frozen, the heads are trained.
-
-    Attributes:
-        kind: ``lora``, low-rank updates of the attention layers (Hu et al., ICLR 2022); ``dora``, which also trains the
-            magnitudes of their weights (Liu et al., ICML 2024); ``bitfit``, all biases (Ben Zaken et al., ACL 2022),
-            which has no other option.
-        rank: rank of each update.
-        alpha: updates are scaled by alpha / rank.
-        dropout: dropout before each adapter.
-    """
-
-    kind: Literal["lora", "dora", "bitfit"] = "lora"
-
-
-@dataclass(frozen=True)
-class DistillOptions:
-    """A teacher, and how a classifier learns from it; the loss is (1 - weight) · labels + weight · teacher.
-
-    Attributes:
-        teacher: run directory or checkpoint, or name in timm.
-        kind: ``logits``, its softened probabilities (Hinton et al., 2015); ``features``, its features by a linear
-            projection (Romero et al., ICLR 2015); ``hard``, its predicted classes (DeiT: Touvron et al., ICML 2021).
-        weight: share of the teacher in the loss.
-        temperature: by which logits are divided, with ``logits``.
-        distance: of features: mean squared error, or 1 - cosine.
-        pretrained: weights of a teacher in timm: true for those on the hub, or a weights file.
-    """
-
-    teacher: str
-    kind: Literal["logits", "features", "hard"] = "logits"
-    weight: Factor = 0.5
-    temperature: Positive = 4.0
-    distance: Literal["mse", "cosine"] = "mse"
-    pretrained: bool | str = True
 
 
 @dataclass(frozen=True)
@@ -371,8 +388,9 @@ def checked(kind: type[Options], value: Options | Mapping[str, Any] | None, key:
     if unknown := sorted(set(given) - set(known)):
         raise UserError(f"{key}: unknown key {unknown[0]!r}; must be one of {', '.join(known)}")
     # pydantic would ignore unknown keys of options within options.
-    groups = {name: hint for name, hint in get_type_hints(kind).items() if is_dataclass(hint)}
-    given |= {name: checked(cast("Any", groups[name]), given[name], f"{key}.{name}") for name in groups.keys() & given}
+    for name, group in _groups(kind).items():
+        if name in given:
+            given[name] = _checked_group(group, given[name], f"{key}.{name}")
     try:
         return TypeAdapter(kind).validate_python(given)
     except ValidationError as error:
@@ -386,14 +404,30 @@ def checked(kind: type[Options], value: Options | Mapping[str, Any] | None, key:
 
 def current_arguments(task_class: type, arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Convert a task's arguments from a checkpoint of any version to their current names with all options."""
-    hints: dict[str, Any] = get_type_hints(cast("Any", task_class).__init__)
-    parameters = inspect.signature(task_class).parameters
-    found = {}
+    constructor = cast("Any", task_class).__init__
+    parameters, groups = inspect.signature(task_class).parameters, _groups(constructor)
+    options = {option.name: name for name, (kind, _) in groups.items() for option in fields(kind)}
+    found: dict[str, Any] = {}
     for name, value in arguments.items():
         current = name if name in parameters else _FORMER_ARGUMENTS.get(name, name)
-        kinds: list[Any] = [one for one in (hints.get(current), *get_args(hints.get(current))) if is_dataclass(one)]
-        optional = type(None) in get_args(hints.get(current))
-        found[current] = value
-        if kinds and not (optional and value is None):
-            found[current] = asdict(checked(kinds[0], value, current))
+        if current in parameters or current not in options:
+            found[current] = value
+        elif value is not None:
+            # An argument of an earlier version that is an option now.
+            found[options[current]] = {**(found.get(options[current]) or {}), current: value}
+    for name in groups.keys() & found:
+        value = _checked_group(groups[name], found[name], name)
+        found[name] = None if value is None else asdict(value)
     return found
+
+
+def _groups(owner: Any) -> dict[str, tuple[Any, bool]]:
+    """The options of a dataclass, or arguments of a function, that are dataclasses, and whether they may be None."""
+    hints = get_type_hints(owner).items()
+    kinds = {name: [one for one in (hint, *get_args(hint)) if is_dataclass(one)] for name, hint in hints}
+    return {name: (kinds[name][0], type(None) in get_args(hint)) for name, hint in hints if kinds[name]}
+
+
+def _checked_group(group: tuple[Any, bool], value: Any, key: str) -> Any:
+    kind, is_optional = group
+    return None if value is None and is_optional else checked(kind, value, key)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, NotRequired, Protocol, TypedDict, runtime_checkable
 
 if TYPE_CHECKING:
@@ -40,6 +41,21 @@ CLASS_KINDS: tuple[TaskKind, ...] = ("single_label", "ordinal")
 def kind_of(kinds: Mapping[str, TaskKind] | None, task: str) -> TaskKind:
     """Return the kind of a task, single-label where it is not named."""
     return (kinds or {}).get(task, "single_label")
+
+
+@dataclass(frozen=True)
+class TaskFacts:
+    """What a model needs to know of its tasks' targets; a DataModule's ``task_facts``, linked by the command line.
+
+    Attributes:
+        task_kinds: kinds of the tasks that are not single-label.
+        class_counts: training samples of each class; read only if a loss needs them.
+        target_stats: mean and standard deviation of each regression task's training targets.
+    """
+
+    task_kinds: dict[str, TaskKind] = field(default_factory=dict)
+    class_counts: dict[str, list[int]] = field(default_factory=dict)
+    target_stats: dict[str, list[float]] = field(default_factory=dict)
 
 
 Interpolation = Literal["bilinear", "bicubic"]

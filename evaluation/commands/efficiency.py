@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 BATCH_SIZES = [1, 8]
 REPEATS = 10
 
-_LINKED = ("class_names", "class_prompts", "tasks", "task_kinds", "class_counts", "target_stats", "chunk_size")
+_LINKED = ("class_names", "class_prompts", "tasks", "task_facts", "class_counts", "chunk_size")
 """Arguments of a task that the data give it."""
 
-_OF_KINDS = ("task_kinds", "target_stats")
-"""Those that have a default and shape the heads all the same."""
+_OF_HEADS = "task_facts"
+"""One that has a default and shapes the heads all the same."""
 
 _EPILOG = """\
 examples:
@@ -180,7 +180,7 @@ def build_experiment(experiment: Mapping[str, Any], device: str) -> tuple[Vision
     datamodule = load_datamodule(experiment, program="python -m evaluation efficiency")
     parameters = inspect.signature(task_class).parameters
     taken = [name for name in _LINKED if name in parameters]
-    needed = {name for name in taken if name in _OF_KINDS or parameters[name].default is inspect.Parameter.empty}
+    needed = {name for name in taken if name == _OF_HEADS or parameters[name].default is inspect.Parameter.empty}
     arguments = {**model.get("init_args", {}), "image_size": datamodule.image_size}
     arguments |= {name: getattr(datamodule, name) for name in needed}
     if "pretrained" in parameters:
@@ -199,7 +199,7 @@ def _task(arguments: dict[str, Any]) -> VisionTask:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(VisionTask, "model", required=True)
     try:
-        task = parser.instantiate(parser.parse_args(["--model", json.dumps(arguments)])).model
+        task = parser.instantiate(parser.parse_args(["--model", json.dumps(arguments, default=asdict)])).model
     except ArgumentError as error:
         raise UserError(f"model: {' '.join(str(error).split())}") from error
     except ValueError as error:

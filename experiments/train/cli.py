@@ -102,8 +102,7 @@ def refuse_conflicting_checkpoint(model: LightningModule, checkpoint: Path, *, t
             "last.ckpt of the run, or start again with these weights as model.init_args.pretrained"
         )
     theirs, ours = (
-        {key: _plain(value) for key, value in current_arguments(type(model), given).items() if key not in _NOT_COMPARED}
-        for given in (saved["hyper_parameters"], model.hparams)
+        _plain(current_arguments(type(model), given)) for given in (saved["hyper_parameters"], model.hparams)
     )
     different = [
         f"{key}: the checkpoint has {_short(theirs[key])}, the configuration {_short(ours[key])}"
@@ -221,10 +220,10 @@ def refuse_untrained(model: LightningModule, stage: str) -> None:
         )
 
 
-def _plain(value: object) -> object:
-    """Make values comparable that a checkpoint and a parser keep in different containers."""
+def _plain(value: Any) -> Any:
+    """Make values comparable that a checkpoint and a parser keep in different containers, without ``_NOT_COMPARED``."""
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: _plain(item) for key, item in value.items() if key not in _NOT_COMPARED}
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     if hasattr(value, "as_dict"):
@@ -237,10 +236,7 @@ def _short(value: object) -> str:
     return text if len(text) <= 60 else f"{text[:57]}…"
 
 
-_LINKS = (
-    *("class_names", "class_prompts", "tasks", "task_kinds", "class_counts", "target_stats"),
-    *("image_size", "chunk_size"),
-)
+_LINKS = (*("class_names", "class_prompts", "tasks", "task_facts", "class_counts", "image_size", "chunk_size"),)
 
 
 class RunConfig(SaveConfigCallback):

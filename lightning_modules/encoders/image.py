@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lightning_modules.encoders.weights import (
-    BackboneOptions,
+    TimmOptions,
     WeightsOrigin,
     check_encodes,
     create_backbone,
@@ -82,7 +82,7 @@ class ImageEncoder(nn.Module):
         backbone: str,
         image_size: int = 224,
         pretrained: bool | str = True,
-        options: BackboneOptions | None = None,
+        options: TimmOptions | None = None,
         part: str = "backbone",
     ) -> None:
         super().__init__()
@@ -151,8 +151,8 @@ class ImageEncoder(nn.Module):
             cast("Any", self.backbone).set_grad_checkpointing(True)
         except (AssertionError, AttributeError, NotImplementedError) as error:
             raise UserError(
-                f"gradient_checkpointing: timm does not support it for {self.name}; leave it out, and lower "
-                "data.loader.batch_size instead"
+                f"backbone_options.gradient_checkpointing: timm does not support it for {self.name}; leave it out, and "
+                "lower data.loader.batch_size instead"
             ) from error
         if not self._recomputes:
             self._recomputes = True

@@ -141,7 +141,7 @@ def known_architecture(name: str) -> Any:
         raise UserError(f"backbone: timm does not know {name!r}; {hint}") from None
 
 
-BackboneOptions = Mapping[str, Any]
+TimmOptions = Mapping[str, Any]
 """Arguments of a timm network by their names there: strings, numbers, booleans, lists."""
 
 _NOT_OPTIONS = {
@@ -158,8 +158,8 @@ def create_backbone(
     name: str,
     image_size: int,
     weights: dict[str, torch.Tensor] | None = None,
-    options: BackboneOptions | None = None,
-    key: str = "backbone_options",
+    options: TimmOptions | None = None,
+    key: str = "backbone_options.timm",
 ) -> nn.Module:
     """Build a timm network without classifier.
 
@@ -215,7 +215,7 @@ def _timm_network(name: str, arguments: Mapping[str, Any]) -> nn.Module:
     return cast("nn.Module", timm.create_model(name, **{**arguments, **classes}))
 
 
-def _checked_options(options: BackboneOptions, key: str) -> dict[str, Any]:
+def _checked_options(options: TimmOptions, key: str) -> dict[str, Any]:
     for name, value in options.items():
         if name in _NOT_OPTIONS:
             raise UserError(f"{key}.{name}: cannot be set, {_NOT_OPTIONS[name]}; leave it out")
@@ -224,7 +224,7 @@ def _checked_options(options: BackboneOptions, key: str) -> dict[str, Any]:
     return dict(options)
 
 
-def refuse_options(name: str, image_size: int, options: BackboneOptions, key: str, error: Exception) -> None:
+def refuse_options(name: str, image_size: int, options: TimmOptions, key: str, error: Exception) -> None:
     """Raise a UserError if it is the options that a network fails with, not the image size."""
     if not options:
         return
@@ -238,14 +238,14 @@ def refuse_options(name: str, image_size: int, options: BackboneOptions, key: st
     raise UserError(f"{key}: {name} does not work with {given} ({first_line(error)})") from error
 
 
-def _refuse_ignored(backbone: nn.Module, name: str, options: BackboneOptions, key: str) -> None:
+def _refuse_ignored(backbone: nn.Module, name: str, options: TimmOptions, key: str) -> None:
     """Refuse options that a network with arbitrary keyword arguments would ignore."""
     parameters = inspect.signature(type(backbone).__init__).parameters.values()
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
         _refuse_unknown(backbone, name, options, key)
 
 
-def _refuse_unknown(backbone: nn.Module, name: str, options: BackboneOptions, key: str) -> None:
+def _refuse_unknown(backbone: nn.Module, name: str, options: TimmOptions, key: str) -> None:
     parameters = [
         parameter
         for kind in type(backbone).__mro__
@@ -270,7 +270,7 @@ def _not_at_this_size(name: str, image_size: int, error: BaseException) -> str:
     return f"{name} cannot encode images of {image_size} px ({first_line(error)}); {hint}"
 
 
-def check_encodes(backbone: nn.Module, name: str, image_size: int, options: BackboneOptions, key: str) -> int:
+def check_encodes(backbone: nn.Module, name: str, image_size: int, options: TimmOptions, key: str) -> int:
     """Encode one black image, and return the length of its feature vector.
 
     Raises:
@@ -296,7 +296,7 @@ def check_encodes(backbone: nn.Module, name: str, image_size: int, options: Back
     return int(features.shape[1])
 
 
-def classifier_weights(name: str, options: BackboneOptions | None = None) -> set[str]:
+def classifier_weights(name: str, options: TimmOptions | None = None) -> set[str]:
     """Names of the classifier's weights."""
     with torch.device("meta"):
         whole, backbone = (_timm_network(name, {**(options or {}), "num_classes": classes}) for classes in (2, 0))
@@ -304,7 +304,7 @@ def classifier_weights(name: str, options: BackboneOptions | None = None) -> set
 
 
 def load_backbone(
-    backbone: nn.Module, path: str, name: str, image_size: int, options: BackboneOptions | None = None
+    backbone: nn.Module, path: str, name: str, image_size: int, options: TimmOptions | None = None
 ) -> LeftOut:
     """Load weights into a network without classifier; return the names of unused ones."""
     classifier = classifier_weights(name, options)

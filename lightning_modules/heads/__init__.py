@@ -11,7 +11,7 @@ from lightning_modules.heads.regression import RegressionOutput
 from lightning_modules.heads.single_label import SingleLabelOutput, class_weights_from_counts
 from lightning_modules.options import ClassWeighting, LossOptions
 from vitrail.errors import UserError
-from vitrail.types import TaskKind, kind_of
+from vitrail.types import TaskFacts, kind_of
 
 __all__ = [
     "MultiLabelOutput",
@@ -25,24 +25,20 @@ __all__ = [
 
 def task_outputs(
     tasks: Mapping[str, Sequence[str]],
-    kinds: Mapping[str, TaskKind] | None,
+    facts: TaskFacts,
     options: LossOptions,
     *,
-    class_counts: Mapping[str, Sequence[int]] | None = None,
     weighting: ClassWeighting = "none",
     label_smoothing: float = 0.0,
-    target_stats: Mapping[str, Sequence[float]] | None = None,
 ) -> list[TaskOutput]:
     """Build the output of each task.
 
     Args:
         tasks: class names of each task.
-        kinds: kinds of the tasks that are not single-label.
+        facts: kinds of the tasks, and statistics of their targets.
         options: losses by kind or task.
-        class_counts: training samples of each class.
         weighting: weighting of rare classes of single-label and ordinal tasks.
         label_smoothing: of single-label tasks.
-        target_stats: mean and standard deviation of each regression task's training targets.
 
     Raises:
         UserError: an option does not belong to a task, or the data lack what it needs.
@@ -51,17 +47,17 @@ def task_outputs(
         raise UserError(f"loss_options.by_task: no task {unknown[0]!r}; tasks are {', '.join(tasks)}")
     outputs: list[TaskOutput] = []
     for task, names in tasks.items():
-        kind, n = kind_of(kinds, task), len(names or ())
+        kind, n = kind_of(facts.task_kinds, task), len(names or ())
         loss = options.loss_of(task, kind)
         if kind == "multi_label":
             outputs.append(MultiLabelOutput(n, loss, options))
         elif kind == "regression":
-            outputs.append(RegressionOutput(task, (target_stats or {}).get(task), loss, options.delta))
+            outputs.append(RegressionOutput(task, facts.target_stats.get(task), loss, options.delta))
         else:
-            weights = class_weights_from_counts(task, n, class_counts, weighting)
+            weights = class_weights_from_counts(task, n, facts.class_counts, weighting)
             if kind == "ordinal":
                 outputs.append(OrdinalOutput(n, loss, weights))
             else:
-                prior = None if class_counts is None else class_counts.get(task)
+                prior = facts.class_counts.get(task)
                 outputs.append(SingleLabelOutput(task, n, loss, options, prior, weights, label_smoothing))
     return outputs

@@ -27,7 +27,7 @@ from datamodules.base import ImageDataModule
 from datamodules.table import SampleTable
 from lightning_modules.classification import ClassificationTask
 from lightning_modules.options import LossOptions
-from vitrail.types import LABEL_TASK
+from vitrail.types import LABEL_TASK, TaskFacts
 
 
 class Stripes(ImageDataModule):
@@ -63,12 +63,12 @@ class OneLayer(ClassificationTask):
         class_names: list[str],
         image_size: int = 32,
         width: int = 8,
-        class_counts: dict[str, list[int]] | None = None,
+        task_facts: TaskFacts | None = None,
     ) -> None:
         super().__init__(lr=0.01, weight_decay=0.0, schedule="constant")
         self.save_hyperparameters()
         self.configure_encoder("test_resnet", image_size, pretrained=False)
-        self.configure_tasks({LABEL_TASK: class_names}, None, LossOptions(), class_counts=class_counts)
+        self.configure_tasks({LABEL_TASK: class_names}, task_facts, LossOptions())
         features = self.encoder.num_features
         self.layers = nn.Sequential(nn.Linear(features, width), nn.ReLU(), nn.Linear(width, len(class_names)))
 

@@ -30,6 +30,7 @@ from tests.support.models import (
 )
 from vitrail.config import read_experiment
 from vitrail.errors import UserError
+from vitrail.types import TaskFacts
 
 
 class LinkedData(TinyData):
@@ -186,6 +187,28 @@ def test_a_checkpoint_of_version_0_1_loads(tmp_path: Path) -> None:
     refuse_conflicting_checkpoint(task, tmp_path / "old.ckpt")
     with pytest.raises(UserError, match="optim_options: the checkpoint has"):
         refuse_conflicting_checkpoint(tiny_pair(tmp_path, logit_scale={"scale": 5.0}), tmp_path / "old.ckpt")
+
+
+def test_arguments_that_are_options_now_are_found_there(tmp_path: Path) -> None:
+    facts = TaskFacts(class_counts={"class": [4, 2, 1, 1], "type": [1, 1]})
+    backbone = {"timm": {"drop_path_rate": 0.1}, "adapter": {"kind": "bitfit"}}
+    task = tiny_multitask(task_facts=facts, class_weighting="inverse", label_smoothing=0.1, backbone_options=backbone)
+    checkpoint: Any = torch.load(saved(tmp_path, task), weights_only=True)
+    arguments = checkpoint["hyper_parameters"]
+    arguments["class_counts"] = arguments.pop("task_facts")["class_counts"]
+    arguments["adapter"] = arguments["backbone_options"].pop("adapter")
+    torch.save(checkpoint, tmp_path / "old.ckpt")
+    loaded = load_task(tmp_path / "old.ckpt")
+    assert isinstance(loaded, MultiTaskClassifier)
+    assert_same_logits(task, loaded)
+    refuse_conflicting_checkpoint(task, tmp_path / "old.ckpt")
+    arguments["backbone_options"] = {"drop_path_rate": 0.1}
+    torch.save(checkpoint, tmp_path / "old.ckpt")
+    with pytest.raises(
+        UserError, match=r"backbone_options: unknown key 'drop_path_rate'; must be one of timm, "
+    ) as error:
+        load_task(tmp_path / "old.ckpt")
+    assert "\n" not in str(error.value)
 
 
 def test_arguments_of_an_experiment_file_of_version_0_1_have_their_present_names(tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ from tests.support.models import (
     tiny_trainer,
 )
 from vitrail.errors import UserError
-from vitrail.types import UNKNOWN, Mix
+from vitrail.types import UNKNOWN, Mix, TaskFacts
 
 
 def test_logged_values_are_over_samples_and_padding_is_not_one(tmp_path: Path) -> None:
@@ -129,7 +129,9 @@ def test_dropout_is_in_front_of_the_head_and_off_in_evaluation() -> None:
 
 def test_class_weights_come_from_the_counts_of_the_data() -> None:
     counts = {"class": [4, 2, 1, 1], "type": [1, 1]}
-    weights = tiny_classifier(class_counts=counts, class_weighting="inverse").outputs[0].class_weights
+    weights = (
+        tiny_classifier(task_facts=TaskFacts(class_counts=counts), class_weighting="inverse").outputs[0].class_weights
+    )
     assert isinstance(weights, torch.Tensor)
     assert weights.tolist() == [0.5, 1.0, 2.0, 2.0]
     with pytest.raises(UserError, match="class_weighting"):
@@ -153,7 +155,7 @@ def test_arguments_are_saved_as_plain_values() -> None:
     hparams = dict(tiny_classifier(optim_options=OptimOptions(betas=(0.9, 0.98))).hparams)
     assert hparams["class_names"] == TASKS["class"]
     assert hparams["optim_options"] == asdict(OptimOptions(betas=(0.9, 0.98)))
-    assert len(hparams) == 19
+    assert len(hparams) == 14
 
 
 SIZES = {"class": 10, "colour": 15, "material": 9, "condition": 4, "size": 3, "style": 6}

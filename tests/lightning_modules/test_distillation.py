@@ -63,7 +63,7 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def student(teacher: Path | str, *, backbone: str = BACKBONE, lr: float = 1e-2, **options: Any) -> ImageClassifier:
     pl.seed_everything(3)
-    return tiny_classifier(backbone=backbone, distill={"teacher": str(teacher), **options}, lr=lr)
+    return tiny_classifier(backbone=backbone, loss_options={"distill": {"teacher": str(teacher), **options}}, lr=lr)
 
 
 def fitted(task: VisionTask, root: Path, **changes: Any) -> pl.Trainer:
@@ -126,7 +126,9 @@ def test_gradients_reach_the_student_alone(teacher: Path, tmp_path: Path, option
 def test_the_loss_is_hintons_with_the_share_of_the_labels(teacher: Path, tmp_path: Path) -> None:
     # The teacher's classes are in another order.
     names = [TASKS["class"][index] for index in (2, 0, 3, 1)]
-    task = tiny_classifier(class_names=names, distill={"teacher": str(teacher), "weight": 0.3, "temperature": 3.0})
+    task = tiny_classifier(
+        class_names=names, loss_options={"distill": {"teacher": str(teacher), "weight": 0.3, "temperature": 3.0}}
+    )
     fitted(task, tmp_path, max_epochs=1, limit_train_batches=1)
     batch = make_batch([0, 1, 2, 3])
     loss = task.eval()._shared_step(batch, "train")[0].detach()
@@ -140,7 +142,9 @@ def test_the_loss_is_hintons_with_the_share_of_the_labels(teacher: Path, tmp_pat
 def test_hard_labels_are_those_that_the_teacher_predicts_in_every_task(tmp_path: Path) -> None:
     path = saved(tiny_multitask(backbone="test_resnet"), tmp_path / "best.ckpt")
     weights = {"class": 1.0, "type": 0.5}
-    task = tiny_multitask(task_weights=weights, distill={"teacher": str(path), "kind": "hard", "weight": 1.0})
+    task = tiny_multitask(
+        task_weights=weights, loss_options={"distill": {"teacher": str(path), "kind": "hard", "weight": 1.0}}
+    )
     fitted(task, tmp_path, limit_train_batches=1)
     batch = make_batch([0, 1, 2, 3], padding=1)
     loss = task.eval()._shared_step(batch, "train")[0].detach()
@@ -220,7 +224,7 @@ def test_teachers_that_do_not_fit_are_user_errors(
     torch.save(timm.create_model("test_vit").state_dict(), tmp_path / "w.pth")
     saved(tiny_multitask(tasks={"other": ["a", "b"]}), tmp_path / "best.ckpt")
     with pytest.raises(UserError, match=message) as caught:
-        fitted(tiny_classifier(distill=options), tmp_path)
+        fitted(tiny_classifier(loss_options={"distill": options}), tmp_path)
     assert "\n" not in str(caught.value)
 
 
@@ -233,9 +237,9 @@ def test_images_are_needed_although_the_backbone_is_frozen(teacher: Path) -> Non
 @pytest.mark.parametrize("make", [tiny_classifier, tiny_multitask])
 def test_the_distillation_token_of_deit_has_a_head_of_its_own(tmp_path: Path, make: Any) -> None:
     path = saved(make(backbone="test_resnet"), tmp_path / "best.ckpt")
-    name, depth = "deit_tiny_distilled_patch16_224", {"depth": 2}
+    name, depth = "deit_tiny_distilled_patch16_224", {"timm": {"depth": 2}}
     distill = {"teacher": str(path), "kind": "hard", "weight": 0.5}
-    task = make(backbone=name, backbone_options=depth, distill=distill)
+    task = make(backbone=name, backbone_options=depth, loss_options={"distill": distill})
     for head in (module for module in task.modules() if isinstance(module, TokenHeads)):
         for parameter in head.parameters():
             nn.init.normal_(parameter, std=0.2)

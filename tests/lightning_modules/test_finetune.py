@@ -172,7 +172,7 @@ def trained_names(task: ImageClassifier) -> set[str]:
 
 @pytest.mark.parametrize(("kind", "suffixes"), [("lora", {"A", "B"}), ("dora", {"A", "B", "magnitude_vector"})])
 def test_a_classifier_trains_its_adapters_and_heads_alone(kind: str, suffixes: set[str]) -> None:
-    task = tiny_classifier(backbone="test_vit", adapter={"kind": kind, "rank": 3})
+    task = tiny_classifier(backbone="test_vit", backbone_options={"adapter": {"kind": kind, "rank": 3}})
     names = {
         f"encoder.backbone.blocks.{block}.attn.qkv.lora_{s}.default.weight" for block in range(6) for s in suffixes
     }
@@ -186,7 +186,7 @@ def test_a_classifier_trains_its_adapters_and_heads_alone(kind: str, suffixes: s
 
 
 def test_bitfit_trains_biases_and_heads_alone_and_keeps_the_statistics() -> None:
-    task = tiny_classifier(adapter={"kind": "bitfit"})
+    task = tiny_classifier(backbone_options={"adapter": {"kind": "bitfit"}})
     names = {name for name, _ in task.backbone.named_parameters() if name.endswith("bias")}
     assert trained_names(task) == {f"encoder.backbone.{name}" for name in names} | {"head.weight", "head.bias"}
     before = {name: value.clone() for name, value in task.backbone.named_buffers()}
@@ -199,7 +199,9 @@ def test_bitfit_trains_biases_and_heads_alone_and_keeps_the_statistics() -> None
 def test_adapters_start_as_the_pretrained_network(tmp_path: Path, kind: str) -> None:
     plain = tiny_classifier(backbone="test_vit")
     torch.save(plain.backbone.state_dict(), tmp_path / "w.pth")
-    adapted = tiny_classifier(backbone="test_vit", pretrained=str(tmp_path / "w.pth"), adapter={"kind": kind})
+    adapted = tiny_classifier(
+        backbone="test_vit", pretrained=str(tmp_path / "w.pth"), backbone_options={"adapter": {"kind": kind}}
+    )
     adapted.load_pretrained()
     image = make_batch([1, 2])["image"]
     with torch.no_grad():
@@ -210,7 +212,8 @@ def test_adapters_start_as_the_pretrained_network(tmp_path: Path, kind: str) -> 
 def test_adapters_go_through_phases_a_checkpoint_and_an_export(tmp_path: Path, kind: str) -> None:
     def made() -> ImageClassifier:
         pl.seed_everything(5)
-        return tiny_classifier(backbone="test_vit", adapter={"kind": kind, **({} if kind == "bitfit" else {"rank": 2})})
+        adapter = {"kind": kind, **({} if kind == "bitfit" else {"rank": 2})}
+        return tiny_classifier(backbone="test_vit", backbone_options={"adapter": adapter})
 
     def unfreezing() -> BackboneUnfreezing:
         return BackboneUnfreezing(1, lr=1e-2, backbone_lr=1e-2, head_lr=1e-2)
@@ -258,4 +261,4 @@ def test_adapters_go_through_phases_a_checkpoint_and_an_export(tmp_path: Path, k
 )
 def test_adapters_that_do_not_fit_are_user_errors(name: str, options: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        tiny_classifier(backbone=name, adapter=options)
+        tiny_classifier(backbone=name, backbone_options={"adapter": options})

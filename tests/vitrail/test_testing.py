@@ -55,9 +55,9 @@ def test_our_classifiers_keep_the_contract() -> None:
 def of_every_kind(**options: Any) -> tuple[MultiTaskClassifier, Wares]:
     data = Wares(n_samples=60, every_kind=True, **SMALL)
     torch.manual_seed(0)
-    linked = {"task_kinds": data.task_kinds, "target_stats": data.target_stats}
+    facts = data.task_facts
     return MultiTaskClassifier(
-        "test_resnet", data.tasks, pretrained=False, image_size=32, **{**linked, **options}
+        "test_resnet", data.tasks, task_facts=facts, pretrained=False, image_size=32, **options
     ), data
 
 

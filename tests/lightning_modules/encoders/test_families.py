@@ -132,7 +132,7 @@ def classifier(family: str, **changes: Any) -> ImageClassifier:
     own = int(known_architecture(name).input_size[-1])
     arguments: dict[str, Any] = {"backbone": name, "class_names": TASKS["class"], "pretrained": False, **changes}
     if family in TWO_BLOCKS:
-        arguments["backbone_options"] = {"depth": 2}
+        arguments["backbone_options"] = {"timm": {"depth": 2}}
     torch.manual_seed(0)
     if "image_size" in changes:
         return ImageClassifier(**arguments)

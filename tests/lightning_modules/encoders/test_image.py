@@ -127,7 +127,7 @@ def step(task: ImageClassifier, image: torch.Tensor) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("name", ["test_vit", "test_resnet", "mobilevit_xxs", "test_efficientnet"])
 def test_recomputed_activations_give_the_same_gradients_and_statistics(name: str) -> None:
-    options = {"drop_path_rate": 0.3}
+    options = {"timm": {"drop_path_rate": 0.3}}
     plain, recomputing = (tiny_classifier(backbone=name, image_size=64, backbone_options=options) for _ in range(2))
     recomputing.load_state_dict(plain.state_dict())
     recomputing.encoder.checkpoint_activations()
@@ -141,9 +141,9 @@ def test_recomputed_activations_give_the_same_gradients_and_statistics(name: str
 
 def test_networks_that_cannot_recompute_are_refused_when_they_are_built() -> None:
     with pytest.raises(UserError, match="gradient_checkpointing: timm does not support it for pit_ti_224"):
-        tiny_classifier(backbone="pit_ti_224", image_size=64, gradient_checkpointing=True)
+        tiny_classifier(backbone="pit_ti_224", image_size=64, backbone_options={"gradient_checkpointing": True})
     # Only training recomputes.
-    task = tiny_classifier(backbone="test_vit", gradient_checkpointing=True)
+    task = tiny_classifier(backbone="test_vit", backbone_options={"gradient_checkpointing": True})
     assert not task.backbone.grad_checkpointing
 
 

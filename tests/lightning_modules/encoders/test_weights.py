@@ -21,6 +21,7 @@ from lightning_modules.encoders.image import ImageEncoder
 from lightning_modules.encoders.weights import reachable, read_weights
 from tests.support.models import BACKBONE, tiny_multitask
 from vitrail.errors import UserError
+from vitrail.types import TaskFacts
 
 WEIGHTS = Path(os.environ.get("VITRAIL_WEIGHTS", "no-such-folder"))
 
@@ -69,7 +70,9 @@ def test_a_pth_file_loads_with_and_without_wrapping_and_classifier(
 def test_the_backbone_of_an_own_checkpoint_loads(tmp_path: Path) -> None:
     # An ordinal task has weights behind its head, too.
     kinds: Any = {"class": "ordinal"}
-    task = tiny_multitask(task_kinds=kinds, loss_options={"ordinal": "cumulative_link", "balance": "uncertainty"})
+    task = tiny_multitask(
+        task_facts=TaskFacts(kinds), loss_options={"ordinal": "cumulative_link", "balance": "uncertainty"}
+    )
     torch.save({"state_dict": task.state_dict(), "hyper_parameters": {}}, tmp_path / "best.ckpt")
     assert_loaded(encoder_from(tmp_path / "best.ckpt"), task.encoder.backbone.state_dict())
 

@@ -27,7 +27,7 @@ from lightning_modules.heads.ordinal import OrdinalScores
 from lightning_modules.heads.regression import RegressionScores
 from lightning_modules.options import LossOptions, checked
 from vitrail.errors import UserError
-from vitrail.types import UNKNOWN, Mix
+from vitrail.types import UNKNOWN, Mix, TaskFacts
 
 N, C = 40, 5
 
@@ -284,7 +284,9 @@ def test_a_batch_without_known_targets_has_no_loss_and_no_gradient(place: int) -
 def test_options_that_fit_no_task_are_user_errors(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         task_outputs(
-            {"class": ["a", "b"], "tags": ["x"]}, {"tags": "multi_label"}, checked(LossOptions, options, "loss_options")
+            {"class": ["a", "b"], "tags": ["x"]},
+            TaskFacts({"tags": "multi_label"}),
+            checked(LossOptions, options, "loss_options"),
         )
 
 

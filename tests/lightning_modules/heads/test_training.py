@@ -29,7 +29,7 @@ from tests.lightning_modules.test_ensemble import write_member
 from tests.support.models import same_weights, tiny_trainer
 from vitrail.errors import UserError
 from vitrail.predictions import image_predictions, read_predictions
-from vitrail.types import UNKNOWN, TaskKind
+from vitrail.types import UNKNOWN, TaskFacts, TaskKind
 
 KINDS: dict[str, TaskKind] = {"tags": "multi_label", "grade": "ordinal", "price": "regression"}
 VOCABULARIES = {"class": ["cold", "warm"], "tags": ["green", "red"], "grade": ["low", "middle", "high"]}
@@ -73,9 +73,7 @@ def model_of(data: Shades, **changes: Any) -> MultiTaskClassifier:
     pl.seed_everything(0)
     arguments: dict[str, Any] = {
         "tasks": data.tasks,
-        "task_kinds": data.task_kinds,
-        "class_counts": data.class_counts,
-        "target_stats": data.target_stats,
+        "task_facts": data.task_facts,
         "image_size": 32,
         "pretrained": False,
         "lr": 1e-2,
@@ -207,8 +205,7 @@ def test_one_task_of_a_kind_needs_no_several(tmp_path: Path, task: str) -> None:
     model = ImageClassifier(
         "test_resnet",
         data.class_names,
-        task_kinds=data.task_kinds,
-        target_stats=data.target_stats,
+        task_facts=data.task_facts,
         image_size=32,
         pretrained=False,
     )
@@ -217,7 +214,7 @@ def test_one_task_of_a_kind_needs_no_several(tmp_path: Path, task: str) -> None:
     score = {"tags": "mAP", "grade": "mae", "price": "spearman"}[task]
     assert f"val/class/{score}" in trainer.callback_metrics
     with pytest.raises(UserError, match=r"has no class|has fewer than two classes|mean and standard deviation"):
-        ImageClassifier("test_resnet", [], task_kinds=data.task_kinds, image_size=32, pretrained=False)
+        ImageClassifier("test_resnet", [], task_facts=TaskFacts(data.task_kinds), image_size=32, pretrained=False)
 
 
 def test_mixed_images_train_every_kind(tmp_path: Path) -> None:
@@ -231,7 +228,7 @@ def test_a_model_of_another_kind_is_refused(tmp_path: Path) -> None:
     data = Shades(32)
     tasks = {**data.tasks, "price": ["cheap", "dear"]}
     with pytest.raises(UserError, match="'tags': MultiTaskClassifier takes it as single_label, the data have it as"):
-        tiny_trainer(tmp_path).fit(model_of(data, task_kinds={}, tasks=tasks), data)
+        tiny_trainer(tmp_path).fit(model_of(data, task_facts=None, tasks=tasks), data)
 
 
 def test_a_precision_that_would_round_targets_is_refused(tmp_path: Path) -> None:
