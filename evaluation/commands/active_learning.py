@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 
 from datamodules.table import composed
 from evaluation.commands.explore import add_data_arguments, collection_of, data_of, gallery_vectors
-from evaluation.dataset.active_learning import STRATEGIES, Labelled, Pool, ranking, to_label
+from evaluation.dataset.active_learning import STRATEGIES, VARIANCE, Labelled, Pool, ranking, to_label
 from vitrail.errors import UserError
-from vitrail.predictions import refuse_kinds
+from vitrail.predictions import LABEL_SEPARATOR, Predictions, check_finite, known_rows, task_predictions
 from vitrail.runs import Run
 from vitrail.runtime import check_device
-from vitrail.types import DATA_ARGUMENTS, LABEL_TASK, UNKNOWN, kind_of
+from vitrail.types import CLASS_KINDS, DATA_ARGUMENTS, LABEL_TASK, UNKNOWN, kind_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -32,6 +32,7 @@ _SELECT_EPILOG = """\
 examples:
   python -m evaluation select --run runs/NAME/TIME --pool new_photos/ --by margin --n 50 --to to_label.csv
   python -m evaluation select --run runs/NAME/TIME --pool galleries/holiday --by coreset --to to_label.csv
+  python -m evaluation select --run runs/NAME/TIME --pool new_photos/ --task tags --by entropy --to to_label.csv
 """
 
 _CURVE_EPILOG = """\
@@ -51,7 +52,9 @@ def add_select_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--pool", required=True, help="an experiment's YAML, a folder of images, or a gallery of the run"
     )
-    command.add_argument("--by", choices=STRATEGIES, default="margin", help="(default: margin)")
+    command.add_argument(
+        "--by", choices=(*STRATEGIES, VARIANCE), help="(default: margin, and variance where the task is a number)"
+    )
     command.add_argument("--n", type=int, default=50, help="images (default: 50)")
     command.add_argument("--to", type=Path, required=True, metavar="CSV", help="table to write")
     command.add_argument("--task", type=composed, help="that is to be labelled (default: the main task)")
@@ -74,11 +77,13 @@ def run_select(options: argparse.Namespace, rest: Sequence[str] = ()) -> None:
         raise UserError(f"--run {options.run}: has no checkpoints/best.ckpt; train it first with `fit`")
     is_gallery = "://" in options.pool or (Path(options.pool) / "images.lance").is_dir()
     pool = _gallery_pool(options) if is_gallery else _image_pool(options, rest)
-    ranked = ranking(pool, options.by, options.n)
+    by = options.by or (VARIANCE if pool.kind == "regression" else "margin")
+    ranked = ranking(pool, by, options.n)
     write_csv(options.to, to_label(pool, ranked, options.task or LABEL_TASK))
+    several = ", labels with ; between them" if pool.kind == "multi_label" else ""
     sys.stdout.write(
-        f"{options.to}: {len(ranked.rows)} of {len(pool.names):,} images by {options.by}, the most wanted first; "
-        f"fill in the column {options.task or LABEL_TASK}\n"
+        f"{options.to}: {len(ranked.rows)} of {len(pool.names):,} images by {by}, the most wanted first; "
+        f"fill in the column {options.task or LABEL_TASK}{several}\n"
     )
 
 
@@ -86,39 +91,46 @@ def _gallery_pool(options: argparse.Namespace) -> Pool:
     """Images of a gallery; those with a label are covered."""
     from lightning_modules.checkpoint import load_task
     from retrieval.gallery import Gallery
-    from retrieval.schema import CONFIDENCE, LABEL, PREDICTED
+    from retrieval.schema import LABEL, prediction_columns
 
     gallery = Gallery.open(options.pool)
     identity = gallery.identity
     if load_task(options.run / Run.BEST).weights_digest() != identity.weights:
         raise UserError(f"--pool {options.pool}: was made by {identity.run}, with other weights than {options.run}")
     name = _task_name(options.task, identity.predicts, options.run)
-    refuse_kinds({name: identity.kind(name)}, "select")
-    columns = ["id", "path"]
-    columns += [f"{PREDICTED}{name}", f"{CONFIDENCE}{name}"] if name in identity.predicts else []
+    predicts, kind = name in identity.predicts, identity.kind(name)
+    columns = ["id", "path", *(prediction_columns(identity, name) if predicts else [])]
     columns += [f"{LABEL}{name}"] if name in identity.labels else []
     rows = gallery.table(columns).to_pandas()
     vectors = gallery.vectors(rows["id"].tolist())
     known = rows[f"{LABEL}{name}"].notna().to_numpy() if name in identity.labels else None
     wanted = _wanted(known, len(rows), name, options)
     chosen = rows.iloc[wanted]
-    predicts = name in identity.predicts
+    predicted = confidence = deviation = None
+    if predicts:
+        of_task, further = prediction_columns(identity, name)
+        values = chosen[of_task].tolist()
+        predicted = np.array([LABEL_SEPARATOR.join(one) if kind == "multi_label" else one for one in values], object)
+        # Of labels only those of the predicted ones are there, which do not show how sure the others are.
+        numbers = None if kind == "multi_label" else chosen[further].to_numpy(np.float64)
+        confidence = None if kind == "regression" else numbers
+        deviation = numbers if kind == "regression" and not chosen[further].isna().any() else None
     return Pool(
         names=chosen["id"].to_numpy(object),
         paths=chosen["path"].to_numpy(object),
         vectors=vectors[wanted],
         probability=None,
-        predicted=chosen[f"{PREDICTED}{name}"].to_numpy(object) if predicts else None,
-        confidence=chosen[f"{CONFIDENCE}{name}"].to_numpy(np.float64) if predicts else None,
+        predicted=predicted,
+        confidence=confidence,
         covered=np.delete(vectors, wanted, axis=0),
+        kind=kind,
+        deviation=deviation,
     )
 
 
 def _image_pool(options: argparse.Namespace, rest: Sequence[str]) -> Pool:
     """Images that the model predicts now."""
     from datamodules.cli import load_datamodule
-    from evaluation.dataset.active_learning import checked_probabilities
-    from vitrail.predictions import predicted_classes
 
     if not Path(options.pool).expanduser().is_dir() and Path(options.pool).suffix not in (".yaml", ".yml"):
         raise UserError(
@@ -129,31 +141,56 @@ def _image_pool(options: argparse.Namespace, rest: Sequence[str]) -> Pool:
     model = run.load_model(device=check_device("auto"))
     found = _predicted(model, datamodule, ("train", "val", "test"))
     name = _task_name(options.task, found.logits, options.run)
-    for kinds in (getattr(model, "task_kinds", {}), datamodule.task_kinds):
-        refuse_kinds({name: kind_of(kinds, name)}, "select")
+    kind, given = (kind_of(kinds, name) for kinds in (getattr(model, "task_kinds", {}), datamodule.task_kinds))
     targets = datamodule.table.targets.get(name)
-    known = None if targets is None else targets[found.sample_id] != UNKNOWN
+    if targets is not None and kind != given and not {kind, given} <= set(CLASS_KINDS):
+        raise UserError(f"--pool {options.pool}: {name!r} is {given}, the model has it as {kind}; set its kind")
+    known = None if targets is None else _labelled(targets[found.sample_id])
     wanted = _wanted(known, len(found.sample_id), name, options)
     covered = np.delete(found.vectors, wanted, axis=0)
     if options.by == "coreset":
         covered = np.concatenate([covered, _predicted(model, run.datamodule, ("train",)).vectors])
-    probability = predicted = confidence = None
-    if name in found.logits:
-        probability = checked_probabilities(found.logits[name][wanted], str(options.run))
-        # The last one, nothing, where the model predicts none (UNKNOWN is -1).
-        classes = np.array([*cast("Any", model).tasks[name], ""], dtype=object)
-        predicted = classes[predicted_classes(found.logits[name][wanted])]
-        confidence = probability.max(axis=1)
     facts = datamodule.image_facts(found.sample_id[wanted])
-    return Pool(
+    pool = Pool(
         names=np.array(facts.column("id").to_pylist(), dtype=object),
         paths=np.array(facts.column("path").to_pylist(), dtype=object),
         vectors=found.vectors[wanted],
-        probability=probability,
-        predicted=predicted,
-        confidence=confidence,
+        probability=None,
+        predicted=None,
+        confidence=None,
         covered=covered,
+        kind=kind,
     )
+    if name not in found.logits:
+        return pool
+    return _with_predictions(pool, model, name, found.logits[name][wanted], str(options.run))
+
+
+def _with_predictions(pool: Pool, model: VisionTask, task: str, logits: NDArray[np.float32], run: str) -> Pool:
+    """The pool with what the model predicts for its images."""
+    from evaluation.dataset.active_learning import checked_probabilities
+
+    probability = None if pool.kind == "regression" else checked_probabilities(logits, run, pool.kind)
+    thresholds: dict[str, list[float]] = getattr(model, "thresholds", {})
+    names: dict[str, list[str]] = {task: cast("Any", model).tasks[task] or []}
+    predictions = Predictions(
+        np.arange(len(logits)), pool.names, pool.names, names, {}, {task: logits}, {task: pool.kind}, thresholds
+    )
+    check_finite(predictions, run)
+    found = task_predictions(predictions, task)
+    is_number = pool.kind == "regression"
+    return replace(
+        pool,
+        probability=probability,
+        predicted=np.array([one.value if is_number else one.label for one in found], dtype=object),
+        confidence=None if is_number else np.array([one.confidence for one in found]),
+        deviation=predictions.deviations(task) if is_number else None,
+    )
+
+
+def _labelled(targets: NDArray[Any]) -> NDArray[np.bool_]:
+    """Which samples need no label, bool ``(N,)``; of multi-label tasks those with all entries known."""
+    return (targets != UNKNOWN).all(axis=1) if targets.ndim > 1 else known_rows(targets)
 
 
 class _Predicted(NamedTuple):
@@ -264,7 +301,7 @@ def run_learning_curve(options: argparse.Namespace, rest: Sequence[str] = ()) ->
     collection = collection_of(data_of("learning-curve", options, rest))
     task = main_task(collection, options.task)
     if task is None:
-        raise UserError(f"{collection.name}: has no labels, so there are no curves")
+        raise UserError(f"{collection.name}: has no task with a single class, so there are no curves")
     pool, test = _pool_and_test(collection, task, options)
     schedule = Schedule(options.start, options.step, options.rounds)
     curves = learning_curves(pool, test, options.by, range(options.seeds), schedule)

@@ -80,6 +80,8 @@ def run(options: argparse.Namespace, rest: Sequence[str] = ()) -> None:
     parts = [
         sections.splits_section(collection),
         sections.class_section(collection),
+        *([sections.labels_section(collection)] if any(collection.others.values()) else []),
+        *([sections.numbers_section(collection)] if not all(collection.others.values()) else []),
         sections.size_section(stats),
         colour.density_section(
             collection, stats, task, options.classes, side=options.side, pixels=options.pixels, seed=seed
@@ -95,6 +97,11 @@ def run(options: argparse.Namespace, rest: Sequence[str] = ()) -> None:
         f"{table.origin}, fingerprint {table.fingerprint()[:12]}.",
         f"What needs images was computed from {stats.summary}, sampled with seed {seed}.",
     ]
+    if left_out := other_kinds(table.tasks, table.kinds):
+        lead.append(
+            f"Colours, labels that go together and suspected labels are of tasks with a single class; {left_out} are "
+            "left out there."
+        )
     page = Page(f"What is in {collection.name}", lead, parts).write(options.to, "explore")
     sys.stdout.write(f"{page} has the page, and the folder its figures and tables\n")
 
@@ -133,9 +140,7 @@ def collection_of(datamodule: ImageDataModule) -> Collection:
         return table.caption_lists.of(rows.tolist())
 
     of_classes = [task for task in table.tasks if kind_of(table.kinds, task) in CLASS_KINDS]
-    if left_out := other_kinds(table.tasks, table.kinds):
-        sys.stderr.write(f"explore: left out {left_out}, which have no single class\n")
-
+    others = [task for task in table.tasks if task not in of_classes]
     return Collection(
         name=type(datamodule).__name__,
         names=table.names.to_numpy(zero_copy_only=False),
@@ -147,6 +152,8 @@ def collection_of(datamodule: ImageDataModule) -> Collection:
         unreadable=skipped,
         read=read,
         captions=captions if any(any(texts) for texts in _captions(table)) else None,
+        others={task: table.tasks[task] or [] for task in others},
+        other_targets={task: table.targets[task] for task in others},
     )
 
 

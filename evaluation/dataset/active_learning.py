@@ -1,7 +1,8 @@
 """Which unlabelled images to label next, and what that is worth compared with choosing at random.
 
 * ``entropy``, ``margin``, ``confidence``: where the model is least sure (Settles, Active Learning Literature Survey,
-  2009, section 3.1).
+  2009, section 3.1); of multi-label tasks the entropy of all labels together, or the least sure label.
+* ``variance``: of regression tasks, where the model expects the largest error.
 * ``coreset``: images such that any other one is near to a labelled one (k-centre greedy, Sener & Savarese, ICLR 2018);
   needs vectors only, and does not ask for ten views of one object.
 
@@ -22,12 +23,16 @@ from numpy.typing import NDArray
 from evaluation.dataset.features import Reduction, fitted, probabilities
 from evaluation.report.figures import blank_figure, plain
 from vitrail.errors import UserError
+from vitrail.types import TaskKind
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
 STRATEGIES = ("entropy", "margin", "confidence", "coreset")
+"""Of tasks with classes or labels; of regression tasks ``variance`` and ``coreset``."""
+
+VARIANCE = "variance"
 RANDOM = "random"
 
 
@@ -44,19 +49,27 @@ class Ranked(NamedTuple):
     scores: NDArray[np.float64]
 
 
-def uncertainty(probability: NDArray[np.float64], by: str) -> NDArray[np.float64]:
+def uncertainty(probability: NDArray[np.float64], by: str, kind: TaskKind = "single_label") -> NDArray[np.float64]:
     """Return how unsure a model is of each sample.
 
     Args:
-        probability: float64 ``(N, C)``; each row sums to 1.
-        by: ``entropy`` in nats (0 to ln C), ``margin`` as 1 less the lead of the best class over the next (0 to 1), or
-            ``confidence`` as 1 less the probability of the best class.
+        probability: float64 ``(N, C)``; each row sums to 1, of multi-label tasks each entry stands for itself.
+        by: ``entropy`` in nats (0 to ln C; of C labels 0 to C ln 2), ``margin`` as 1 less the lead of the best class
+            over the next, or of the less over the more probable state of the least sure label (0 to 1), or
+            ``confidence`` as 1 less the probability of the best class or of that label's state.
+        kind: of the task.
 
     Returns:
         float64 ``(N,)``, higher is less sure.
     """
     from scipy.special import entr
 
+    if kind == "multi_label":
+        states = np.stack([probability, 1 - probability], axis=2)  # each label applies or not
+        if by == "entropy":
+            return np.asarray(entr(states).sum(axis=(1, 2)))
+        best = states.max(axis=2).min(axis=1)
+        return np.asarray(1 - best if by == "confidence" else 2 * (1 - best))
     if by == "entropy":
         return np.asarray(entr(probability).sum(axis=1))
     ordered = np.sort(probability, axis=1)
@@ -66,9 +79,8 @@ def uncertainty(probability: NDArray[np.float64], by: str) -> NDArray[np.float64
     return 1 - (ordered[:, -1] - second)
 
 
-def most_uncertain(probability: NDArray[np.float64], by: str, n: int) -> Ranked:
-    """Return the n samples that the model is least sure of; of equal ones the earlier first."""
-    scores = uncertainty(probability, by)
+def most_uncertain(scores: NDArray[np.float64], n: int) -> Ranked:
+    """Return the n samples of the highest uncertainty; of equal ones the earlier first."""
     rows = np.argsort(-scores, kind="stable")[:n]
     return Ranked(rows.astype(np.int64), scores[rows])
 
@@ -104,20 +116,20 @@ def k_centre_greedy(vectors: NDArray[Any], n: int, covered: NDArray[Any] | None 
     return Ranked(taken, scores)
 
 
-def checked_probabilities(logits: NDArray[Any], name: str) -> NDArray[np.float64]:
-    """Return the softmax of logits, float64 ``(N, C)``.
+def checked_probabilities(logits: NDArray[Any], name: str, kind: TaskKind = "single_label") -> NDArray[np.float64]:
+    """Return the softmax of logits, or of multi-label tasks the logistic function, float64 ``(N, C)``.
 
     Raises:
         UserError: for logits that are not finite, and for a single class, of which every model is sure.
     """
-    from scipy.special import softmax
+    from scipy.special import expit, softmax
 
     values = np.asarray(logits, np.float64)
-    if values.shape[1] < 2:
+    if values.shape[1] < 2 and kind != "multi_label":
         raise UserError(f"{name}: has one class only, so it is never unsure; rank by coreset")
     if bad := int((~np.isfinite(values).all(axis=1)).sum()):
         raise UserError(f"{name}: logits of {bad} of {len(values)} images are not finite; has it diverged?")
-    return np.asarray(softmax(values, axis=1))
+    return np.asarray(expit(values) if kind == "multi_label" else softmax(values, axis=1))
 
 
 @dataclass(frozen=True)
@@ -128,10 +140,12 @@ class Pool:
         names: object ``(N,)`` of strings.
         paths: object ``(N,)`` of strings, empty where an image is no file.
         vectors: ``(N, D)``, of unit length.
-        probability: float64 ``(N, C)``; None where a gallery kept only the best class's.
-        predicted: object ``(N,)`` of strings; None where the model predicts no classes.
-        confidence: float64 ``(N,)``, probability of the predicted class; None likewise.
+        probability: float64 ``(N, C)``; None of numbers, and where a gallery kept only the best class's.
+        predicted: object ``(N,)`` of strings; None where the model predicts nothing.
+        confidence: float64 ``(N,)``, probability of the predicted class; None likewise, and of numbers.
         covered: ``(M, D)``, vectors of labelled images.
+        kind: of the task.
+        deviation: float64 ``(N,)``, predicted standard deviations of numbers; None where the model predicts none.
     """
 
     names: NDArray[np.object_]
@@ -141,6 +155,8 @@ class Pool:
     predicted: NDArray[np.object_] | None
     confidence: NDArray[np.float64] | None
     covered: NDArray[np.float32]
+    kind: TaskKind = "single_label"
+    deviation: NDArray[np.float64] | None = None
 
 
 def ranking(pool: Pool, by: str, n: int) -> Ranked:
@@ -151,20 +167,33 @@ def ranking(pool: Pool, by: str, n: int) -> Ranked:
     """
     if by == "coreset":
         return k_centre_greedy(pool.vectors, n, pool.covered)
-    if by == "confidence" and pool.confidence is not None:
-        rows = np.argsort(pool.confidence, kind="stable")[:n].astype(np.int64)
-        return Ranked(rows, 1 - pool.confidence[rows])
+    if (by == VARIANCE) != (pool.kind == "regression"):
+        fits = VARIANCE if pool.kind == "regression" else ", ".join(STRATEGIES[:-1])
+        raise UserError(f"--by {by}: does not go with a {pool.kind} task; use {fits} or coreset")
+    if by == VARIANCE:
+        if pool.deviation is None:
+            raise UserError(
+                f"--by {by}: the model predicts no variance; train it with loss_options: {{regression: gaussian_nll}}, "
+                "give an ensemble of such runs, or use coreset"
+            )
+        return most_uncertain(pool.deviation**2, n)
+    if by == "confidence" and pool.confidence is not None and pool.kind != "multi_label":
+        return most_uncertain(1 - pool.confidence, n)
     if pool.probability is None:
-        has = "the best class's probability only" if pool.confidence is not None else "no probabilities"
+        has, instead = "no probabilities", ""
+        if pool.confidence is not None:
+            has, instead = "the best class's probability only", "confidence or "
+        elif pool.predicted is not None and pool.kind == "multi_label":
+            has = "those of the predicted labels only"
         raise UserError(
-            f"--by {by}: needs the probability of every class, and this pool has {has}; name the images themselves "
-            f"as --pool, or use {'confidence or ' if pool.confidence is not None else ''}coreset"
+            f"--by {by}: needs the probability of every {'label' if pool.kind == 'multi_label' else 'class'}, and this "
+            f"pool has {has}; name the images themselves as --pool, or use {instead}coreset"
         )
-    return most_uncertain(pool.probability, by, n)
+    return most_uncertain(uncertainty(pool.probability, by, pool.kind), n)
 
 
 def to_label(pool: Pool, ranked: Ranked, task: str) -> pd.DataFrame:
-    """Return rank, name, path, score, prediction and confidence, with an empty column for the label."""
+    """Return rank, name, path, score, prediction and its confidence or deviation, and an empty column to fill in."""
     import pandas as pd
 
     rows = ranked.rows
@@ -174,8 +203,12 @@ def to_label(pool: Pool, ranked: Ranked, task: str) -> pd.DataFrame:
         "path": pool.paths[rows],
         "score": ranked.scores.round(6),
     }
-    if pool.predicted is not None and pool.confidence is not None:
-        columns |= {"predicted": pool.predicted[rows], "confidence": pool.confidence[rows].round(4)}
+    if pool.predicted is not None:
+        columns["predicted"] = pool.predicted[rows]
+    if pool.confidence is not None:
+        columns["confidence"] = pool.confidence[rows].round(4)
+    if pool.deviation is not None:
+        columns["deviation"] = pool.deviation[rows]
     return pd.DataFrame({**columns, task: ""})
 
 
@@ -299,7 +332,7 @@ def _curve(pool: Labelled, test: Labelled, choice: str, seed: int, schedule: Sch
             added = rest[k_centre_greedy(directions[rest], schedule.step, directions[chosen]).rows]
         else:
             predicted = probabilities(classifier, pool.features[rest], num_classes)
-            added = rest[most_uncertain(predicted, choice, schedule.step).rows]
+            added = rest[most_uncertain(uncertainty(predicted, choice), schedule.step).rows]
         chosen = np.concatenate([chosen, added])
 
 

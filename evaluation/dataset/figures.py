@@ -132,25 +132,36 @@ def size_figure(widths: NDArray[np.int64], heights: NDArray[np.int64]) -> Figure
 
 def length_histogram(lengths: Mapping[str, NDArray[np.int64]]) -> Figure:
     """Draw the number of words of captions by split; each split's bars sum to 1, so that splits compare."""
-    figure = blank_figure(7.2, 3.4)
-    axes = figure.subplots()
     longest = max(int(values.max(initial=0)) for values in lengths.values())
     width = max(1, -(-longest // 40))
     fewest = min(int(values.min(initial=longest)) for values in lengths.values())
     edges = np.arange(fewest, longest + 2 * width, width) - 0.5
-    for split, values in lengths.items():
-        shares = np.full(len(values), 1 / max(len(values), 1))
-        label = f"{split} ({len(values):,})"
+    return _histogram(lengths, edges, xlabel="words in a caption", ylabel="share of captions")
+
+
+def number_histogram(numbers: Mapping[str, NDArray[np.float64]], task: str) -> Figure:
+    """Draw the numbers of a regression task by split, likewise; at least one split has some."""
+    together = np.concatenate(list(numbers.values()))
+    bins = min(40, max(8, round(len(together) ** 0.5)))
+    edges = np.histogram_bin_edges(together, bins)
+    return _histogram(numbers, edges, xlabel=plain(task), ylabel="share of samples")
+
+
+def _histogram(values: Mapping[str, NDArray[Any]], edges: NDArray[Any], **labels: str) -> Figure:
+    figure = blank_figure(7.2, 3.4)
+    axes = figure.subplots()
+    for split, of_split in values.items():
+        shares = np.full(len(of_split), 1 / max(len(of_split), 1))
         axes.hist(
-            values,
+            of_split,
             edges.tolist(),
             weights=shares,
             histtype="step",
             linewidth=1.8,
             color=SPLIT_COLOURS[split],
-            label=label,
+            label=f"{split} ({len(of_split):,})",
         )
-    axes.set(xlabel="words in a caption", ylabel="share of captions")
+    axes.set(**labels)
     axes.legend(frameon=False)
     _clean(axes)
     return figure

@@ -7,17 +7,18 @@ it reports that instead.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from evaluation.dataset.features import centre_colour, pixel_features
-from evaluation.dataset.figures import class_bars, heatmap, length_histogram, size_figure
+from evaluation.dataset.figures import class_bars, heatmap, length_histogram, number_histogram, size_figure
 from evaluation.report.page import Section
 from vitrail.console import tracked
 from vitrail.errors import UserError
+from vitrail.predictions import known_rows
 from vitrail.trust import file_name
 from vitrail.types import LABEL_TASK, UNKNOWN
 
@@ -41,12 +42,14 @@ class Collection:
         names: object ``(N,)`` of strings, stable names.
         groups: object ``(N,)`` of strings, the physical objects.
         splits: object ``(N,)`` of strings, ``train``, ``val`` or ``test``.
-        tasks: class names of each task, the main one first; none for data without labels.
+        tasks: class names of each task with a single class, the main one first; none for data without labels.
         targets: for each task int64 ``(N,)``.
         usable: int64 ``(n,)``, rows whose images can be read.
         unreadable: why other rows' images cannot be read.
         read: returns uint8 ``(H, W, 3)`` for a row.
         captions: returns all captions of some rows; None where the data have none of their own.
+        others: label names of each multi-label task, and regression tasks, without any names.
+        other_targets: of these tasks, see ``vitrail.predictions.Predictions``.
     """
 
     name: str
@@ -59,6 +62,8 @@ class Collection:
     unreadable: Mapping[int, str]
     read: Callable[[int], NDArray[np.uint8]]
     captions: Callable[[NDArray[np.int64]], list[list[str]]] | None
+    others: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    other_targets: Mapping[str, NDArray[Any]] = field(default_factory=dict)
 
     def sample(self, limit: int, seed: int) -> NDArray[np.int64]:
         """Sample at most ``limit`` rows of readable images evenly; ascending, int64."""
@@ -124,6 +129,14 @@ def splits_section(collection: Collection) -> Section:
         rows[f"{task}: samples without a known value"] = {
             split: rows["samples"][split] - len(of) for split, of in known.items()
         }
+    for task, targets in collection.other_targets.items():
+        if names := collection.others[task]:
+            occurs = {split: (targets[mask] == 1).any(axis=0) for split, mask in masks.items()}
+            rows[f"{task}: labels that occur, of {len(names)}"] = {split: int(of.sum()) for split, of in occurs.items()}
+        unknown = ~known_rows(targets)
+        rows[f"{task}: samples without a known value"] = {
+            split: int((unknown & mask).sum()) for split, mask in masks.items()
+        }
     table = pd.DataFrame(rows).T.rename_axis("number of").reset_index()
     total, groups = len(collection.names), len(set(collection.groups.tolist()))
     paragraphs = [f"{total:,} samples of {groups:,} groups (physical objects; a sample without a group is its own)."]
@@ -140,7 +153,8 @@ def class_section(collection: Collection) -> Section:
     import pandas as pd
 
     if not collection.tasks:
-        return Section("Classes", missing=["The data have no labels, so there are no classes to count."])
+        none = "no task with a single class" if collection.others else "no labels"
+        return Section("Classes", missing=[f"The data have {none}, so there are no classes to count."])
     paragraphs, missing, figures, files = [], [], {}, {}
     for task, names in collection.tasks.items():
         counts = pd.DataFrame({split: class_counts(collection, task, split) for split in SPLITS}, index=list(names))
@@ -158,6 +172,98 @@ def class_section(collection: Collection) -> Section:
         if never and order["train"].sum():
             missing.append(f"{task}: {_counted(never, 'class is', 'classes are')} never trained: {_list(never)}")
     return Section("Classes", paragraphs, figures, files=files, missing=missing)
+
+
+def labels_section(collection: Collection) -> Section:
+    """How many samples each label of the multi-label tasks applies to in each split, and which apply together."""
+    import pandas as pd
+
+    section = Section("Labels of which several may apply")
+    for task, names in collection.others.items():
+        if not names:
+            continue
+        targets = collection.other_targets[task]
+        by_split = {split: (targets[collection.splits == split] == 1).sum(axis=0) for split in SPLITS}
+        counts = pd.DataFrame(by_split, index=list(names))
+        order = counts.sort_values("train", ascending=False, kind="stable")
+        stem = file_name(task)
+        section.figures[f"labels_{stem}"] = class_bars(order, f"{task}: samples that each label applies to")
+        section.files[f"labels_{stem}"] = order.rename_axis("value" if task in order else task).reset_index()
+        train = targets[(collection.splits == "train") & known_rows(targets)]
+        section.paragraphs.append(_label_frequencies(task, list(names), order["train"], train))
+        applies = (targets == 1).astype(np.int64)
+        together = pd.DataFrame(applies.T @ applies, index=list(names), columns=list(names))
+        section.files[f"together_{stem}"] = together.rename_axis("label").reset_index()
+        if len(names) <= _MOST_CLASSES:
+            title = f"{task}: samples with both labels; on the diagonal with the label"
+            section.figures[f"together_{stem}"] = heatmap(together.loc[order.index, order.index], title)
+        else:
+            section.missing.append(
+                f"{task} has more than {_MOST_CLASSES} labels; those that go together are in the CSV."
+            )
+        never = [str(name) for name in order.index[order["train"] == 0]]
+        if never:
+            section.missing.append(
+                f"{task}: {_counted(never, 'label applies', 'labels apply')} to no training sample: {_list(never)}"
+            )
+        if always := [name for name, column in zip(names, train.T, strict=True) if len(train) and (column != 0).all()]:
+            section.missing.append(f"{task}: no training sample is without {_list(always)}.")
+    if not section.figures:
+        section.missing.append("The data have no task of which several labels may apply.")
+    return section
+
+
+def _label_frequencies(task: str, order: Sequence[str], train: pd.Series[int], targets: NDArray[np.int8]) -> str:
+    """What stands out of labels: their names, their counts by frequency, and int8 ``(N, C)``."""
+    import pandas as pd
+
+    if not len(targets) or not train.sum():
+        return f"{task}: no label applies to a training sample."
+    per_sample = (targets == 1).sum(axis=1)
+    seen = train[train > 0]
+    text = (
+        f"{task}: a training sample has {per_sample.mean():.2f} labels on average ({per_sample.min()} to "
+        f"{per_sample.max()}; {int((per_sample == 0).sum()):,} have none), {seen.index[0]} most often "
+        f"({seen.iloc[0] / len(targets):.1%}), {seen.index[-1]} most rarely ({seen.iloc[-1]:,})."
+    )
+    varies = train.index[(train > 0) & (train < len(targets))]
+    if len(varies) < 2:
+        return text
+    # Phi, the correlation of two labels; an unknown entry counts as one that does not apply.
+    phi = np.triu(pd.DataFrame(targets == 1, columns=list(order)).corr().loc[varies, varies].to_numpy(), k=1)
+    one, other = divmod(int(np.abs(phi).argmax()), len(phi))
+    how = "together" if phi[one, other] > 0 else "without each other"
+    return f"{text} {varies[one]} and {varies[other]} occur {how} most (phi {phi[one, other]:+.2f})."
+
+
+def numbers_section(collection: Collection) -> Section:
+    """How the numbers of the regression tasks are distributed in each split."""
+    import pandas as pd
+
+    section = Section("Numbers")
+    for task in (task for task, names in collection.others.items() if not names):
+        targets = collection.other_targets[task].astype(np.float64)
+        numbers = {split: targets[(collection.splits == split) & ~np.isnan(targets)] for split in SPLITS}
+        numbers = {split: values for split, values in numbers.items() if len(values)}
+        if not numbers:
+            section.missing.append(f"{task}: no value is known.")
+            continue
+        stem = file_name(task)
+        section.figures[f"numbers_{stem}"] = number_histogram(numbers, task)
+        table = pd.DataFrame({split: pd.Series(values).describe() for split, values in numbers.items()})
+        section.tables[f"numbers_{stem}"] = table.rename_axis(task).reset_index()
+        train = numbers.get("train", targets[:0])
+        if len(train) and train.min() == train.max():
+            section.missing.append(f"{task}: all training samples have {train[0]:.6g}, so there is nothing to predict.")
+        for split, values in numbers.items():
+            outside = int(((values < train.min()) | (values > train.max())).sum()) if len(train) else 0
+            if outside:
+                section.missing.append(
+                    f"{task}: {outside} of {len(values)} in {split} are outside of the range of train."
+                )
+    if not (section.figures or section.missing):
+        section.missing.append("The data have no task whose target is a number.")
+    return section
 
 
 def size_section(stats: ImageStats) -> Section:
@@ -268,6 +374,10 @@ def main_task(collection: Collection, wanted: str | None) -> str | None:
     Raises:
         UserError: for a task that the data do not have.
     """
+    if wanted in collection.others:
+        raise UserError(
+            f"--task {wanted}: has no single class for each image; name one of {', '.join(collection.tasks) or 'none'}"
+        )
     if wanted is not None and wanted not in collection.tasks:
         raise UserError(
             f"--task {wanted}: the data have {', '.join(collection.tasks) or 'no labels'}; name one of them"

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.special import entr, expit, logit
 
 from evaluation.__main__ import main
 from evaluation.commands.active_learning import long_tailed
@@ -13,6 +14,8 @@ from experiments.train.cli import main as experiments
 from retrieval.__main__ import main as retrieval
 from retrieval.gallery import Gallery
 from tests.support.data import COLOURS, PRODUCTS_YAML, draw_image, write_products
+from tests.support.runs import kinds_run
+from vitrail.runs import Run
 
 UNLABELLED = 9
 
@@ -95,6 +98,61 @@ def test_the_core_set_of_a_folder_covers_the_training_images(place: Path) -> Non
     expected = k_centre_greedy(gallery.vectors(new), 3, gallery.vectors(trained))
     assert table["name"].tolist() == [new[row] for row in expected.rows]
     np.testing.assert_allclose(table["score"], expected.scores, atol=1e-3)
+
+
+@pytest.fixture(scope="module")
+def of_kinds(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with new images, and a gallery of them by the model with tasks of every kind."""
+    place = tmp_path_factory.mktemp("kinds")
+    (place / "new").mkdir()
+    for number in range(4):
+        draw_image(number, list(COLOURS)[number], look=900 + number).save(place / "new" / f"{number}.png")
+    index = ["index", "--run", str(kinds_run()), "--gallery", str(place / "g"), "--device", "cpu"]
+    assert retrieval([*index, "--data", str(place / "new")]) == 0
+    return place
+
+
+def selected_of(place: Path, pool: str, *arguments: str) -> pd.DataFrame:
+    to = ["--to", str(place / "to_label.csv")]
+    assert main(["select", "--run", str(kinds_run()), "--pool", str(place / pool), *to, *arguments]) == 0
+    return pd.read_csv(place / "to_label.csv", keep_default_na=False)
+
+
+def test_labels_and_numbers_are_selected(of_kinds: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = {Path(one.name).name: one.tasks for one in Run(kinds_run()).predict(of_kinds / "new")}
+    tags = selected_of(of_kinds, "new", "--task", "tags", "--by", "entropy")
+    assert "fill in the column tags, labels with ; between them" in capsys.readouterr().out
+    assert (np.diff(tags["score"]) <= 0).all()
+    model = Run(kinds_run()).load_model()
+    for row in tags.to_dict("records"):
+        one = found[Path(row["path"]).name]["tags"]
+        # Run.predict is calibrated: logits divided by 1.5, and a bias for each label.
+        logits = (logit(one.probabilities) - [0.25, -0.5, 0.0, 0.5]) * 1.5
+        shares = expit(logits)
+        assert row["score"] == pytest.approx(float(entr(shares).sum() + entr(1 - shares).sum()), abs=1e-4)
+        reached = shares >= model.thresholds["tags"]
+        assert set(filter(None, row["predicted"].split(";"))) == set(np.array(one.classes)[reached].tolist())
+    price = selected_of(of_kinds, "new", "--task", "price")
+    for row in price.to_dict("records"):
+        one = found[Path(row["path"]).name]["price"]
+        assert row["predicted"] == pytest.approx(one.value, rel=1e-4)
+        assert one.deviation is not None
+        assert row["score"] == pytest.approx((one.deviation / 1.25) ** 2, rel=1e-4)  # calibrated by 1.25
+    gallery = selected_of(of_kinds, "g", "--task", "price")
+    assert gallery["name"].tolist() == price["name"].tolist()
+    np.testing.assert_allclose(gallery["score"], price["score"], rtol=1e-3)
+
+
+def test_a_gallery_does_not_have_the_probabilities_of_all_labels(
+    of_kinds: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--pool", str(of_kinds / "g"), "--task", "tags", "--to", str(of_kinds / "no.csv")]
+    assert main(["select", "--run", str(kinds_run()), *arguments]) == 2
+    expected = (
+        "every label, and this pool has those of the predicted labels only; name the images themselves as --pool, or"
+    )
+    assert expected in capsys.readouterr().err
+    assert set(selected_of(of_kinds, "g", "--task", "tags", "--by", "coreset")["tags"]) == {""}
 
 
 def test_labelled_images_are_ranked_only_if_asked(place: Path, capsys: pytest.CaptureFixture[str]) -> None:

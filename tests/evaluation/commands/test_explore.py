@@ -94,10 +94,17 @@ def test_vectors_of_a_gallery_check_the_labels(config: Path, products: Path, tmp
     assert "vectors of DualEncoder" in text
 
 
-def test_generated_images(tmp_path: Path) -> None:
-    wares = ["--data", "datamodules.Wares", "--data.init_args.n_samples", 60, "--data.init_args.resolution", 32]
-    assert "Images are generated" in page(tmp_path, *wares, "--task", "colour")
-    assert (tmp_path / "hsv_colour.png").exists()
+def test_generated_images_with_labels_of_every_kind(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    wares = ["--data", "datamodules.Wares", "--data.init_args.n_samples", "60", "--data.init_args.resolution", "32"]
+    wares += ["--data.init_args.every_kind", "true"]
+    text = page(tmp_path, *wares, "--task", "colour")
+    assert "Images are generated" in text
+    assert "tags (multi_label), price (regression) are left out there" in text
+    for name in ("hsv_colour.png", "labels_tags.png", "together_tags.png", "together_tags.csv", "numbers_price.png"):
+        assert (tmp_path / name).is_file()
+    for command in ("explore", "learning-curve"):
+        assert main([command, *wares, "--to", str(tmp_path), "--task", "tags"]) == 2
+        assert "--task tags: has no single class for each image; name one of class, colour" in capsys.readouterr().err
 
 
 def test_captions_and_no_labels(tmp_path: Path) -> None:

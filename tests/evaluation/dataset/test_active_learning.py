@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -32,10 +33,33 @@ def test_uncertainties_are_those_of_the_definitions() -> None:
     assert not np.signbit(uncertainty(probability, "entropy")).any()
 
 
+def test_uncertainties_of_labels_are_those_of_the_single_labels() -> None:
+    probability = np.array([[0.5, 0.9, 0.0], [0.2, 0.8, 1.0]])
+    expected = [sum(entropy([share, 1 - share]) for share in row) for row in probability]
+    np.testing.assert_allclose(uncertainty(probability, "entropy", "multi_label"), expected)
+    np.testing.assert_allclose(uncertainty(probability, "margin", "multi_label"), [1, 0.4])
+    np.testing.assert_allclose(uncertainty(probability, "confidence", "multi_label"), [0.5, 0.2])
+
+
+def test_numbers_are_ranked_by_their_variance() -> None:
+    names = np.array(["a", "b", "c"], object)
+    pool = Pool(
+        names, names, np.eye(3, dtype=np.float32), None, names, None, np.zeros((0, 3), np.float32), "regression"
+    )
+    with pytest.raises(UserError, match="predicts no variance"):
+        ranking(pool, "variance", 2)
+    ranked = ranking(replace(pool, deviation=np.array([1.0, 3.0, 2.0])), "variance", 2)
+    assert (ranked.rows.tolist(), ranked.scores.tolist()) == ([1, 2], [9.0, 4.0])
+    with pytest.raises(UserError, match="--by margin: does not go with a regression task; use variance or coreset"):
+        ranking(pool, "margin", 2)
+    with pytest.raises(UserError, match="--by variance: does not go with a multi_label task; use entropy"):
+        ranking(replace(pool, kind="multi_label"), "variance", 2)
+
+
 def test_of_equal_ones_the_earlier_comes_first_and_n_may_be_too_large() -> None:
     probability = np.array([[0.9, 0.1], [0.5, 0.5], [0.5, 0.5], [0.6, 0.4]])
     for by in ("entropy", "margin", "confidence"):
-        ranked = most_uncertain(probability, by, 9)
+        ranked = most_uncertain(uncertainty(probability, by), 9)
         assert ranked.rows.tolist() == [1, 2, 3, 0]
         assert (np.diff(ranked.scores) <= 0).all()
 

@@ -8,12 +8,15 @@ import pytest
 from sklearn.metrics import confusion_matrix
 
 from evaluation.dataset.sections import (
+    Collection,
     caption_section,
     class_section,
     contingency,
     cooccurrence_section,
     cramers_v,
+    labels_section,
     main_task,
+    numbers_section,
     size_section,
     splits_section,
 )
@@ -71,6 +74,66 @@ def test_a_task_without_known_values_is_no_error() -> None:
     targets = {"class": np.full(40, UNKNOWN)}
     section = class_section(small_collection(targets=targets, tasks={"class": ["a"]}))
     assert section.paragraphs == ["class: no training sample has a known value."]
+
+
+def of_other_kinds(**changes: Any) -> Collection:
+    """40 samples with tags and a price, the first 20 train: ``a`` and ``b`` exclude each other, train has no ``d``."""
+    rng = np.random.default_rng(0)
+    tags = rng.integers(0, 2, (40, 4)).astype(np.int8)
+    tags[:, 1] = 1 - tags[:, 0]
+    tags[:20, 3], tags[20, 3] = 0, 1
+    tags[2], tags[25] = UNKNOWN, UNKNOWN
+    price = np.arange(40, dtype=np.float32)
+    price[3] = np.nan
+    targets = {"tags": tags, "price": price, **changes}
+    return small_collection(others={"tags": list("abcd"), "price": []}, other_targets=targets)
+
+
+def test_labels_are_counted_alone_and_together() -> None:
+    collection = of_other_kinds()
+    section, tags = labels_section(collection), collection.other_targets["tags"]
+    counts = section.files["labels_tags"].set_index("tags")
+    together = section.files["together_tags"].set_index("label")
+    for place, name in enumerate("abcd"):
+        assert list(counts.loc[name]) == [
+            (tags[rows, place] == 1).sum() for rows in (slice(20), slice(20, 40), slice(0))
+        ]
+        for other, second in enumerate("abcd"):
+            assert together.loc[name, second] == ((tags[:, place] == 1) & (tags[:, other] == 1)).sum()
+    train = tags[:20][tags[:20, 0] != UNKNOWN] == 1
+    text = section.paragraphs[0]
+    assert f"has {train.sum(axis=1).mean():.2f} labels on average" in text
+    assert "b and a occur without each other most (phi -1.00)" in text
+    assert section.missing == ["tags: 1 label applies to no training sample: d"]
+    assert set(section.figures) == {"labels_tags", "together_tags"}
+    rows = splits_section(collection).tables["splits"].set_index("number of")
+    assert list(rows.loc["tags: labels that occur, of 4"]) == [3, 4, 0]
+    assert list(rows.loc["tags: samples without a known value"]) == [1, 1, 0]
+
+
+def test_a_label_of_every_sample_and_one_of_none_are_reported() -> None:
+    tags = np.ones((40, 4), np.int8)
+    tags[:, 2:] = 0
+    assert labels_section(of_other_kinds(tags=tags)).missing == [
+        "tags: 2 labels apply to no training sample: c, d",
+        "tags: no training sample is without a, b.",
+    ]
+    section = labels_section(of_other_kinds(tags=np.full((40, 4), UNKNOWN, np.int8)))
+    assert section.paragraphs == ["tags: no label applies to a training sample."]
+
+
+def test_numbers_are_described_by_split() -> None:
+    collection = of_other_kinds()
+    section = numbers_section(collection)
+    table = section.tables["numbers_price"].set_index("price")
+    assert list(table.loc["count"]) == [19, 20]
+    assert table.loc["mean", "val"] == pytest.approx(29.5)
+    assert section.missing == ["price: 20 of 20 in val are outside of the range of train."]
+    assert set(section.figures) == {"numbers_price"}
+    constant = numbers_section(of_other_kinds(price=np.full(40, 7.0, np.float32)))
+    assert constant.missing == ["price: all training samples have 7, so there is nothing to predict."]
+    unknown = numbers_section(of_other_kinds(price=np.full(40, np.nan, np.float32)))
+    assert (unknown.missing, unknown.figures) == (["price: no value is known."], {})
 
 
 def test_sizes_are_reported() -> None:
