@@ -230,9 +230,20 @@ class ImageDataModule(LightningDataModule):
         groups: list[str] = self.table.groups.to_pylist()
         return groups
 
-    def as_test_set(self, tasks: Mapping[str, Sequence[str]], kinds: Mapping[str, TaskKind] | None = None) -> None:
-        """Make all samples the test split of a model with these tasks; see ``SampleTable.as_test_set``."""
-        self._table, self._texts = self.table.as_test_set(tasks, kinds), None
+    def as_test_set(
+        self,
+        tasks: Mapping[str, Sequence[str]],
+        kinds: Mapping[str, TaskKind] | None = None,
+        names: Mapping[str, str] | None = None,
+    ) -> None:
+        """Make all samples the test split of a model with these tasks; see ``SampleTable.as_test_set``.
+
+        Args:
+            tasks: class names of each of the model's tasks.
+            kinds: of these tasks.
+            names: the model's names for classes of the main task that are called otherwise here.
+        """
+        self._table, self._texts = self.table.renamed(names or {}).as_test_set(tasks, kinds), None
 
     # How images are made.
 

@@ -448,6 +448,18 @@ class SampleTable:
             left_out=None,
         )
 
+    def renamed(self, names: Mapping[str, str]) -> SampleTable:
+        """Return the table with other names for classes of the main task; classes that get one name become one."""
+        own = self.tasks.get(LABEL_TASK, [])
+        called = [names.get(name, name) for name in own]
+        distinct = list(dict.fromkeys(called))
+        # UNKNOWN is the last entry.
+        place = np.array([*(distinct.index(name) for name in called), UNKNOWN], dtype=np.int64)
+        targets = {LABEL_TASK: place[self.targets[LABEL_TASK]]} if own else {}
+        return replace(
+            self, tasks={**self.tasks, LABEL_TASK: distinct} if own else self.tasks, targets={**self.targets, **targets}
+        )
+
     def fingerprint(self) -> str:
         """Return the SHA-256 in hexadecimal of all content; ``root``, ``origin`` and the row numbers do not count."""
         described: list[Any] = [self.tasks, self.unseen, *([self.kinds] if self.kinds else [])]

@@ -181,6 +181,7 @@ class Table(ImageDataModule):
         sep: character between the fields of a CSV file; by default the one that its header has.
         split: how samples are divided. By default by the split column; a val or test that it lacks is cut out of train
             by its fraction. Without such a column by group, or stratified where there is no group column either.
+        rows: values by column of the rows to use, such as ``{domain: [1, 2]}``; all rows by default.
         shared: options of every data set, see ``ImageDataModule``.
 
     Example:
@@ -195,6 +196,7 @@ class Table(ImageDataModule):
         root: str = "",
         sep: str = "",
         split: SplitOptions = SplitOptions(),
+        rows: dict[str, list[str | int]] | None = None,
         **shared: Any,
     ) -> None:
         super().__init__(**shared)
@@ -203,6 +205,7 @@ class Table(ImageDataModule):
         self.path, self.root, self.sep = path, root, sep
         self.columns = TableColumns.of(columns)
         self.split_options = SplitOptions.of(split)
+        self.rows = {name: [str(value) for value in values] for name, values in (rows or {}).items()}
         self._urls: dict[int, str] = {}
 
     def load_table(self) -> SampleTable:
@@ -210,6 +213,7 @@ class Table(ImageDataModule):
         path = Path(self.path).expanduser().absolute()
         arrow, features, rows, notes = _read(path, self.sep)
         columns, guesses = self._resolved(arrow, features, path)
+        arrow, rows = self._wanted(arrow, rows, path)
         root = Path(self.root).expanduser().absolute() if self.root else path.parent
         missing = Missing(self.check_options.missing or ())
         kinds = columns.task_kinds
@@ -242,6 +246,21 @@ class Table(ImageDataModule):
             notes=[*notes, *guesses, *separators, *self._choices(columns, arrow.column_names, path)],
             kinds=kinds,
         )
+
+    def _wanted(self, arrow: pa.Table, rows: Sequence[int], path: Path) -> tuple[pa.Table, list[int]]:
+        """The rows to use, and their numbers."""
+        keep = np.ones(len(arrow), dtype=bool)
+        for name, values in self.rows.items():
+            if name not in arrow.column_names:
+                raise UserError(f"data rows: {path} has no column {name!r}; it has {', '.join(arrow.column_names)}")
+            own = plain_texts(arrow[name])
+            if absent := sorted(set(values) - set(own)):
+                some = ", ".join(sorted(set(own))[:5])
+                raise UserError(f"data rows: {path} has no {name} {absent[0]!r}; it has {some}")
+            keep &= np.isin(np.array(own, dtype=object), values)
+        if not keep.any():
+            raise UserError(f"data rows: {path} has no row with all of {self.rows}; leave one out")
+        return arrow.filter(keep), [row for row, wanted in zip(rows, keep.tolist(), strict=True) if wanted]
 
     def resolved_columns(self) -> TableColumns:
         """Return which column is what, by their names in the table; report the kinds that were recognised."""

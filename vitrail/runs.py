@@ -141,7 +141,7 @@ class Run:
     CHECKPOINTS, PREDICTIONS, FIGURES, REPORTS = "checkpoints", "predictions", "figures", "reports"
     BEST, LAST, START = "checkpoints/best.ckpt", "checkpoints/last.ckpt", "checkpoints/start.ckpt"
     CALIBRATION = "checkpoints/calibration.json"
-    EVALUATIONS = "evaluations"
+    EVALUATIONS, ROBUSTNESS = "evaluations", "robustness"
     GALLERY, EXPORTS, EXPORT, WEIGHTS = "gallery", "export", "export.json", "model.safetensors"
 
     def __init__(self, path: Path | str) -> None:

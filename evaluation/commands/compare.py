@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from unicodedata import normalize
 
+from evaluation.robustness import compared_robustness
 from evaluation.statistics.scores import HEADINGS, LOWER_IS_BETTER
 from evaluation.tables.comparison import (
     ComparedRow,
@@ -96,14 +97,17 @@ def run(options: argparse.Namespace, rest: Sequence[str] = ()) -> None:
     rows = compare_sides(sides, tasks, options.reference, split=options.split, evaluations=evaluations)
     costs = {side.name: cost_of(side) for side in sides}
     frames = comparison_frames(rows, costs)
-    notes = [*sentences(rows, options.reference), *caveats(sides, options.split), *left_out]
+    reference = next((row.side for row in rows if row.reference), sides[0].name)
+    corrupted, of_faults = compared_robustness({side.name: side.runs for side in sides}, tasks, reference)
+    notes = [*sentences(rows, options.reference), *of_faults, *caveats(sides, options.split), *left_out]
+    extra = {} if corrupted is None else {"corrupted": corrupted}
     if options.html is not None:
-        _write_page(options, sides, cost_figure(rows, costs), costs, frames, notes)
+        _write_page(options, sides, cost_figure(rows, costs), costs, frames, notes, extra)
     if options.markdown:
-        sys.stdout.write("".join(f"{_table(frame).markdown()}\n\n" for frame in frames.values()))
+        sys.stdout.write("".join(f"{_table(frame).markdown()}\n\n" for frame in [*frames.values(), *extra.values()]))
         sys.stdout.write("".join(f"* {sentence}\n" for sentence in notes))
     else:
-        for part in _parts(frames).values():
+        for part in (_parts(frames) | extra).values():
             _table(part).show()
         sys.stdout.write("".join(f"{sentence}\n" for sentence in notes))
     if options.html is not None:
@@ -230,6 +234,7 @@ def _write_page(
     costs: dict[str, Cost],
     frames: dict[TaskKind, pd.DataFrame],
     notes: list[str],
+    extra: dict[str, pd.DataFrame],
 ) -> None:
     """Write the page; its figure and table as files go to a folder of its name next to it."""
     import pandas as pd
@@ -243,7 +248,7 @@ def _write_page(
     runs = pd.DataFrame([{"experiment": side.name, "run": str(run.path)} for side in sides for run in side.runs])
     files = {"compared" if len(frames) == 1 else f"compared_{kind}": frame for kind, frame in frames.items()}
     sections = [
-        Section("Table", paragraphs=notes, tables=_parts(frames), files=files),
+        Section("Table", paragraphs=notes, tables=_parts(frames) | extra, files=files),
         Section(
             "Score against cost",
             paragraphs=["Blue: no other is both cheaper and better. Lines are 95 % intervals by group."]

@@ -1,7 +1,8 @@
 """``vitrail evaluate RUN --data DATA``: a run's model on another data set, all of which is the test set.
 
-The classes are the model's: labels are matched with them by name, and images of other classes count as unknown. What
-comes of it is kept in ``RUN/evaluations/NAME``, laid out as a run, so ``summary``, ``report`` and ``compare`` take it.
+The classes are the model's: labels are matched with them by name, or by ``--class-map``, and images of other classes
+count as unknown. What comes of it is kept in ``RUN/evaluations/NAME``, laid out as a run, so ``summary``, ``report``
+and ``compare`` take it. With ``--corrupt`` the images of these data, or of the run's own test split, have faults.
 """
 
 from __future__ import annotations
@@ -12,11 +13,13 @@ import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from experiments.train.class_map import ClassMap, merged_classes, read_class_map
 from experiments.train.own_data import add_column_arguments, is_own_data, own_data_section
 from vitrail.config import dump_yaml, read_experiment
 from vitrail.errors import UserError
@@ -37,9 +40,9 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("run", type=Path, metavar="RUN", help="run directory")
     command.add_argument(
         "--data",
-        required=True,
         metavar="DATA",
-        help="folder of class folders, table (CSV, Parquet, JSON Lines), experiment file, or a class such as Wares",
+        help="folder of class folders, table (CSV, Parquet, JSON Lines), experiment file, or a class such as Wares; "
+        "with --corrupt by default the run's own test split",
     )
     add_column_arguments(command, with_split=False)
     command.add_argument("--name", default="", help="of the results (default: that of the data)")
@@ -48,8 +51,28 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         action="store_true",
         help="let the model choose among the classes that the data have; recorded with the results",
     )
+    command.add_argument(
+        "--class-map",
+        default="",
+        metavar="MAP",
+        help="what the data's classes are called by the model: index (numbers from 0), imagenet (n01440764), or a CSV "
+        "or JSON file of names and classes",
+    )
     command.add_argument("--device", default="auto", help="such as cpu, cuda, cuda:1 or mps (default: auto)")
     command.add_argument("--batch-size", type=int, default=32, metavar="N", help="(default: 32)")
+    faults = command.add_argument_group("images with faults")
+    faults.add_argument(
+        "--corrupt",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="imagenet-c (fifteen of them), consistency (flip and shift), or single ones: fog, jpeg, resolution …",
+    )
+    faults.add_argument(
+        "--severities", nargs="+", type=int, default=[], metavar="N", help="only these (default: all of a corruption)"
+    )
+    faults.add_argument("--limit", type=int, default=0, metavar="N", help="only N images, chosen at random, seeded")
+    faults.add_argument("--markdown", action="store_true", help="print Markdown tables")
 
 
 def run(options: argparse.Namespace, rest: Sequence[str]) -> None:
@@ -59,31 +82,90 @@ def run(options: argparse.Namespace, rest: Sequence[str]) -> None:
         UserError: the data have no class of the model's, or run and data cannot be read.
     """
     opened = Run(options.run)
-    section = _data_section(options)
-    name = plain_name(options.name or _name(options.data), "--name")
+    wanted: dict[str, list[int]] = {}
+    if options.corrupt:
+        from experiments.train.robustness import chosen
+
+        wanted = chosen(options.corrupt, options.severities)
+    if not options.data and not wanted:
+        raise UserError("evaluate: give --data DATA, or --corrupt NAME for the run's own test split with faults")
     device = check_device(options.device)
     model: VisionTask = opened.load_model(device=device)
+    classes = list(getattr(model, "tasks", {}).get(LABEL_TASK, []))
+    if not options.data:
+        _corrupt(options, opened, model, _own_test_set(opened, rest, model, options.batch_size), wanted, "test", {})
+        return
+    section = _data_section(options)
+    name = plain_name(options.name or _name(options.data), "--name")
     if is_own_data(options.data):
         section = _with_kinds(section, getattr(model, "task_kinds", {}))
-    data = _test_set(section, rest, model, options.batch_size)
+    data, mapped = _test_set(section, rest, model, options.batch_size, options.class_map, classes)
+    if wanted:
+        _corrupt(options, opened, model, data, wanted, name, mapped)
+        return
     final = opened.path / Run.EVALUATIONS / name
-    partial = final.with_name(f".{name}.part")
-    shutil.rmtree(partial, ignore_errors=True)
-    _test(model, data, partial, opened, device)
+    unfinished = final.with_name(f".{name}.part")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    _test(model, data, unfinished, opened, device)
     facts = {
         "run": str(opened.path),
         "checkpoint": str(opened.checkpoint()),
         "restricted": options.restrict_classes,
+        "class_map": mapped,
         "unknown_classes": data.table.unseen,
         "in_training": _in_training(opened, data),
     }
-    file = partial / Run.PREDICTIONS / "test.parquet"
-    if options.restrict_classes and file.exists():
-        facts["classes"] = _restrict(file)
-    _describe(partial, opened, section, facts)
+    file = unfinished / Run.PREDICTIONS / "test.parquet"
+    if (options.restrict_classes or mapped) and file.exists():
+        changed = _changed(read_predictions(file), mapped, restricted=options.restrict_classes)
+        write_predictions(file, changed)
+        facts["classes"] = {task: list(names) for task, names in changed.tasks.items()}
+    _describe(unfinished, opened, section, facts)
     shutil.rmtree(final, ignore_errors=True)
-    rename(partial, final)
+    rename(unfinished, final)
     _report(final, facts, file.name)
+
+
+def _corrupt(
+    options: argparse.Namespace,
+    opened: Run,
+    model: VisionTask,
+    data: ImageDataModule,
+    wanted: Mapping[str, Sequence[int]],
+    name: str,
+    mapped: ClassMap,
+) -> None:
+    """Evaluate on images with faults, and print the tables."""
+    from experiments.train.robustness import evaluate_corrupted
+
+    data.prepare_data()
+    data.setup("test")
+    restricted = options.restrict_classes
+    parts = [name, f"limit{options.limit}" if options.limit else "", "restricted" if restricted else ""]
+    found = evaluate_corrupted(
+        opened,
+        model,
+        data,
+        "_".join(part for part in parts if part),
+        wanted,
+        batch_size=options.batch_size,
+        limit=options.limit,
+        change=partial(_changed, mapped=mapped, restricted=restricted) if mapped or restricted else None,
+    )
+    for task in found.tasks:
+        found.table(task).show(as_markdown=options.markdown)
+        sys.stdout.write("\n" if options.markdown else "")
+    sys.stdout.writelines(f"{'* ' if options.markdown else ''}{sentence}\n" for sentence in found.sentences())
+    if not options.markdown:
+        sys.stdout.write(f"Results: {found.folder}\n")
+
+
+def _own_test_set(opened: Run, rest: Sequence[str], model: VisionTask, batch_size: int) -> ImageDataModule:
+    """Return the run's own data with the model's preprocessing."""
+    data: ImageDataModule = opened.load_datamodule(rest)
+    data.loader_options = replace(data.loader_options, batch_size=batch_size)
+    data.image_options = {**model.input_options}
+    return data
 
 
 def _data_section(options: argparse.Namespace) -> dict[str, Any]:
@@ -118,21 +200,30 @@ def _name(data: str) -> str:
     return (path.resolve().name if path.is_dir() else path.stem) or "data"
 
 
-def _test_set(section: Mapping[str, Any], rest: Sequence[str], model: VisionTask, batch_size: int) -> ImageDataModule:
-    """Return the data, all of them the test split, with the model's classes and preprocessing."""
+def _test_set(
+    section: Mapping[str, Any],
+    rest: Sequence[str],
+    model: VisionTask,
+    batch_size: int,
+    class_map: str,
+    classes: Sequence[str],
+) -> tuple[ImageDataModule, ClassMap]:
+    """Return the data, all of them the test split, with the model's classes and preprocessing, and what names mean."""
     from datamodules.cli import load_datamodule
 
     data = load_datamodule({"data": dict(section)}, rest, "vitrail evaluate")
     data.loader_options = replace(data.loader_options, batch_size=batch_size)
     data.image_options = {**model.input_options}
-    data.as_test_set(getattr(model, "tasks", {}), getattr(model, "task_kinds", {}))
+    mapped = read_class_map(class_map, data.class_names, classes) if class_map else {}
+    names = {name: own[0] for name, own in mapped.items()}
+    data.as_test_set(getattr(model, "tasks", {}), getattr(model, "task_kinds", {}), names)
     has_labels = any(known_rows(targets).any() for targets in data.table.targets.values())
     if not has_labels and not (data.own_captions and hasattr(model, "encode_text")):
         raise UserError(
             f"{data.table.origin}: has no labels of the tasks {', '.join(data.tasks) or '(none)'}, and no captions for "
             "a dual encoder; name their columns, or predict without labels: vitrail predict"
         )
-    return data
+    return data, mapped
 
 
 def _test(model: VisionTask, data: ImageDataModule, directory: Path, opened: Run, device: str) -> None:
@@ -160,14 +251,15 @@ def _test(model: VisionTask, data: ImageDataModule, directory: Path, opened: Run
     trainer.test(model, datamodule=data, verbose=False)
 
 
-def _restrict(file: Path) -> dict[str, list[str]]:
-    """Leave only the classes that occur in the predictions of a split; return them by task."""
-    whole = read_predictions(file)
-    tasks: dict[str, list[str]] = {}
-    targets, logits = {}, {}
+def _changed(predictions: Predictions, mapped: ClassMap, *, restricted: bool) -> Predictions:
+    """Join classes that one name stands for, and leave only the classes that occur where asked."""
+    whole = merged_classes(predictions, mapped)
+    if not restricted:
+        return whole
+    tasks: dict[str, Sequence[str]] = dict(whole.tasks)
+    targets, logits = dict(whole.targets), dict(whole.logits)
     for task, names in whole.tasks.items():
         if whole.kind(task) != "single_label":
-            tasks[task], targets[task], logits[task] = list(names), whole.targets[task], whole.logits[task]
             continue
         there = np.unique(whole.targets[task][whole.targets[task] >= 0])
         place = np.full(len(names) + 1, -1, dtype=np.int64)
@@ -175,22 +267,14 @@ def _restrict(file: Path) -> dict[str, list[str]]:
         tasks[task] = [names[index] for index in there.tolist()]
         targets[task] = place[whole.targets[task]]  # -1 is the last entry
         logits[task] = whole.logits[task][:, there]
-    if empty := [task for task in tasks if not len(whole.known(task))]:
-        tasks = {task: names for task, names in tasks.items() if task not in empty}
-    write_predictions(
-        file,
-        Predictions(
-            whole.sample_id,
-            whole.names,
-            whole.groups,
-            tasks,
-            {task: targets[task] for task in tasks},
-            {task: logits[task] for task in tasks},
-            {task: kind for task, kind in whole.kinds.items() if task in tasks},
-            whole.thresholds,
-        ),
+    kept = [task for task in tasks if known_rows(targets[task]).any()]
+    return replace(
+        whole,
+        tasks={task: tasks[task] for task in kept},
+        targets={task: targets[task] for task in kept},
+        logits={task: logits[task] for task in kept},
+        kinds={task: kind for task, kind in whole.kinds.items() if task in kept},
     )
-    return tasks
 
 
 def _in_training(opened: Run, data: ImageDataModule) -> int | None:
@@ -217,14 +301,24 @@ def _describe(directory: Path, opened: Run, section: Mapping[str, Any], facts: M
     trained = opened.record.get("data") or {}
     counts = trained.get("class_counts") or {}
     if kept := facts.get("classes"):
-        places = {task: [opened.model.tasks[task].index(name) for name in names] for task, names in kept.items()}
-        counts = {task: [counts[task][index] for index in places[task]] for task in kept if task in counts}
+        joined = {one: own[0] for own in facts["class_map"].values() for one in own}
+        first = {task: joined if task == LABEL_TASK else {} for task in kept}
+        counts = {
+            task: [_sum(counts[task], opened.model.tasks[task], name, first[task]) for name in names]
+            for task, names in kept.items()
+            if task in counts
+        }
     record["data"] |= {
         "class_counts": counts,
         "train_samples": (trained.get("samples") or {}).get("train", 0),
         **{name: trained.get(name, {}) for name in ("target_stats", "target_medians")},
     }
     write_text_atomically(path, json.dumps({**record, "evaluation": dict(facts)}, indent=2) + "\n")
+
+
+def _sum(counts: Sequence[int], classes: Sequence[str], name: str, first: Mapping[str, str]) -> int:
+    """Training samples of a class, and of those that are joined with it."""
+    return sum(count for count, one in zip(counts, classes, strict=True) if first.get(one, one) == name)
 
 
 def _report(directory: Path, facts: Mapping[str, Any], predictions: str) -> None:

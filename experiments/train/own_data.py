@@ -166,6 +166,13 @@ def add_column_arguments(parser: argparse.ArgumentParser, *, with_split: bool = 
         metavar="COLUMN=KIND",
         help="columns of multi_label, ordinal or regression targets; others are recognised or classes",
     )
+    group.add_argument(
+        "--rows",
+        nargs="+",
+        default=[],
+        metavar="COLUMN=VALUE",
+        help="use only rows with these values, such as domain=2; several of one column are alternatives",
+    )
     group.add_argument("--sep", default="", metavar="CHARACTER", help="between the fields of a CSV file")
     group.add_argument("--root", default="", metavar="FOLDER", help="that relative paths of images start from")
 
@@ -201,7 +208,7 @@ def _name(data: str) -> str:
 
 
 def _folder(path: Path, options: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
-    given = [name for name in (*_ROLES, "kinds", "sep", "root") if getattr(options, name)]
+    given = [name for name in (*_ROLES, "kinds", "rows", "sep", "root") if getattr(options, name)]
     if given:
         raise UserError(f"--{given[0]}: is about the columns of a table, and {path} is a folder; leave it out")
     return {"class_path": "datamodules.ImageFolder", "init_args": {"root": str(path)}}, [LABEL_TASK]
@@ -213,8 +220,12 @@ def _table(path: Path, options: argparse.Namespace) -> tuple[dict[str, Any], lis
     columns = {role: value for role in _ROLES if (value := getattr(options, role)) is not None}
     if wrong := [given for given in options.kinds if "=" not in given]:
         raise UserError(f"--kinds {wrong[0]}: must be COLUMN=KIND, such as price=regression")
+    if wrong := [given for given in options.rows if "=" not in given]:
+        raise UserError(f"--rows {wrong[0]}: must be COLUMN=VALUE, such as domain=2")
     columns["kinds"] = dict(given.rsplit("=", 1) for given in options.kinds)
     arguments: dict[str, Any] = {"path": str(path)}
+    for name, value in (given.split("=", 1) for given in options.rows):
+        arguments.setdefault("rows", {}).setdefault(name, []).append(value)
     arguments |= {name: value for name in ("sep", "root") if (value := getattr(options, name))}
     table = Table(**arguments, columns=TableColumns(**columns))
     resolved = table.resolved_columns()
