@@ -2,7 +2,7 @@
 
 # No postponed annotations: jsonargparse would lose the ranges of the arguments.
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Self, cast
 
 import torch
@@ -15,12 +15,14 @@ from lightning_modules.encoders.dual import SIDES, Architectures, Side, Towers, 
 from lightning_modules.encoders.text import TextCache
 from lightning_modules.encoders.tokenizer import TextTokenizer, checked_state
 from lightning_modules.encoders.weights import WeightsOrigin
+from lightning_modules.few_shot import ClassTexts, ContextTexts, FewShotHead, build_head, fit_task, token_width
 from lightning_modules.finetune import add_lora, freeze, freeze_unused
 from lightning_modules.heads.single_label import masked_cross_entropy
 from lightning_modules.metrics import MeanOverSamples, SplitMetrics
 from lightning_modules.optim import is_frozen
 from lightning_modules.options import (
     ContrastiveLoss,
+    FewShotOptions,
     Freeze,
     LogitScaleOptions,
     LoraOptions,
@@ -58,6 +60,8 @@ class DualEncoder(VisionTask):
         logit_scale: the scale of the similarities.
         freeze: the frozen part.
         lora: low-rank adapters; the weights of both towers are frozen then.
+        few_shot: a classifier that is solved on the embeddings of the frozen towers, in one epoch; its logits take the
+            place of the zero-shot ones, embeddings stay as they are.
         lr: peak learning rate; ``optim_options.backbone_lr`` sets another one for the towers without projections.
         weight_decay: weight decay of AdamW; not applied to biases, norms and logit scale.
         schedule: learning-rate schedule.
@@ -81,13 +85,16 @@ class DualEncoder(VisionTask):
         logit_scale: LogitScaleOptions = LogitScaleOptions(),
         freeze: Freeze = "none",
         lora: LoraOptions | None = None,
+        few_shot: FewShotOptions | None = None,
         lr: NonNegative = 1e-5,
         weight_decay: NonNegative = 0.1,
         schedule: ScheduleName = "cosine",
         optim_options: OptimOptions = OptimOptions(),
         architectures: Architectures | None = None,
     ) -> None:
-        super().__init__(lr=lr, weight_decay=weight_decay, schedule=schedule, optim_options=optim_options)
+        # What is solved is not changed by the epoch that follows, which measures it.
+        rate = lr if few_shot is None else 0.0
+        super().__init__(lr=rate, weight_decay=weight_decay, schedule=schedule, optim_options=optim_options)
         which = checked(TowerOptions, towers, "towers")
         self.towers = build_towers(which if pretrained else random_towers(which), image_size, architectures)
         self.input_options: InputOptions = {**self.towers.input_options}
@@ -104,6 +111,10 @@ class DualEncoder(VisionTask):
         self.logit_scale_lr = scale.lr
         adapters = None if lora is None else checked(LoraOptions, lora, "lora")
         self._frozen_modules = _freeze(self.towers, freeze, adapters, image_size)
+        self.few_shot: FewShotHead | None = None
+        self._contexts: ContextTexts | None = None
+        if few_shot is not None:
+            self._add_few_shot(checked(FewShotOptions, few_shot, "few_shot"), freeze, lora)
         if adapters is not None:
             # The statistics belong to weights that are frozen.
             self.fix_batchnorm()
@@ -114,6 +125,74 @@ class DualEncoder(VisionTask):
         self.scores = nn.ModuleDict(
             {f"{s}_scores": SplitMetrics(self.tasks, weights) for s in ("val", "test") if weights}
         )
+
+    def _add_few_shot(self, options: FewShotOptions, freeze: Freeze, lora: LoraOptions | None) -> None:
+        if freeze != "none" or lora is not None:
+            raise UserError("few_shot: freezes both towers; leave freeze and lora out")
+        if not self.tasks:
+            raise UserError("few_shot: is for data with classes; leave it out")
+        width = token_width(self.towers) if options.method in ("coop", "cocoop") else 0
+        self.few_shot = build_head(options, len(self.tasks[LABEL_TASK]), self.towers.embed_dim, width)
+        self.towers.requires_grad_(False)
+        self.objective.requires_grad_(False)
+        self._frozen_modules = [self.towers]
+
+    def on_train_start(self) -> None:
+        """See ``VisionTask``; solve the few-shot classifier."""
+        if self.few_shot is not None and self.current_epoch == 0:
+            self.on_validation_epoch_start()
+            fit_task(self, self.few_shot, self.encode_image, self.class_texts())
+        super().on_train_start()
+
+    def on_train_epoch_end(self) -> None:
+        """See ``VisionTask``; one epoch is enough for what is solved."""
+        super().on_train_epoch_end()
+        if self.few_shot is not None:
+            self.trainer.should_stop = True
+
+    @torch.no_grad()
+    def class_texts(self) -> ClassTexts:
+        """What the text tower knows of the classes, for few-shot classifiers."""
+        return ClassTexts(self.class_embeddings(), float(self.objective.logit_scale()[0]), self._context_texts())
+
+    def _context_texts(self) -> ContextTexts | None:
+        """The class names behind context vectors, where the few-shot classifier has some."""
+        if self.few_shot is None or self.few_shot.options.method not in ("coop", "cocoop"):
+            return None
+        if self.towers.tokenizer is None:
+            raise UserError("few_shot: the text tower has no tokenizer yet; start from pretrained weights or a run")
+        if self._contexts is None:
+            options, names = self.few_shot.options, self.tasks[LABEL_TASK]
+            self._contexts = ContextTexts(self.towers, self.towers.tokenizer, names, options.context, self.device)
+        return self._contexts
+
+    def classify(self, image: torch.Tensor) -> torch.Tensor:
+        """Logits of the classes, float32 ``(B, C)``, of unit-length image embeddings, float ``(B, D)``."""
+        if self.few_shot is not None:
+            contexts = self._context_texts() if self.few_shot.options.method == "cocoop" else None
+            return cast("torch.Tensor", self.few_shot(image, contexts))
+        logits: torch.Tensor = self.objective.logit_scale()[0] * image @ self.class_embeddings().T
+        return logits
+
+    @property
+    def needs_images(self) -> str:
+        """See ``VisionTask``."""
+        return "a few-shot classifier needs one epoch" if self.few_shot is not None else ""
+
+    def misfits(self, state_dict: Mapping[str, Any]) -> str:
+        """See ``VisionTask``; the cache of a few-shot classifier has the size of the checkpoint's."""
+        if self.few_shot is not None:
+            self.few_shot.resize(state_dict, "few_shot.")
+        return super().misfits(state_dict)
+
+    def fitting_state(self, checkpoint: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+        """See ``VisionTask``; a few-shot classifier starts again."""
+        state, notes = super().fitting_state(checkpoint)
+        if self.few_shot is None:
+            return state, notes
+        state = {name: value for name, value in state.items() if not name.startswith("few_shot.")}
+        own = {name: value for name, value in self.state_dict().items() if name.startswith("few_shot.")}
+        return {**state, **own}, [*notes, "the few-shot classifier starts again"]
 
     def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
         """See ``VisionTask``."""
@@ -144,6 +223,8 @@ class DualEncoder(VisionTask):
 
     def _training_loss(self, batch: Batch) -> torch.Tensor:
         image = self._image_embeddings(batch)
+        if self.few_shot is not None:
+            return masked_cross_entropy(self.classify(image), batch["label"]).value
         captions = batch["caption"]
         if self._text_cache is not None and (features := self._text_cache.get(captions)) is not None:
             text = self._embed("text", features)
@@ -165,7 +246,7 @@ class DualEncoder(VisionTask):
         if self.tasks:
             # Half precision would often make the largest logits equal.
             with torch.autocast(self.device.type, enabled=False):
-                logits = {LABEL_TASK: self.objective.logit_scale()[0] * image @ self.class_embeddings().T}
+                logits = {LABEL_TASK: self.classify(image)}
         outputs = real_outputs(batch, logits, known_targets(batch, self.tasks))
         real = real_rows(batch)
         outputs["image_embedding"] = image[real]
@@ -206,7 +287,7 @@ class DualEncoder(VisionTask):
     @property
     def logit_scale_parameters(self) -> list[nn.Parameter]:  # type: ignore[override]  # computed here, constant elsewhere
         """Scale and bias, where they are trained."""
-        return list(self.objective.logit_scale.parameters())
+        return list(self.objective.logit_scale.parameters()) if self.few_shot is None else []
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """See ``encode_image``."""
@@ -330,7 +411,7 @@ class DualEncoder(VisionTask):
 
     def on_validation_epoch_start(self) -> None:
         """Discard the class embeddings, because the text encoder has been trained since."""
-        self._class_embeddings = None
+        self._class_embeddings = self._contexts = None
 
     on_test_epoch_start = on_predict_epoch_start = on_validation_epoch_start
 

@@ -32,6 +32,9 @@ OrdinalLoss = Literal["corn", "cumulative_link"]
 RegressionLoss = Literal["mse", "huber", "gaussian_nll"]
 Balance = Literal["fixed", "uncertainty"]
 ContrastiveLoss = Literal["info_nce", "label_aware", "sigmoid"]
+FewShotMethod = Literal[
+    "prototypes", "linear_probe", "lp_plus_plus", "tip_adapter", "tip_adapter_f", "clip_adapter", "coop", "cocoop"
+]
 Freeze = Literal["none", "text_only", "vision_only", "early_layers", "towers"]
 
 
@@ -281,6 +284,27 @@ class LoraOptions(_AdapterOptions):
     """
 
     towers: Literal["both", "image", "text"] = "both"
+
+
+@dataclass(frozen=True)
+class FewShotOptions:
+    """A classifier that is solved on the features of the frozen encoder; ``lightning_modules.few_shot`` has the papers.
+
+    Attributes:
+        method: ``linear_probe`` and ``prototypes`` for any encoder; ``lp_plus_plus``, ``tip_adapter``,
+            ``tip_adapter_f``, ``clip_adapter``, ``coop`` and ``cocoop`` for those with a text tower.
+        select: where what the method leaves open is chosen: on held-out parts of the training images (``shots``), or on
+            the validation split (``val``).
+        steps: most steps of ``tip_adapter_f``, ``clip_adapter``, ``coop`` and ``cocoop``; fewer are chosen likewise.
+        context: number of context vectors of ``coop`` and ``cocoop``.
+        seed: of random starts.
+    """
+
+    method: FewShotMethod = "linear_probe"
+    select: Literal["shots", "val"] = "shots"
+    steps: Count = 100
+    context: Count = 4
+    seed: int = 0
 
 
 @dataclass(frozen=True)

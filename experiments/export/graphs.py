@@ -71,6 +71,8 @@ def towers_of(task: VisionTask) -> list[Tower]:
     if isinstance(task, ClassificationTask):
         return [_image_tower("model", _Classifier(_merged(task)), task, list(task.tasks))]
     if isinstance(task, DualEncoder):
+        if task.few_shot is not None and task.few_shot.options.method == "cocoop":
+            raise UserError("export: cocoop encodes texts for each image, which is no single graph; train coop instead")
         merged = _merged(task)
         tasks = [LABEL_TASK] if task.tasks else []
         return [_image_tower("image", _ImageTower(merged), task, tasks), _text_tower(_TextTower(merged), task)]
@@ -183,12 +185,14 @@ class _ImageTower(nn.Module):
     def __init__(self, task: DualEncoder) -> None:
         super().__init__()
         self.task = task
-        if task.tasks:
+        if task.tasks and task.few_shot is None:
             with torch.no_grad():
                 self.register_buffer("classes", (task.objective.logit_scale()[0] * task.class_embeddings()).clone())
 
     def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, ...]:
         embedding = self.task.encode_image(image)
+        if self.task.few_shot is not None:
+            return self.task.few_shot(embedding), embedding
         return (embedding @ self.classes.T, embedding) if self.task.tasks else (embedding,)
 
 

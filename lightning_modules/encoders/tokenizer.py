@@ -62,6 +62,11 @@ class TextTokenizer:
         """One more than the largest id."""
         return 1 + max(self._pipeline.get_vocab(with_added_tokens=True).values())
 
+    @property
+    def starts_specially(self) -> bool:
+        """Whether every text begins with a special token."""
+        return bool(self._pipeline.encode("a").special_tokens_mask[0])
+
     def __call__(self, texts: Sequence[str], device: torch.device | None = None) -> Tokens:
         """Token ids of texts."""
         encoded = self._pipeline.encode_batch(list(texts))
