@@ -32,7 +32,7 @@ from lightning_modules.few_shot import (
     lp_plus_plus,
     solve_head,
 )
-from lightning_modules.options import FewShotMethod, FewShotOptions
+from lightning_modules.options import FewShotMethod, FewShotOptions, TowerOptions
 from tests.support.models import CLASSES, same_weights, tiny_pair, tiny_trainer, write_bert, write_clip, write_siglip
 from vitrail.errors import UserError
 
@@ -179,9 +179,9 @@ def test_groups_are_held_out_whole_and_one_shot_leaves_none() -> None:
 def towers_of(kind: str, folder: Path) -> DualEncoder:
     if kind == "bert":
         options: Any = {"image": "test_efficientnet", "image_pretrained": False, "text": str(write_bert(folder))}
-        return DualEncoder(towers={**options, "pooling": "mean", "embed_dim": 16}, image_size=32)
+        return DualEncoder(towers=TowerOptions(**options, pooling="mean", embed_dim=16), image_size=32)
     write = {"clip": write_clip, "siglip": write_siglip}[kind]
-    return DualEncoder(towers={"model": str(write(folder))}, image_size=32)  # type: ignore[arg-type]  # as a YAML has it
+    return DualEncoder(towers=TowerOptions(model=str(write(folder))), image_size=32)
 
 
 @pytest.mark.parametrize("kind", ["clip", "siglip", "bert"])
@@ -220,8 +220,9 @@ def few_wares(**options: Any) -> Wares:
 def wares_pair(folder: Path, data: Wares, **changes: Any) -> DualEncoder:
     write_clip(folder)
     names = data.class_names
-    towers: Any = {"model": str(folder)}
-    return DualEncoder(towers, names, [[f"a photo of a {one}"] for one in names], image_size=32, **changes)
+    return DualEncoder(
+        TowerOptions(model=str(folder)), names, [[f"a photo of a {one}"] for one in names], image_size=32, **changes
+    )
 
 
 @pytest.mark.parametrize("method", METHODS)
