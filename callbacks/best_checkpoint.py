@@ -17,6 +17,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from callbacks.averaged_weights import average_in_place
 from vitrail.errors import UserError
 from vitrail.files import rename
+from vitrail.runs import Run
 
 BEST_NAME = "best"
 
@@ -312,3 +313,10 @@ def _take_over(source: Path, target: Path) -> None:
     except OSError:
         shutil.copyfile(source, partial)
     rename(partial, target)
+
+
+def keep_weights(trainer: Trainer) -> None:
+    """Write the checkpoint ``best`` of weights that came from none, as those of a zero-shot model, which it names."""
+    best = Path(trainer.default_root_dir) / Run.BEST
+    if not trainer.strategy.broadcast(bool(trainer.ckpt_path) or best.exists()):
+        trainer.save_checkpoint(best, weights_only=True)

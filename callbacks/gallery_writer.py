@@ -10,6 +10,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers import MLFlowLogger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_info
 
+from callbacks.best_checkpoint import keep_weights
 from callbacks.outputs import OutputCollector
 from callbacks.trackers import MOST_ROWS, log_embeddings
 from retrieval.fill import Chunk, Shards, write_shard
@@ -94,7 +95,7 @@ class EmbeddingExport(OutputCollector):
             return
         self._write(trainer, split)
         identity, self._identity, self._collected = self._identity, None, None
-        _keep_weights(trainer)
+        keep_weights(trainer)
         trainer.strategy.barrier("every process has written its embeddings")
         if not trainer.is_global_zero:
             return
@@ -155,13 +156,6 @@ def _run_of_weights(trainer: Trainer) -> Path:
     if checkpoint is not None and checkpoint.parent.name == Run.CHECKPOINTS:
         return checkpoint.parent.parent
     return Path(trainer.default_root_dir)
-
-
-def _keep_weights(trainer: Trainer) -> None:
-    """Weights that came from no checkpoint, as those of a zero-shot model, are kept: a search by text needs them."""
-    best = Path(trainer.default_root_dir) / Run.BEST
-    if not trainer.strategy.broadcast(bool(trainer.ckpt_path) or best.exists()):
-        trainer.save_checkpoint(best, weights_only=True)
 
 
 def _describes_images(trainer: Trainer) -> DescribesImages:

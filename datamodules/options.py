@@ -23,7 +23,15 @@ from jsonargparse.typing import (
 )
 
 from vitrail.errors import UserError
-from vitrail.types import LABEL_TASK, MODEL_IMAGE_DEFAULTS, CropRounding, InputOptions, Interpolation, Resize
+from vitrail.types import (
+    LABEL_TASK,
+    MODEL_IMAGE_DEFAULTS,
+    CropRounding,
+    InputOptions,
+    Interpolation,
+    Resampler,
+    Resize,
+)
 
 if not TYPE_CHECKING:  # jsonargparse would evaluate a block `if TYPE_CHECKING`
     # PyTorch cannot scale a color image to a single pixel.
@@ -97,6 +105,8 @@ class ImageOptions(Options):
         interpolation: filter of every resize, always with antialiasing [bicubic].
         crop_rounding: how half of an odd margin is rounded: ``even`` to the even neighbor, as torchvision and timm do,
             or ``down``, as transformers does [even].
+        resampler: what resizes in evaluation: ``torch``, as transformers, or ``pillow``, as open_clip, which is
+            slower; their results differ by one level of 255 in a few pixels [torch].
         value_range: which values of images with more than 8 bits a channel become black and white; images of 8 bits
             are left as they are. ``[lo, hi]``, where values outside are clipped; ``dtype`` for all of 16 bits; ``auto``
             for the smallest of 8, 10, 12, 14 and 16 bits (of floating point also 0 to 1) that fits all images of the
@@ -113,6 +123,7 @@ class ImageOptions(Options):
     crop_fraction: Fraction | None = None
     interpolation: Interpolation | None = None
     crop_rounding: CropRounding | None = None
+    resampler: Resampler | None = None
     value_range: Literal["dtype", "auto"] | list[float] = "auto"
     max_pixels: PositiveInt = 89_478_485
 

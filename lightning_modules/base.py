@@ -19,7 +19,7 @@ from torch import nn
 
 from lightning_modules.distributed import refuse_unfit_strategy, synchronise_batchnorm
 from lightning_modules.encoders.image import warn_of_other_inputs
-from lightning_modules.encoders.weights import WeightsOrigin, misfits, report_origin
+from lightning_modules.encoders.weights import WeightsOrigin, misfits, origin_place, report_origin
 from lightning_modules.metrics import epoch_sums, restore_epoch_sums
 from lightning_modules.optim import (
     TrainingPhase,
@@ -83,6 +83,7 @@ class VisionTask(LightningModule, ABC):
         self._batchnorm_fixed = False
         self._restored = False
         self._fetched = False
+        self._as_fetched = False
         self._epoch_sums: dict[str, torch.Tensor] = {}
         self._origins: list[WeightsOrigin] = []
         self._step_samples: list[int] = []
@@ -140,6 +141,15 @@ class VisionTask(LightningModule, ABC):
     def ready_without_training(self) -> bool:
         """Whether testing without a checkpoint makes sense: not with untrained heads."""
         return False
+
+    @property
+    def referenced(self) -> str:
+        """Prefix of the weights of one pretrained model, which checkpoints may name; empty if there are none."""
+        return ""
+
+    def load_referenced(self, place: str) -> None:
+        """Load the weights of ``referenced`` from the folder or file where they are now."""
+        raise NotImplementedError
 
     @property
     def needs_images(self) -> str:
@@ -276,6 +286,7 @@ class VisionTask(LightningModule, ABC):
     def on_fit_start(self) -> None:
         """Fetch pretrained weights and compare their preprocessing with that of the data."""
         self.load_pretrained()
+        self._as_fetched = False
         self.adopt_inputs()
         self.compare_inputs()
         self._try_sizes()
@@ -298,7 +309,7 @@ class VisionTask(LightningModule, ABC):
         """
         if not (self._restored or self._fetched):
             self._origins = self.fetch_weights()
-            self._fetched = True
+            self._fetched = self._as_fetched = True
             for origin in self._origins:
                 report_origin(origin)
 
@@ -412,6 +423,11 @@ class VisionTask(LightningModule, ABC):
         hyper_parameters.setdefault("_class_path", f"{type(self).__module__}.{type(self).__qualname__}")
         checkpoint["input_options"] = dict(self.input_options)
         checkpoint["pretrained"] = [dict(origin) for origin in self.origins]
+        if self._as_fetched and self.referenced and "state_dict" in checkpoint:
+            # Weights that nothing has changed, as of a zero-shot model, are named by their origin, not copied.
+            checkpoint["by_reference"] = True
+            state = checkpoint["state_dict"]
+            checkpoint["state_dict"] = {n: value for n, value in state.items() if not n.startswith(self.referenced)}
         checkpoint["monitored"] = list(self._monitored)
         # Tools that average weights have no trainer.
         reduce = self.trainer.strategy.reduce if self._trainer is not None else None
@@ -420,14 +436,22 @@ class VisionTask(LightningModule, ABC):
         )
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore the preprocessing and metrics; pretrained weights are no longer needed."""
-        self._restored = True
+        """Restore the preprocessing and metrics; of pretrained weights only those are needed that it names.
+
+        Raises:
+            UserError: the checkpoint names weights that have changed or are gone.
+        """
+        self._restored, self._as_fetched = True, False
         self.input_options = checkpoint.get("input_options", self.input_options)
         self.adopt_inputs()
         if (adopt_range := getattr(self._datamodule(), "adopt_range", None)) is not None:
             adopt_range(checkpoint.get("input_options", {}).get("value_range", "auto"))
         self._epoch_sums = checkpoint.get("epoch_sums", {})
         self._origins = list(checkpoint.get("pretrained", []))
+        if checkpoint.pop("by_reference", False):
+            self.load_referenced(str(origin_place(self._origins[0])))
+            state = {n: value for n, value in self.state_dict().items() if n.startswith(self.referenced)}
+            checkpoint["state_dict"] = {**state, **checkpoint["state_dict"]}
         self._monitored = [(int(step), float(value)) for step, value in checkpoint.get("monitored", [])]
 
     def fitting_state(self, checkpoint: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
@@ -442,6 +466,7 @@ class VisionTask(LightningModule, ABC):
         """As torch's, but misfits raise a UserError of one line, and BatchNorm's counters must not be missing."""
         if strict and (wrong := self.misfits(state_dict)):
             raise UserError(f"the weights do not fit {type(self).__name__}: {wrong}")
+        self._as_fetched = False
         return super().load_state_dict(state_dict, strict=strict, assign=assign)
 
     def weights_digest(self) -> str:

@@ -37,7 +37,7 @@ def load_task(path: str | Path, map_location: str = "cpu") -> VisionTask:
         >>> task = load_task("runs/quickstart/20260101-120000/checkpoints/best.ckpt")  # doctest: +SKIP
         >>> task.tasks["class"]  # doctest: +SKIP
     """
-    return task_from(read_checkpoint(path, map_location), path).to(map_location).eval()
+    return task_from(_content(path, map_location), path).to(map_location).eval()
 
 
 def task_from(checkpoint: dict[str, Any], path: str | Path, *, assign: bool = False) -> VisionTask:
@@ -67,9 +67,18 @@ def untrained_task(hyper_parameters: Mapping[str, Any], path: str | Path) -> Vis
 def read_checkpoint(path: str | Path, map_location: str = "cpu") -> dict[str, Any]:
     """Read a checkpoint, at least ``state_dict`` and ``hyper_parameters``, with ``weights_only=True``.
 
+    Weights that it names by their origin, as that of a zero-shot model does, are read from there.
+
     Raises:
-        UserError: there is no such file, or it is not a checkpoint.
+        UserError: there is no such file, it is not a checkpoint, or weights that it names have changed or are gone.
     """
+    checkpoint = _content(path, map_location)
+    if checkpoint.get("by_reference"):
+        untrained_task(checkpoint["hyper_parameters"], path).on_load_checkpoint(checkpoint)
+    return checkpoint
+
+
+def _content(path: str | Path, map_location: str) -> dict[str, Any]:
     if not Path(path).is_file():
         raise UserError(f"{path}: there is no such checkpoint; give the path of a .ckpt file in a run directory")
     check_zip(Path(path), "take another checkpoint of the run, or train again")

@@ -110,6 +110,7 @@ class DualEncoder(VisionTask):
         self.objective = ContrastiveObjective(loss, scale)
         self.logit_scale_lr = scale.lr
         adapters = None if lora is None else checked(LoraOptions, lora, "lora")
+        self.has_adapters = adapters is not None
         self._frozen_modules = _freeze(self.towers, freeze, adapters, image_size)
         self.few_shot: FewShotHead | None = None
         self._contexts: ContextTexts | None = None
@@ -389,6 +390,15 @@ class DualEncoder(VisionTask):
     def ready_without_training(self) -> bool:
         """Whether all weights are pretrained, so that zero-shot predictions make sense."""
         return self.towers.wholly_pretrained
+
+    @property
+    def referenced(self) -> str:
+        """See ``VisionTask``."""
+        return "towers.model." if self.towers.wholly_pretrained and not self.has_adapters else ""
+
+    def load_referenced(self, place: str) -> None:
+        """See ``VisionTask``."""
+        self.towers.load_pretrained(place)
 
     @property
     def pretrained_inputs(self) -> InputOptions | None:

@@ -535,10 +535,11 @@ def layer_depths(network: nn.Module, name: str) -> Mapping[str, int]:
     layers = blocks(network, name)
     inside = {id(parameter): index + 1 for index, block in enumerate(layers) for parameter in block.parameters()}
     depths: dict[str, int] = {}
-    # Parameters are registered in the order of computation: what comes before the first block is below it.
+    # Parameters are registered in the order of computation: what comes before the first block is below it. Only
+    # open_clip has projections that are parameters of the network itself, and so come first.
     outside = 0
     for key, parameter in network.named_parameters():
-        depths[key] = inside.get(id(parameter), outside)
+        depths[key] = inside.get(id(parameter), len(layers) + 1 if key in ("proj", "text_projection") else outside)
         if id(parameter) in inside:
             outside = len(layers) + 1
     return depths

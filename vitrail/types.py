@@ -61,12 +61,14 @@ class TaskFacts:
 Interpolation = Literal["bilinear", "bicubic"]
 Resize = Literal["crop", "squash", "pad"]
 CropRounding = Literal["even", "down"]
+Resampler = Literal["torch", "pillow"]
 
 MODEL_IMAGE_DEFAULTS: dict[str, Any] = {
     "resize": "crop",
     "crop_fraction": 1.0,
     "interpolation": "bicubic",
     "crop_rounding": "even",
+    "resampler": "torch",
 }
 """Default preprocessing; see ``datamodules.options.ImageOptions``."""
 
@@ -80,6 +82,7 @@ class InputOptions(TypedDict):
         crop_fraction: fraction of the resized image that the center crop keeps, in (0, 1].
         interpolation: of the resizing.
         crop_rounding: rounding of half an odd margin.
+        resampler: library that resizes; their results differ by one level of 255 in a few pixels.
         value_range: black and white of images with more than 8 bits per channel, by default auto.
     """
 
@@ -88,6 +91,7 @@ class InputOptions(TypedDict):
     crop_fraction: NotRequired[float]
     interpolation: NotRequired[Interpolation]
     crop_rounding: NotRequired[CropRounding]
+    resampler: NotRequired[Resampler]
     value_range: NotRequired[Literal["dtype", "auto"] | list[float]]
 
 

@@ -31,7 +31,7 @@ from datamodules.options import AugmentOptions, LoaderOptions
 from vitrail.console import tracked
 from vitrail.errors import DISK_FULL, UserError
 from vitrail.files import lock, rename
-from vitrail.types import InputOptions, Resize, with_image_defaults
+from vitrail.types import InputOptions, Resampler, Resize, with_image_defaults
 
 CHUNK = 256
 """Images of a chunk."""
@@ -65,6 +65,7 @@ class PixelCache:
     interpolation: str
     folder: Path
     resize: Resize = "crop"
+    resampler: Resampler = "torch"
     _chunks: dict[int, _Chunk] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
@@ -153,11 +154,12 @@ class PixelCache:
             temporary.unlink(missing_ok=True)
 
     def _scaled(self, row: int) -> torch.Tensor:
-        return scale_down(self.read_image(row), self.short_side, self.interpolation, self.resize)
+        return scale_down(self.read_image(row), self.short_side, self.interpolation, self.resize, self.resampler)
 
     def _name(self, number: int) -> str:
         rows = self.rows[number * CHUNK : (number + 1) * CHUNK]
         made = f"{self.short_side} {self.interpolation}" + ("" if self.resize == "crop" else f" {self.resize}")
+        made += "" if self.resampler == "torch" else f" {self.resampler}"
         digest = hashlib.blake2b(_MAGIC + made.encode(), digest_size=20)
         digest.update(np.ascontiguousarray(self.content[rows]).tobytes())
         return f"{digest.hexdigest()}.pixels"
@@ -325,6 +327,7 @@ def cached_reader(
         interpolation=made["interpolation"],
         # Random crops come out of images of the original's shape.
         resize="crop" if augment.filled().random_resized_crop or augment.random_crop else made["resize"],
+        resampler=made["resampler"],
         folder=cache_directory() / "pixels",
     )
     limit = int(loader.cache_limit_gb * _GB)

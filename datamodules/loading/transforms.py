@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from torchvision.transforms import v2 as T
 
 from datamodules.options import PRESETS, AugmentOptions
 from vitrail.seeding import seeded_rng
-from vitrail.types import CropRounding, InputOptions, Interpolation, Mix, Resize, with_image_defaults
+from vitrail.types import CropRounding, InputOptions, Interpolation, Mix, Resampler, Resize, with_image_defaults
 
 # ImageNet's mean colour: about 0 after every usual normalisation, as where erasing follows the normalisation.
 _ERASED = [124.0, 116.0, 104.0]
@@ -56,8 +56,8 @@ def eval_transform(image: InputOptions) -> nn.Module:
     made = with_image_defaults(image)
     size, side, mode = made["size"], scaled_side(image), InterpolationMode(made["interpolation"])
     if made["resize"] == "crop":
-        return _ScaledCentre(side, size, mode, made["crop_rounding"])
-    return nn.Sequential(_Fit(side, made["resize"], mode), _Center(size, made["crop_rounding"]))
+        return _ScaledCentre(side, size, mode, made["crop_rounding"], made["resampler"])
+    return nn.Sequential(_Fit(side, made["resize"], mode, made["resampler"]), _Center(size, made["crop_rounding"]))
 
 
 def train_transform(image: InputOptions, augment: AugmentOptions) -> nn.Module:
@@ -153,18 +153,31 @@ def scaled_side(image: InputOptions) -> int:
     return math.floor(image["size"] / crop_fraction + 1e-6)
 
 
-def scale_down(image: torch.Tensor, short_side: int, interpolation: str, resize: Resize = "crop") -> torch.Tensor:
+def scale_down(
+    image: torch.Tensor,
+    short_side: int,
+    interpolation: str,
+    resize: Resize = "crop",
+    resampler: Resampler = "torch",
+) -> torch.Tensor:
     """Scale an image, uint8 ``(3, H, W)``, down to a short side in pixels, as the evaluation does.
 
     With ``squash`` it is the length of both sides, with ``pad`` of the long one. A smaller image stays as it is.
     """
     mode = InterpolationMode(interpolation)
     if resize != "crop":
-        return _Fit(short_side, resize, mode)(image) if image[0].numel() > short_side**2 else image
+        return _Fit(short_side, resize, mode, resampler)(image) if image[0].numel() > short_side**2 else image
     if min(image.shape[-2:]) <= short_side:
         return image
-    scaled: torch.Tensor = T.functional.resize(image, [short_side], mode, antialias=True)
-    return scaled
+    return _resized(image, [short_side], mode, resampler)
+
+
+def _resized(image: torch.Tensor, size: list[int], mode: InterpolationMode, resampler: Resampler) -> torch.Tensor:
+    """Resize uint8 ``(3, H, W)`` to height and width, or to a short side."""
+    if resampler == "pillow":
+        scaled = T.functional.resize(T.functional.to_pil_image(image), size, mode)
+        return cast("torch.Tensor", T.functional.pil_to_tensor(scaled))
+    return cast("torch.Tensor", T.functional.resize(image, size, mode, antialias=True))
 
 
 def useful_short_side(image: InputOptions, augment: AugmentOptions) -> int:
@@ -240,10 +253,17 @@ def _shift_hue(pixels: torch.Tensor, turns: float) -> None:
 class _ScaledCentre(nn.Module):
     """Scales the short side to a length and crops the center."""
 
-    def __init__(self, short_side: int, size: int, interpolation: InterpolationMode, rounding: CropRounding) -> None:
+    def __init__(
+        self,
+        short_side: int,
+        size: int,
+        interpolation: InterpolationMode,
+        rounding: CropRounding,
+        resampler: Resampler,
+    ) -> None:
         super().__init__()
         self._short_side, self._size, self._rounding = short_side, size, rounding
-        self._resize = T.Resize(short_side, interpolation=interpolation, antialias=True)
+        self._interpolation, self._resampler = interpolation, resampler
         self._crop = _Center(size, rounding)
         self._filter = _FILTERS[interpolation]
 
@@ -251,8 +271,8 @@ class _ScaledCentre(nn.Module):
         height, width = image.shape[-2:]
         long_side = int(self._short_side * max(height, width) / min(height, width))
         if long_side * self._short_side <= max(_MOST_ENLARGED, 16 * self._short_side**2):
-            cropped: torch.Tensor = self._crop(self._resize(image))
-            return cropped
+            scaled_image = _resized(image, [self._short_side], self._interpolation, self._resampler)
+            return cast("torch.Tensor", self._crop(scaled_image))
         scaled = (self._short_side, long_side) if height <= width else (long_side, self._short_side)
         return self._only_center(image, scaled)
 
@@ -276,9 +296,9 @@ class _ScaledCentre(nn.Module):
 class _Fit(nn.Module):
     """Scales both sides to a length (``squash``), or the long one (``pad``, as timm does)."""
 
-    def __init__(self, side: int, resize: Resize, interpolation: InterpolationMode) -> None:
+    def __init__(self, side: int, resize: Resize, interpolation: InterpolationMode, resampler: Resampler) -> None:
         super().__init__()
-        self._side, self._resize, self._interpolation = side, resize, interpolation
+        self._side, self._resize, self._interpolation, self._resampler = side, resize, interpolation, resampler
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         size = [self._side, self._side]
@@ -287,8 +307,7 @@ class _Fit(nn.Module):
             size = [max(1, round(length / ratio)) for length in image.shape[-2:]]
         if list(image.shape[-2:]) == size:
             return image
-        scaled: torch.Tensor = T.functional.resize(image, size, self._interpolation, antialias=True)
-        return scaled
+        return _resized(image, size, self._interpolation, self._resampler)
 
 
 class _Center(nn.Module):

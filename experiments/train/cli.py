@@ -27,7 +27,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lightning.pytorch.strategies.launchers.multiprocessing import _MultiProcessingLauncher
 
 from callbacks.averaged_weights import AveragedWeights, EmaOptions
-from callbacks.best_checkpoint import BestCheckpoint
+from callbacks.best_checkpoint import BestCheckpoint, keep_weights
 from callbacks.confusion import ClassReport, ConfusionMatrixLogger
 from callbacks.frozen_features import FrozenFeatures
 from callbacks.guards import MonitoredMetrics, NonFiniteLoss
@@ -114,7 +114,8 @@ def refuse_conflicting_checkpoint(model: LightningModule, checkpoint: Path, *, t
             f"--ckpt_path {checkpoint} does not fit the configuration (model.init_args): {'; '.join(different)}. "
             "Use the run's own config.yaml, or leave --ckpt_path out to start again"
         )
-    if isinstance(model, VisionTask) and (wrong := model.misfits(saved["state_dict"])):
+    named = saved.get("by_reference", False)  # the origin of the weights is checked when they are read from there
+    if isinstance(model, VisionTask) and not named and (wrong := model.misfits(saved["state_dict"])):
         raise UserError(
             f"--ckpt_path {checkpoint}: the weights do not fit {type(model).__name__}: {wrong}; give a whole checkpoint"
         )
@@ -524,10 +525,17 @@ class VitrailCLI(LightningCLI):
 
     def after_test(self) -> None:
         """Print the run directory."""
+        if self.subcommand != "fit":
+            self.after_validate()
         if self.trainer.is_global_zero:
             sys.stdout.write(f"Run directory: {self.run_directory}\n{sync_hint(self.trainer.loggers)}")
             if self._own and self.subcommand == "fit":
                 sys.stdout.write(f"Experiment: {self.run_directory / EXPERIMENT}, to be edited and run with --config\n")
+
+    def after_validate(self) -> None:
+        """Leave a checkpoint of a zero-shot model, so that other commands take its run like any other."""
+        if self.checkpoint is None and self.model.referenced and not self.trainer.fast_dev_run:
+            keep_weights(self.trainer)
 
     after_predict = after_test
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import fields, replace
 from pathlib import Path
@@ -9,9 +10,12 @@ from typing import Any, Literal, NamedTuple, Self, cast, get_args
 
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
+from timm.data.constants import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from torch import nn
 
+from lightning_modules.encoders import open_clip
 from lightning_modules.encoders.image import ImageEncoder, Normalize
+from lightning_modules.encoders.open_clip import is_open_clip
 from lightning_modules.encoders.text import TextEncoder, checked_length, longest_text
 from lightning_modules.encoders.tokenizer import (
     SPECIAL_IDS,
@@ -34,11 +38,11 @@ from lightning_modules.encoders.transformers import (
     preprocessing_of,
     statistics_of,
 )
-from lightning_modules.encoders.weights import WeightsOrigin, local_directory, weights_origin
+from lightning_modules.encoders.weights import WeightsOrigin, copy_weights, local_directory, weights_origin
 from lightning_modules.options import TowerOptions, checked
 from lightning_modules.precision import Conversion, not_halved
 from vitrail.errors import UserError
-from vitrail.types import InputOptions
+from vitrail.types import InputOptions, Resize
 
 
 class ProjectionHead(nn.Module):
@@ -118,8 +122,12 @@ class Towers(nn.Module, ABC):
         """Embeddings of texts, float ``(B, embed_dim)``, not of unit length."""
         return self.project("text", self.text_features(tokens))
 
-    def load_pretrained(self) -> None:
-        """Load the pretrained weights once, if any."""
+    def load_pretrained(self, place: str = "") -> None:
+        """Load the pretrained weights once, if any.
+
+        Args:
+            place: folder or file that has them, by default that of their name.
+        """
 
     @property
     def own_inputs(self) -> InputOptions | None:
@@ -185,7 +193,7 @@ class TwoTowers(Towers):
         """See ``Towers``."""
         return [self.image_projection if side == "image" else self.text_projection]
 
-    def load_pretrained(self) -> None:
+    def load_pretrained(self, place: str = "") -> None:
         """See ``Towers``."""
         self.image.load_pretrained()
         self.text.load_pretrained()
@@ -237,6 +245,9 @@ def build_towers(options: TowerOptions, image_size: int, architectures: Architec
         ]
         if others:
             raise UserError(f"towers: {', '.join(others)} do not go with model, which has both towers; leave them out")
+        saved = "open_clip" in (architectures or {})
+        if saved or is_open_clip(options.model) or (options.model in RESNETS and options.pretrained):
+            return OpenClipModel(options, image_size, architectures)
         if options.model in RESNETS:
             return ClipResNet(options, image_size)
         return WholeModel(options, image_size, architectures)
@@ -249,120 +260,74 @@ def build_towers(options: TowerOptions, image_size: int, architectures: Architec
 
 KEY = "towers.model"
 
-KINDS = ("clip", "siglip")
-
-_CLIP_MEAN, _CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 _HALF = (0.5, 0.5, 0.5)
 
 
-class WholeModel(Towers):
-    """CLIP (Radford et al., 2021) or SigLIP (Zhai et al., 2023), for images of any size."""
+class _Family(NamedTuple):
+    """What distinguishes a kind of whole model.
 
-    def __init__(self, options: TowerOptions, image_size: int, architectures: Architectures | None) -> None:
+    Attributes:
+        first_token: whether a text's features are its first token instead of the model's own pooling.
+        masked: whether texts are attended to without their padding; the others pad to the maximum length.
+        sized: whether the image tower has position embeddings of a size, which may be interpolated.
+        mean: mean of each channel where a folder has no image processor.
+        std: standard deviation likewise.
+        resize: likewise.
+    """
+
+    first_token: bool = False
+    masked: bool = True
+    sized: bool = True
+    mean: tuple[float, ...] = OPENAI_CLIP_MEAN
+    std: tuple[float, ...] = OPENAI_CLIP_STD
+    resize: Resize = "crop"
+
+
+_SIGLIP = _Family(masked=False, mean=_HALF, std=_HALF, resize="squash")
+
+FAMILIES = {
+    "clip": _Family(),  # Radford et al., ICML 2021; also MetaCLIP (Xu et al., ICLR 2024)
+    "metaclip_2": _Family(),  # Chuang et al., 2025
+    "altclip": _Family(first_token=True),  # Chen et al., Findings of ACL 2023
+    "chinese_clip": _Family(first_token=True),  # Yang et al., 2022
+    "align": _Family(first_token=True, sized=False, mean=_HALF, std=_HALF),  # Jia et al., ICML 2021
+    "siglip": _SIGLIP,  # Zhai et al., ICCV 2023; also SigLIP 2 of a fixed size (Tschannen et al., 2025)
+    "siglip2": _SIGLIP,  # NaFlex
+}
+"""Whole models of ``transformers`` by ``model_type``."""
+
+
+class _JointTowers(Towers):
+    """Two towers that were trained together as one network.
+
+    Attributes:
+        model: the network.
+    """
+
+    model: nn.Module
+
+    def __init__(self, options: TowerOptions) -> None:
         super().__init__()
         self.name, self.wholly_pretrained = options.model or "", options.pretrained
-        if architectures and "model" in architectures:
-            configuration = configuration_from_values(architectures["model"])
-        else:
-            configuration = model_configuration(self.name, self.wholly_pretrained, "towers.model")
-        if configuration.model_type == "siglip2":
-            raise UserError(
-                f"towers.model: {self.name} is a siglip2 of images of any shape (NaFlex), which is not supported; "
-                "give one of a fixed size, such as google/siglip2-base-patch16-224"
-            )
-        if configuration.model_type not in KINDS:
-            raise UserError(
-                f"towers.model: {self.name} is a {configuration.model_type}, not one of {', '.join(KINDS)}; for other "
-                "encoders give towers.image and towers.text"
-            )
-        vision, text = configuration.vision_config, configuration.text_config
-        if image_size % vision.patch_size and image_size != vision.image_size:
-            raise UserError(
-                f"data.image.size: {self.name} cuts images into patches of {vision.patch_size} px, {image_size} px "
-                f"do not fit; it was built for {vision.image_size}"
-            )
-        self.configuration = configuration
-        self.max_length = checked_length(options.max_length or longest_text(text), longest_text(text))
-        self.model = build_model(configuration)
-        # The task has the logit scale; as parameters of this model they would never get a gradient.
-        for name in ("logit_scale", "logit_bias"):
-            if isinstance(value := getattr(self.model, name, None), nn.Parameter):
-                delattr(self.model, name)
-                self.model.register_buffer(name, value.detach())
-        self.is_clip = configuration.model_type == "clip"
-        self.embed_dim = int(configuration.projection_dim if self.is_clip else vision.hidden_size)
         self.normalize = Normalize(_HALF, _HALF)
-        known = self.name if not architectures and Path(self.name).is_dir() else ""
-        self._set_preprocessing(known, image_processor(known, KEY) if known else None)
-        self._interpolate = image_size != vision.image_size
         self._origin: WeightsOrigin | None = None
         self._loaded = not self.wholly_pretrained
         self.tokenizer: TextTokenizer | None = None
 
+    def _own_the_scale(self) -> None:
+        """Make scale and bias buffers: the task has the logit scale, and these would never get a gradient."""
+        for name in _SCALES:
+            if isinstance(value := getattr(self.model, name, None), nn.Parameter):
+                delattr(self.model, name)
+                self.model.register_buffer(name, value.detach())
+
     def _apply(self, fn: Conversion, recurse: bool = True) -> Self:
         """Keep the pretrained scale and bias in float32 for the task."""
-        exact = {name: value for name, value in self.model.named_buffers(recurse=False) if name.startswith("logit_")}
+        exact = {name: value for name, value in self.model.named_buffers(recurse=False) if name in _SCALES}
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch's
         for name, value in exact.items():
             setattr(self.model, name, not_halved(fn)(value))
         return self
-
-    def image_features(self, image: torch.Tensor) -> torch.Tensor:
-        """See ``Towers``."""
-        outputs = self.backbone("image")(pixel_values=self.normalize(image), interpolate_pos_encoding=self._interpolate)
-        return cast("torch.Tensor", outputs.pooler_output)
-
-    def text_features(self, tokens: Tokens) -> torch.Tensor:
-        """See ``Towers``."""
-        # SigLIP was trained without a mask: it attends to the padding and pools the last position.
-        mask = tokens["attention_mask"] if self.is_clip else None
-        outputs = self.backbone("text")(input_ids=tokens["input_ids"], attention_mask=mask)
-        return cast("torch.Tensor", outputs.pooler_output)
-
-    def backbone(self, side: Side) -> nn.Module:
-        """See ``Towers``."""
-        return cast("nn.Module", self.model.vision_model if side == "image" else self.model.text_model)
-
-    def projections(self, side: Side) -> list[nn.Module]:
-        """CLIP's two linear maps; SigLIP has none."""
-        name = "visual_projection" if side == "image" else "text_projection"
-        return [getattr(self.model, name)] if hasattr(self.model, name) else []
-
-    def load_pretrained(self) -> None:
-        """See ``Towers``."""
-        if self._loaded:
-            return
-        directory = local_directory(self.name, "towers.model")
-        left_out = load_model(self.model, directory, KEY)
-        self._origin = weights_origin(KEY, self.name, Path(directory), left_out)
-        if (processor := image_processor(directory, KEY)) is None:
-            assumed = (
-                "SigLIP's (mean and std 0.5, squashed)" if not self.is_clip else "CLIP's (its mean and std, cropped)"
-            )
-            rank_zero_warn(
-                f"{KEY}: {directory} has no {' and no '.join(PROCESSOR_FILES)}, so its preprocessing is unknown; "
-                f"{assumed} are assumed"
-            )
-        self._set_preprocessing(directory, processor)
-        self.tokenizer = pretrained_tokenizer(directory, self.max_length, fixed_length=not self.is_clip)
-        self._loaded = True
-
-    def _set_preprocessing(self, directory: str, processor: Any) -> None:
-        """Use the model's own image processor, or the usual one of CLIP or SigLIP."""
-        if processor is None:
-            statistics = Statistics(_CLIP_MEAN, _CLIP_STD) if self.is_clip else Statistics(_HALF, _HALF)
-            how = Preprocessing("crop" if self.is_clip else "squash", 1.0, "bicubic", "down")
-        else:
-            statistics = statistics_of(processor, directory, KEY)
-            how = preprocessing_of(processor, directory, KEY)
-        self.normalize.load_state_dict(Normalize(*statistics).state_dict())
-        size = int(self.configuration.vision_config.image_size)
-        self.input_options = {"size": size, **how._asdict()}  # type: ignore[typeddict-item]  # the same keys
-
-    def train_tokenizer(self, texts: list[str]) -> TextTokenizer:
-        """See ``Towers``."""
-        vocabulary_size = int(self.configuration.text_config.vocab_size)
-        return trained_tokenizer(texts, vocabulary_size, self.max_length, fixed_length=not self.is_clip)
 
     @property
     def own_inputs(self) -> InputOptions | None:
@@ -374,16 +339,195 @@ class WholeModel(Towers):
         """See ``Towers``."""
         return [self._origin] if self._origin else []
 
+    def pretrained_logit_scale(self) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """See ``Towers``; ALIGN has a temperature, by which it divides."""
+        if not self.wholly_pretrained:
+            return None, None
+        values: dict[str, torch.Tensor] = dict(self.model.named_buffers(recurse=False))
+        log_scale = values["logit_scale"] if "logit_scale" in values else -values["temperature"].log()
+        return log_scale, values.get("logit_bias")
+
+
+class WholeModel(_JointTowers):
+    """An image and a text encoder that were trained together, of ``FAMILIES``, for square images of any size.
+
+    SigLIP 2 NaFlex takes images of any aspect ratio. Here they are squashed to a square, so that batches have one
+    shape; embeddings of square images are its own.
+    """
+
+    def __init__(self, options: TowerOptions, image_size: int, architectures: Architectures | None) -> None:
+        super().__init__(options)
+        if architectures and "model" in architectures:
+            configuration = configuration_from_values(architectures["model"])
+        else:
+            configuration = model_configuration(self.name, self.wholly_pretrained, "towers.model")
+        if configuration.model_type not in FAMILIES:
+            raise UserError(
+                f"towers.model: {self.name} is a {configuration.model_type}, not one of {', '.join(FAMILIES)}; for "
+                "other encoders give towers.image and towers.text"
+            )
+        self.family = FAMILIES[configuration.model_type]
+        vision, text = configuration.vision_config, configuration.text_config
+        self.patch_size = int(getattr(vision, "patch_size", 1))
+        self.is_naflex = configuration.model_type == "siglip2"
+        self.own_size = int(math.isqrt(vision.num_patches) * self.patch_size if self.is_naflex else vision.image_size)
+        if image_size % self.patch_size and image_size != self.own_size:
+            raise UserError(
+                f"data.image.size: {self.name} cuts images into patches of {self.patch_size} px, {image_size} px "
+                f"do not fit; it was built for {self.own_size}"
+            )
+        self.configuration = configuration
+        self.model = build_model(configuration)
+        longest = longest_text(text, cast("nn.Module", self.model.text_model))
+        self.max_length = checked_length(options.max_length or longest, longest)
+        self._own_the_scale()
+        self.embed_dim = int(getattr(configuration, "projection_dim", None) or vision.hidden_size)
+        known = self.name if not architectures and Path(self.name).is_dir() else ""
+        self._set_preprocessing(known, image_processor(known, KEY) if known else None)
+        self._interpolate = image_size != self.own_size
+
+    def image_features(self, image: torch.Tensor) -> torch.Tensor:
+        """See ``Towers``."""
+        pixels, arguments = self.normalize(image), {}
+        if self.is_naflex:
+            rows, columns = (side // self.patch_size for side in pixels.shape[-2:])
+            pixels = _patches(pixels, self.patch_size)
+            shapes = torch.tensor([[rows, columns]], device="cpu").expand(len(pixels), -1)
+            mask = torch.ones(pixels.shape[:2], dtype=torch.int32, device=pixels.device)
+            arguments = {"pixel_attention_mask": mask, "spatial_shapes": shapes}
+        elif self.family.sized:
+            arguments = {"interpolate_pos_encoding": self._interpolate}
+        return cast("torch.Tensor", self.backbone("image")(pixel_values=pixels, **arguments).pooler_output)
+
+    def text_features(self, tokens: Tokens) -> torch.Tensor:
+        """See ``Towers``."""
+        # SigLIP was trained without a mask: it attends to the padding and pools the last position.
+        mask = tokens["attention_mask"] if self.family.masked else None
+        outputs = self.backbone("text")(input_ids=tokens["input_ids"], attention_mask=mask)
+        if self.family.first_token:
+            return cast("torch.Tensor", outputs.last_hidden_state[:, 0])
+        return cast("torch.Tensor", outputs.pooler_output)
+
+    def backbone(self, side: Side) -> nn.Module:
+        """See ``Towers``."""
+        return cast("nn.Module", self.model.vision_model if side == "image" else self.model.text_model)
+
+    def projections(self, side: Side) -> list[nn.Module]:
+        """CLIP's two linear maps; ALIGN has that of texts only, SigLIP has none."""
+        name = "visual_projection" if side == "image" else "text_projection"
+        return [getattr(self.model, name)] if hasattr(self.model, name) else []
+
+    def load_pretrained(self, place: str = "") -> None:
+        """See ``Towers``."""
+        if self._loaded:
+            return
+        directory = place or local_directory(self.name, KEY)
+        left_out = load_model(self.model, directory, KEY)
+        self._origin = weights_origin(KEY, self.name, Path(directory), left_out)
+        if (processor := image_processor(directory, KEY)) is None:
+            how = f"mean {self.family.mean}, std {self.family.std}, {self.family.resize}"
+            rank_zero_warn(
+                f"{KEY}: {directory} has no {' and no '.join(PROCESSOR_FILES)}, so its preprocessing is unknown; that "
+                f"of {self.configuration.model_type} ({how}) is assumed"
+            )
+        if self.is_naflex:
+            rank_zero_warn(
+                f"{KEY}: {self.name} takes images of any aspect ratio (NaFlex); here they are squashed to squares, so "
+                "that a batch has one shape"
+            )
+        self._set_preprocessing(directory, processor)
+        self.tokenizer = pretrained_tokenizer(directory, self.max_length, fixed_length=not self.family.masked)
+        self._loaded = True
+
+    def _set_preprocessing(self, directory: str, processor: Any) -> None:
+        """Use the model's own image processor, or the usual one of its family."""
+        if processor is None:
+            statistics = Statistics(self.family.mean, self.family.std)
+            how = Preprocessing(self.family.resize, 1.0, "bicubic", "down")
+        else:
+            statistics = statistics_of(processor, directory, KEY)
+            how = preprocessing_of(processor, directory, KEY)
+        self.normalize.load_state_dict(Normalize(*statistics).state_dict())
+        self.input_options = {"size": self.own_size, **how._asdict()}  # type: ignore[typeddict-item]  # the same keys
+
+    def train_tokenizer(self, texts: list[str]) -> TextTokenizer:
+        """See ``Towers``."""
+        vocabulary_size = int(self.configuration.text_config.vocab_size)
+        return trained_tokenizer(texts, vocabulary_size, self.max_length, fixed_length=not self.family.masked)
+
     @property
     def architectures(self) -> Architectures:
         """See ``Towers``."""
         return {"model": configuration_values(self.configuration)}
 
-    def pretrained_logit_scale(self) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+
+_SCALES = ("logit_scale", "logit_bias", "temperature")
+
+
+def _patches(pixels: torch.Tensor, side: int) -> torch.Tensor:
+    """Patches of images in the order of NaFlex, float ``(B, patches, 3 · side²)``."""
+    rows, columns = (length // side for length in pixels.shape[-2:])
+    grid = pixels.reshape(len(pixels), 3, rows, side, columns, side)
+    return grid.permute(0, 2, 4, 3, 5, 1).reshape(len(pixels), rows * columns, -1)
+
+
+class OpenClipModel(_JointTowers):
+    """A dual encoder of open_clip, whose towers contain their projections; see ``encoders.open_clip`` for its names."""
+
+    def __init__(self, options: TowerOptions, image_size: int, architectures: Architectures | None) -> None:
+        super().__init__(options)
+        saved = (architectures or {}).get("open_clip")
+        self._named = _OPENAI_RESNETS.get(self.name, self.name)
+        self.configuration = open_clip.Configuration(**saved) if saved else open_clip.configuration_of(self._named)
+        self.image_size = image_size
+        self.model = open_clip.build(self.configuration, image_size)
+        if hasattr(self.model, "text_decoder"):
+            del self.model.text_decoder  # of CoCa (Yu et al., TMLR 2022), which takes no part in embeddings
+        self._own_the_scale()
+        self.embed_dim = int(self.configuration.model_cfg["embed_dim"])
+        longest = int(self.configuration.model_cfg["text_cfg"].get("context_length", 77))
+        self.max_length = checked_length(options.max_length or longest, longest)
+        how = self.configuration.preprocess_cfg
+        self.normalize.load_state_dict(Normalize(tuple(how["mean"]), tuple(how["std"])).state_dict())
+        self.input_options = open_clip.input_options(self.configuration)
+
+    def image_features(self, image: torch.Tensor) -> torch.Tensor:
         """See ``Towers``."""
-        if not self.wholly_pretrained:
-            return None, None
-        return cast("torch.Tensor", self.model.logit_scale), getattr(self.model, "logit_bias", None)
+        return cast("torch.Tensor", cast("Any", self.model).encode_image(self.normalize(image), normalize=False))
+
+    def text_features(self, tokens: Tokens) -> torch.Tensor:
+        """See ``Towers``."""
+        return cast("torch.Tensor", cast("Any", self.model).encode_text(tokens["input_ids"], normalize=False))
+
+    def backbone(self, side: Side) -> nn.Module:
+        """See ``Towers``."""
+        return cast("nn.Module", self.model.visual if side == "image" else self.model.text)
+
+    def projections(self, side: Side) -> list[nn.Module]:
+        """None apart from the towers."""
+        return []
+
+    def load_pretrained(self, place: str = "") -> None:
+        """See ``Towers``."""
+        if self._loaded:
+            return
+        path = open_clip.weights_file(place or self._named)
+        source = open_clip.build(self.configuration, self.image_size)
+        open_clip.load_file(source, path)
+        copy_weights(source, self.model, f"{KEY}: {path}")
+        self._origin = weights_origin(KEY, self.name, path, {})
+        if self.tokenizer is None:
+            self.tokenizer = open_clip.tokenizer_of(self.configuration, self._named)
+        self._loaded = True
+
+    def train_tokenizer(self, texts: list[str]) -> TextTokenizer:
+        """The model's own tokenizer, which needs no training."""
+        return open_clip.tokenizer_of(self.configuration, self._named)
+
+    @property
+    def architectures(self) -> Architectures:
+        """See ``Towers``."""
+        return {"open_clip": dict(open_clip.plain(self.configuration))}
 
 
 class _Size(NamedTuple):
@@ -402,6 +546,11 @@ RESNETS = {
 }
 """By names like those on the hub, where they are not in the format of ``transformers``."""
 
+_OPENAI_RESNETS = {
+    name: f"open_clip:{name.removeprefix('openai/clip-').upper().replace('X', 'x')}/openai" for name in RESNETS
+}
+"""Their pretrained weights in open_clip."""
+
 
 class ClipResNet(Towers):
     """CLIP with a residual network (Radford et al., 2021, table 20) and random weights, in the original size.
@@ -412,11 +561,6 @@ class ClipResNet(Towers):
     def __init__(self, options: TowerOptions, image_size: int) -> None:
         super().__init__()
         self.name = name = options.model or ""
-        if options.pretrained:
-            raise UserError(
-                f"towers.pretrained: the weights of {name} are not in a format that is read here; set pretrained: "
-                "false, or take a vision transformer such as openai/clip-vit-base-patch32"
-            )
         size = RESNETS[name]
         self.image = ImageEncoder(size.image, image_size, pretrained=False)
         values = {"hidden_size": size.width, "intermediate_size": 4 * size.width, "num_attention_heads": size.heads}

@@ -55,7 +55,10 @@ class TextTokenizer:
         self._pipeline.enable_truncation(state["max_length"])
         length = state["max_length"] if state["fixed_length"] else None
         self.pad_token: str = self._pipeline.id_to_token(state["pad_id"]) or PAD
-        self._pipeline.enable_padding(pad_id=state["pad_id"], pad_token=self.pad_token, length=length)
+        direction = (self._pipeline.padding or {}).get("direction", "right")
+        self._pipeline.enable_padding(
+            direction=direction, pad_id=state["pad_id"], pad_token=self.pad_token, length=length
+        )
 
     @property
     def vocabulary_size(self) -> int:
@@ -90,12 +93,16 @@ class TextTokenizer:
         )
 
 
-def pretrained_tokenizer(directory: str, max_length: int, fixed_length: bool) -> TextTokenizer:
-    """Load the tokenizer of a pretrained model, with the text normalisation of its class."""
-    if _is_siglip(directory):
+def pretrained_tokenizer(
+    directory: str, max_length: int, fixed_length: bool, *, canonical: bool = False
+) -> TextTokenizer:
+    """Load the tokenizer of a pretrained model, with the text normalisation of its class, or that of SigLIP."""
+    if canonical or _is_siglip(directory):
         pipeline, pad_id = _siglip_pipeline(directory)
     else:
         tokenizer = auto_tokenizer(directory, "towers")
+        if tokenizer.padding_side == "left":
+            tokenizer.backend_tokenizer.enable_padding(direction="left")
         pipeline = tokenizer.backend_tokenizer.to_str()
         pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     state: TokenizerState = {

@@ -287,7 +287,12 @@ def statistics_of(processor: Any, directory: str, key: str) -> Statistics:
         if processor.do_normalize:
             mean, std = processor.image_mean, processor.image_std
         scale = 255 * float(processor.rescale_factor) if processor.do_rescale else 255.0
-        found = Statistics(tuple(float(m) / scale for m in mean), tuple(float(s) / scale for s in std))
+        # EfficientNet's, for ALIGN, may subtract 1 from the scaled pixels, and divide by the deviation again.
+        offset = float(bool(getattr(processor, "rescale_offset", False)))
+        power = 2 if getattr(processor, "include_top", False) else 1
+        found = Statistics(
+            tuple((float(m) + offset) / scale for m in mean), tuple(float(s) ** power / scale for s in std)
+        )
         finite = all(math.isfinite(value) for value in (*found.mean, *found.std))
         if not finite or min(found.std) <= 0 or (len(found.mean), len(found.std)) != (3, 3):
             raise ValueError("need three numbers each, std above 0")
@@ -305,6 +310,8 @@ def preprocessing_of(processor: Any, directory: str, key: str) -> Preprocessing:
     interpolation = _FILTERS.get(int(getattr(processor, "resample", None) or 0))
     size, crop = (dict(getattr(processor, name, None) or {}) for name in ("size", "crop_size"))
     size, crop = ({name: value for name, value in one.items() if value is not None} for one in (size, crop))
+    if getattr(processor, "max_num_patches", None):  # NaFlex, of which square images are read
+        return Preprocessing("squash", 1.0, interpolation or "bilinear", "down")
     if not getattr(processor, "do_resize", False):
         raise refused("in their own size (do_resize: false)")
     if interpolation is None:

@@ -29,6 +29,7 @@ from vitrail.errors import UserError
 from vitrail.files import file_sha256
 
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")
+OPEN_CLIP_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin")
 FORMATS = (".safetensors", ".pth", ".ckpt", ".pt", ".bin")
 REACH_SECONDS = 5.0
 OWN_PREFIX = "encoder.backbone."
@@ -89,6 +90,27 @@ def weights_origin(part: str, name: str, place: Path, left_out: LeftOut) -> Weig
         "sha256": {file.name: file_sha256(file) for file in files},
         "left_out": counts,
     }
+
+
+def origin_place(origin: WeightsOrigin) -> Path:
+    """Return the folder or file where the weights of an origin are now, downloaded if necessary.
+
+    Raises:
+        UserError: they are gone, or their files have changed since.
+    """
+    source, part = origin["source"], origin["part"]
+    place = Path(source)
+    if origin["revision"]:
+        files = list(origin["sha256"])
+        place = Path(hub_directory(source, part, revision=origin["revision"], files=files))
+    hint = f"put the former weights of {origin['name']} there, or run `test` again for a new run with others"
+    for name, digest in origin["sha256"].items():
+        file = place if place.is_file() else place / name
+        if not file.is_file():
+            raise UserError(f"{part}: {file} is gone, which the checkpoint names instead of holding it; {hint}")
+        if file_sha256(file) != digest:
+            raise UserError(f"{part}: {file} has changed since the checkpoint was written (SHA-256 differs); {hint}")
+    return place
 
 
 def report_origin(origin: WeightsOrigin) -> None:
@@ -514,7 +536,7 @@ def hub_file(source: Any) -> str:
                 raise
             return hf_hub_download(repository, HUB_FILES[1])
 
-    return _downloaded(repository, "pretrained", download)
+    return downloaded(repository, "pretrained", download)
 
 
 def local_directory(name: str, key: str) -> str:
@@ -522,28 +544,48 @@ def local_directory(name: str, key: str) -> str:
     return name if Path(name).is_dir() else hub_directory(name, key)
 
 
-def hub_directory(name: str, key: str, *, with_weights: bool = True) -> str:
-    """Local folder of a model on the hub, downloaded if necessary; see ``hub_file``."""
+def hub_directory(
+    name: str,
+    key: str,
+    *,
+    with_weights: bool = True,
+    revision: str | None = None,
+    files: Sequence[str] = (),
+) -> str:
+    """Local folder of a model on the hub, downloaded if necessary; see ``hub_file``.
+
+    Args:
+        name: of the repository.
+        key: option that names it, for messages.
+        with_weights: whether it must have weights.
+        revision: commit.
+        files: names of the weights, of which the first that exists is needed; by default those of ``transformers``.
+    """
     from huggingface_hub import snapshot_download, try_to_load_from_cache
 
-    cached = try_to_load_from_cache(name, "config.json") if _is_repository(name) else None
     if not _is_repository(name):
         raise UserError(f"{key}: {name!r} is neither a local folder nor a name on the hub (owner/name)")
-    if isinstance(cached, str) and (not with_weights or _has_weights(Path(cached).parent)):
-        return str(Path(cached).parent)
+
+    def has_weights(folder: str | Path) -> bool:
+        return any((Path(folder) / file).is_file() for file in files) if files else _has_weights(Path(folder))
+
+    for config in ("open_clip_config.json", "config.json") if files else ("config.json",):
+        cached = try_to_load_from_cache(name, config, revision=revision)
+        if isinstance(cached, str) and (not with_weights or has_weights(Path(cached).parent)):
+            return str(Path(cached).parent)
 
     def download() -> str:
-        folder = snapshot_download(name, allow_patterns=["*.json", "*.txt", "*.model"])
-        if with_weights and not _has_weights(Path(folder)):
-            folder = snapshot_download(name, allow_patterns=[HUB_FILES[0]])
-        if with_weights and not _has_weights(Path(folder)):
-            folder = snapshot_download(name, allow_patterns=["pytorch_model*.bin", "*.safetensors"])
+        folder = snapshot_download(name, revision=revision, allow_patterns=["*.json", "*.txt", "*.model"])
+        for patterns in [[file] for file in files] or [[HUB_FILES[0]], ["pytorch_model*.bin", "*.safetensors"]]:
+            if with_weights and not has_weights(folder):
+                folder = snapshot_download(name, revision=revision, allow_patterns=patterns)
         return folder
 
-    return _downloaded(name, key, download)
+    return downloaded(name, key, download)
 
 
-def _downloaded(repository: str, key: str, download: Callable[[], str]) -> str:
+def downloaded(repository: str, key: str, download: Callable[[], str]) -> str:
+    """Run a download if the hub responds; see ``hub_file``."""
     from huggingface_hub import constants
 
     cause: BaseException | None = None

@@ -137,6 +137,15 @@ class GenerativeClassifier(ScoredTask):
         self.vlm.load(None if self._trainer is None else self.trainer.strategy.root_device)
         return [self.vlm.origin] if self.vlm.origin else []
 
+    @property
+    def referenced(self) -> str:
+        """See ``VisionTask``; adapters have a reference of their own."""
+        return _NETWORK if self.vlm.pretrained and self.vlm.lora is None else ""
+
+    def load_referenced(self, place: str) -> None:
+        """See ``VisionTask``."""
+        self.vlm.load(place=place)
+
     def image_features(self, image: torch.Tensor) -> torch.Tensor:
         """Mean of each image's tokens."""
         return self.vlm.encode_images(image).features

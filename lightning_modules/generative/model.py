@@ -127,11 +127,16 @@ class VisionLanguageModel(nn.Module):
         if self.model is None:
             self._set_model(build_vision_language(self.configuration, self.memory, empty=self.pretrained))
 
-    def load(self, device: torch.device | None = None) -> None:
-        """Load the pretrained weights, tokenizer and pixel statistics once, into an existing network in place."""
+    def load(self, device: torch.device | None = None, place: str = "") -> None:
+        """Load the pretrained weights, tokenizer and pixel statistics once, into an existing network in place.
+
+        Args:
+            device: on which to quantise them.
+            place: folder that has them, by default that of the name.
+        """
         if self._loaded or not self.pretrained:
             return
-        directory = local_directory(self.name, KEY)
+        directory = place or local_directory(self.name, KEY)
         self.prompts = pretrained_prompts(directory, int(self.configuration.image_token_id), KEY)
         self.normalize.load_state_dict(Normalize(*image_statistics(directory)).state_dict())
         if self.lora is not None:

@@ -74,6 +74,84 @@ def write_siglip(folder: Path) -> Path:
     return folder
 
 
+_CROPPED = {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}, "do_center_crop": True}
+_SQUASHED = {"size": {"height": 32, "width": 32}}
+_STATISTICS = {"image_mean": [0.4, 0.5, 0.6], "image_std": [0.2, 0.3, 0.4]}
+_PROCESSORS: dict[str, dict[str, Any]] = {
+    "clip": {"image_processor_type": "CLIPImageProcessor", **_CROPPED, **_STATISTICS},
+    "metaclip_2": {"image_processor_type": "CLIPImageProcessor", **_CROPPED, **_STATISTICS},
+    "altclip": {"image_processor_type": "CLIPImageProcessor", **_CROPPED, **_STATISTICS, "resample": 2},
+    "chinese_clip": {"image_processor_type": "ChineseCLIPImageProcessor", **_CROPPED, **_STATISTICS},
+    "align": {
+        "image_processor_type": "EfficientNetImageProcessor",
+        **_STATISTICS,
+        **{"size": {"height": 37, "width": 37}, "crop_size": {"height": 32, "width": 32}, "do_center_crop": True},
+        **{"resample": 2, "rescale_offset": True, "rescale_factor": 1 / 127.5, "include_top": True},
+    },
+    "siglip": {"image_processor_type": "SiglipImageProcessor", **_SQUASHED},
+    "siglip2": {"image_processor_type": "Siglip2ImageProcessor", "patch_size": 8, "max_num_patches": 16},
+}
+
+
+def whole_model_values(kind: str) -> dict[str, Any]:
+    """The configuration of a tiny dual encoder of ``transformers`` for images of 32 px."""
+    special = {"bos_token_id": 1, "eos_token_id": 3, "pad_token_id": 3 if kind in ("clip", "metaclip_2") else 0}
+    text: dict[str, Any] = {**SIZES, **special, "vocab_size": 400, "max_position_embeddings": 24}
+    vision: dict[str, Any] = {**SIZES, "image_size": 32, "patch_size": 8}
+    if kind == "altclip":
+        text["project_dim"] = 16
+    if kind == "align":
+        vision = {"image_size": 32, "width_coefficient": 0.25, "depth_coefficient": 0.3, "hidden_dim": 32}
+    if kind == "siglip2":
+        vision = {**SIZES, "num_patches": 16, "patch_size": 8}
+    if kind.startswith("siglip"):
+        text["projection_size"] = 32
+        return {"model_type": kind, "text_config": text, "vision_config": vision}
+    projection = 32 if kind == "align" else 16
+    return {"model_type": kind, "text_config": text, "vision_config": vision, "projection_dim": projection}
+
+
+def write_whole_model(folder: Path, kind: str) -> Path:
+    """Write a tiny dual encoder of ``transformers`` with its tokenizer and image processor in the hub's layout."""
+    from transformers import CONFIG_MAPPING, AutoModel
+
+    torch.manual_seed(0)
+    config = CONFIG_MAPPING[kind].from_dict(whole_model_values(kind))
+    model: Any = AutoModel.from_config(config)  # type: ignore[no-untyped-call]  # the library's own
+    for name in ("logit_scale", "logit_bias", "temperature"):
+        if hasattr(model, name):
+            getattr(model, name).data.fill_({"logit_scale": 3.0, "logit_bias": -4.0, "temperature": 0.05}[name])
+    model.save_pretrained(folder)
+    _write_tokenizer(folder, "PreTrainedTokenizerFast", pad="<end>" if kind in ("clip", "metaclip_2") else "<pad>")
+    values = json.dumps({"do_resize": True, "do_rescale": True, "do_normalize": True, **_PROCESSORS[kind]})
+    (folder / "preprocessor_config.json").write_text(values, encoding="utf-8")
+    return folder
+
+
+OPEN_CLIP_TOWERS: dict[str, dict[str, Any]] = {
+    "vit": {"image_size": 32, "layers": 3, "width": 32, "head_width": 16, "patch_size": 8},
+    "resnet": {"image_size": 32, "layers": [1, 1, 1, 1], "width": 8, "head_width": 16},
+    "timm": {"image_size": 32, "timm_model_name": "test_efficientnet", "timm_pool": "avg", "timm_proj": "linear"},
+}
+
+
+def write_open_clip(folder: Path, kind: str, **preprocessing: Any) -> Path:
+    """Write a tiny dual encoder of open_clip in the hub's layout."""
+    import open_clip
+    from safetensors.torch import save_file
+
+    text = {"context_length": 16, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 3}
+    config = {"embed_dim": 16, "vision_cfg": OPEN_CLIP_TOWERS[kind], "text_cfg": text, "quick_gelu": kind != "timm"}
+    folder.mkdir(exist_ok=True)
+    path = folder / "open_clip_config.json"
+    path.write_text(json.dumps({"model_cfg": config, "preprocess_cfg": preprocessing}), encoding="utf-8")
+    torch.manual_seed(0)
+    model = open_clip.create_model(f"local-dir:{folder}", load_weights=False)
+    model.logit_scale.data.fill_(3.0)
+    save_file(model.state_dict(), folder / "open_clip_model.safetensors")
+    return folder
+
+
 def write_bert(folder: Path, *, pooling: str = "", kind: str = "bert") -> Path:
     """Write a BERT or DistilBERT and, where wanted, a pooling rule."""
     write_text_model(folder, kind, **({"hidden_dim": 64} if kind == "distilbert" else {}))

@@ -109,7 +109,7 @@ def test_the_rule_is_known_before_the_weights_are_loaded_and_the_file_has_the_la
 
 
 def test_assumptions_without_a_file_are_reported(tmp_path: Path) -> None:
-    for write, assumed in ((write_clip, "CLIP's"), (write_siglip, "SigLIP's")):
+    for write, assumed in ((write_clip, "of clip"), (write_siglip, "of siglip")):
         folder = write(tmp_path / assumed)
         (folder / "preprocessor_config.json").unlink(missing_ok=True)
         (folder / "processor_config.json").write_text('{"processor_class": "of texts alone"}', encoding="utf-8")

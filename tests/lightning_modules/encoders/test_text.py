@@ -182,6 +182,3 @@ def test_towers_of_whole_models_and_texts_are_not_confused(tmp_path: Path) -> No
     assert "name it as towers.model" in refusal(write_siglip(tmp_path / "siglip"))
     with pytest.raises(UserError, match=r"give towers.image and towers.text"):
         build_towers(TowerOptions(model=str(write_bert(tmp_path / "bert"))), 32)
-    (tmp_path / "config.json").write_text(CONFIG_MAPPING["siglip2"]().to_json_string(), encoding="utf-8")
-    with pytest.raises(UserError, match="NaFlex"):
-        build_towers(TowerOptions(model=str(tmp_path)), 32)
