@@ -745,7 +745,7 @@ RESERVED = {"ablations": "`ablate`", "results": "`results`", "sweeps": "`sweep`"
 """Folders in the directory of all runs that belong to a command."""
 
 _SHARED_WITH_RANKS = "VITRAIL_RUN_DIRECTORY"
-_NOT_OF_THE_EXPERIMENT = {"ckpt_path", "runs", "name", "config", "weights_only"}
+_NOT_OF_THE_EXPERIMENT = {"ckpt_path", "runs", "name", "config", "weights_only", "verbose", "return_predictions"}
 
 
 def new_run_directory(root: Path, name: str) -> Path:

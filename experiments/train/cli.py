@@ -38,7 +38,7 @@ from callbacks.trackers import EpochLines, log_configuration
 from datamodules.base import ImageDataModule
 from experiments.train.closing import closing_summary, write_report
 from experiments.train.loggers import Tracker, WandbOptions, build_loggers, finish_wandb, sync_hint
-from experiments.train.opened_run import opened_arguments
+from experiments.train.opened_run import OF_A_STAGE, opened_arguments
 from experiments.train.own_data import EXPERIMENT, own_data, own_data_help
 from experiments.train.parent import KEY, from_parent, parent_checkpoint, take_over
 from experiments.train.run_record import RunRecorder
@@ -254,7 +254,10 @@ class RunConfig(SaveConfigCallback):
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Write ``config.yaml``, also to the experiment trackers."""
-        text = self.parser.dump(self.config, skip_none=False)
+        config = self.config.clone()
+        for key in OF_A_STAGE:
+            config.pop(key, None)
+        text = self.parser.dump(config, skip_none=False, skip_validation=True)
         path = Path(trainer.default_root_dir) / Run.CONFIG
         if not path.exists():
             write_text_atomically(path, text)
@@ -534,7 +537,7 @@ class VitrailCLI(LightningCLI):
 
     def after_validate(self) -> None:
         """Leave a checkpoint of a zero-shot model, so that other commands take its run like any other."""
-        if self.checkpoint is None and self.model.referenced and not self.trainer.fast_dev_run:
+        if self.checkpoint is None and self.model.referenced and not getattr(self.trainer, "fast_dev_run", False):
             keep_weights(self.trainer)
 
     after_predict = after_test

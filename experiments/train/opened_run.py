@@ -24,7 +24,10 @@ STAGES = ("fit", "validate", "test", "predict")
 
 _NOT_BUILT = ("callbacks", "logger", "plugins", "profiler")
 """Of the trainer: what may name a class, or a function by its path, and changes no result."""
-_OF_THE_COMMAND = ("config", "ckpt_path", "weights_only", "runs")
+OF_A_STAGE = ("verbose", "return_predictions")
+"""Options that not every stage has, so that a run's configuration must not contain them."""
+
+_OF_THE_COMMAND = ("config", "ckpt_path", "weights_only", "runs", *OF_A_STAGE)
 _HARMLESS = (
     *(
         f"lightning.pytorch.callbacks.{name}"

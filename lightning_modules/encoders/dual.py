@@ -388,7 +388,8 @@ class WholeModel(_JointTowers):
 
     def image_features(self, image: torch.Tensor) -> torch.Tensor:
         """See ``Towers``."""
-        pixels, arguments = self.normalize(image), {}
+        pixels = self.normalize(image)
+        arguments: dict[str, Any] = {}
         if self.is_naflex:
             rows, columns = (side // self.patch_size for side in pixels.shape[-2:])
             pixels = _patches(pixels, self.patch_size)

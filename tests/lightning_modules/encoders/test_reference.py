@@ -140,7 +140,7 @@ def test_weights_in_openais_own_layout_are_read(tmp_path: Path) -> None:
     towers = build_towers(TowerOptions(model=str(folder)), 32).eval()
     towers.load_pretrained()
     image = images()["square"].resize((32, 32))
-    pixels = (image_pixels(image, "auto") / 255 - towers.normalize.mean) / towers.normalize.std  # type: ignore[operator,union-attr]  # buffers
+    pixels = (image_pixels(image, "auto") / 255 - towers.normalize.mean) / towers.normalize.std  # type: ignore[operator]  # buffers
     expected = theirs.encode_image(pixels[None], normalize=True)
     torch.testing.assert_close(our_embedding(towers, image), expected, rtol=0, atol=1e-4)
 
