@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from unicodedata import normalize
 
 from evaluation.robustness import compared_robustness
-from evaluation.statistics.scores import HEADINGS, LOWER_IS_BETTER
+from evaluation.statistics.scores import LOWER_IS_BETTER, heading
 from evaluation.tables.comparison import (
     ComparedRow,
     Cost,
@@ -278,5 +278,5 @@ def cost_figure(rows: Sequence[ComparedRow], costs: dict[str, Cost]) -> Figure |
         return None
     main = rows[0].joined.main
     scores = [row.joined.main_score.pooled for row in shown]
-    title = f"{HEADINGS[main]}, {task}"
+    title = f"{heading(main)}, {task}"
     return pareto_figure([row.side for row in shown], scores, known, title, lower_is_better=main in LOWER_IS_BETTER)

@@ -19,7 +19,7 @@ from evaluation.report.images import ReadImage, rows_of, small_image, split_text
 from evaluation.report.page import Card, Section
 from evaluation.statistics.calibration import calibration_of, reliability_bins
 from evaluation.statistics.intervals import Estimate, Interval, known, share_interval
-from evaluation.statistics.scores import HEADINGS, TrainTargets
+from evaluation.statistics.scores import TrainTargets, heading
 from evaluation.tables.per_class import class_report, confusion_matrix
 from evaluation.tables.summary import TaskSummary, flattened, number_text, score_text, share, summarise, with_interval
 from vitrail.files import read_csv
@@ -379,7 +379,7 @@ def _score_row(summary: TaskSummary, num_classes: int) -> dict[str, Any]:
     if num_classes <= _ALWAYS_IN_TOP and "top3_accuracy" in scores:
         scores["top3_accuracy"] = Estimate(math.nan, Interval(math.nan, math.nan))
     one_class = summary.kind == "single_label"
-    constant = {f"constant {HEADINGS[name]}": number_text(name, value) for name, value in summary.constant.items()}
+    constant = {f"constant {heading(name)}": number_text(name, value) for name, value in summary.constant.items()}
     what = {"single_label": "classes", "ordinal": "classes", "multi_label": "labels", "regression": ""}[summary.kind]
     return {
         "task": summary.task,
@@ -387,7 +387,7 @@ def _score_row(summary: TaskSummary, num_classes: int) -> dict[str, Any]:
         "groups": summary.groups,
         **({what: num_classes} if what else {}),
         **({"majority": share(summary.majority)} if one_class else {}),
-        **{f"{HEADINGS[name]} [95 %]": score_text(name, score) for name, score in scores.items()},
+        **{f"{heading(name)} [95 %]": score_text(name, score) for name, score in scores.items()},
         **({} if one_class else constant),
         "note": summary.note,
     }

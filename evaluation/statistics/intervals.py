@@ -5,6 +5,7 @@ by simulation (``tests/evaluation/statistics/test_coverage.py``):
 
 * Shares (accuracy, recall, a mean of scores from 0 to 1): ``share_interval``, in closed form. Wilson's interval (JASA
   22, 1927) of as many independent trials as the grouped sample is worth (Korn & Graubard, Survey Methodology 24, 1998).
+  Likewise areas under ROC curves and balanced accuracy (``Linearised``), by the pseudo-value of each sample.
 * Means of errors in the units of the data: ``mean_interval``, Student's with the same variance.
 * Other statistics (macro F1, average precision, kappa, errors in the units of the data): Student's interval with the
   standard error of a bootstrap of whole groups (Efron & Tibshirani, An Introduction to the Bootstrap, 1993; Field &
@@ -18,7 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -39,6 +40,12 @@ class Interval(NamedTuple):
 
     low: float
     high: float
+
+
+_NOTHING = Interval(math.nan, math.nan)
+
+_TINY = 1e-12
+"""Rounding of a share and of its variance."""
 
 
 class Estimate(NamedTuple):
@@ -103,6 +110,21 @@ class Share(Mean):
     """A ``Mean`` of scores that are each from 0 to 1."""
 
 
+@dataclass(frozen=True)
+class Linearised(Mean):
+    """A bounded statistic as the ``Mean`` of what each sample adds to it to first order, its pseudo-values.
+
+    Its interval is that of a share of the range, with as many degrees of freedom as the limiting samples allow
+    (``score_interval``). As a function of weights it is exact for equal ones only.
+
+    Attributes:
+        limiting: bool ``(N,)``, the samples whose number limits what is known, such as those of the rarer class; all of
+            them where it is empty.
+    """
+
+    limiting: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, dtype=bool))
+
+
 def accuracy_statistic(targets: NDArray[np.int64], predicted: NDArray[np.int64]) -> Share:
     """Return accuracy as a function of sample weights."""
     return share_statistic(targets == predicted)
@@ -124,7 +146,7 @@ def f1_statistic(
     interval would lie too low.
     """
     num_classes = int(max(targets.max(), predicted.max())) + 1
-    of_target, of_predicted = _one_hot(targets, num_classes), _one_hot(predicted, num_classes)
+    of_target, of_predicted = one_hot(targets, num_classes), one_hot(predicted, num_classes)
     of_both = of_target.multiply(of_predicted).tocsr()
     is_target = np.bincount(targets, minlength=num_classes) > 0
 
@@ -171,12 +193,7 @@ def group_interval(
         statistic, or that of half of the resamples, is not defined (NaN).
     """
     if isinstance(statistic, Mean):
-        is_share = isinstance(statistic, Share)
-        return (
-            share_interval(statistic.scores, groups, level)
-            if is_share
-            else mean_interval(statistic.scores, groups, level, bounds)
-        )
+        return _closed_interval(statistic, groups, level, bounds)
     if not len(groups):
         return Interval(math.nan, math.nan)
     index, sizes = _by_group(groups)
@@ -194,6 +211,14 @@ def group_interval(
     # A resample of G groups spreads by (G - 1) / G of the variance.
     spread = float(resampled.std(ddof=1)) * math.sqrt(len(sizes) / (len(sizes) - 1))
     return _student(value, spread, sizes, level, bounds)
+
+
+def _closed_interval(statistic: Mean, groups: NDArray[Any], level: float, bounds: tuple[float, float]) -> Interval:
+    if isinstance(statistic, Linearised):
+        return score_interval(statistic, groups, level, bounds)
+    if isinstance(statistic, Share):
+        return share_interval(statistic.scores, groups, level)
+    return mean_interval(statistic.scores, groups, level, bounds)
 
 
 def _student(
@@ -245,7 +270,9 @@ def estimate(
     return Estimate(value, interval)
 
 
-def share_interval(scores: NDArray[np.float64], groups: NDArray[Any], level: float = 0.95) -> Interval:
+def share_interval(
+    scores: NDArray[np.float64], groups: NDArray[Any], level: float = 0.95, worth: float | None = None
+) -> Interval:
     """Return the interval of a mean of scores over other groups: Wilson's with the effective number of trials.
 
     The variance of the mean (``variance_of_mean``) gives how many independent trials the sample is worth; the number
@@ -256,9 +283,11 @@ def share_interval(scores: NDArray[np.float64], groups: NDArray[Any], level: flo
     with half of the images; accuracy .6 to .98, correlation within groups 0 to .9): .91 to 1.00.
 
     Args:
-        scores: ``(N,)``, each from 0 to 1.
+        scores: ``(N,)``, each from 0 to 1; pseudo-values may lie outside.
         groups: ``(N,)``, the group of each sample.
         level: of the interval.
+        worth: groups of equal size that the sample is worth, at least 1; by default all count for the quantile, and
+            ``effective_groups`` where nothing varies.
 
     Returns:
         NaN for no samples.
@@ -269,11 +298,57 @@ def share_interval(scores: NDArray[np.float64], groups: NDArray[Any], level: flo
         return Interval(math.nan, math.nan)
     index, sizes = _by_group(groups)
     share, variance = float(scores.mean()), variance_of_mean(scores, index)
-    if variance == 0 or share in (0.0, 1.0):
-        return wilson(share, effective_groups(sizes), level)
+    if variance <= _TINY**2 or not _TINY < share < 1 - _TINY:
+        ends = round(share, 9) if abs(share - round(share)) < _TINY else share
+        return wilson(min(max(ends, 0.0), 1.0), worth or effective_groups(sizes), level)
     upper = (1 + level) / 2
-    shrink = float(ndtri(upper) / stdtrit(len(sizes) - 1, upper))
+    shrink = float(ndtri(upper) / stdtrit(max((worth or len(sizes)) - 1, 1), upper))
     return wilson(share, max(1.0, share * (1 - share) / variance) * shrink * shrink, level)
+
+
+def score_interval(
+    statistic: Linearised, groups: NDArray[Any], level: float = 0.95, bounds: tuple[float, float] = (0.0, 1.0)
+) -> Interval:
+    """Return the interval of a linearised statistic over other groups: that of a share of the range.
+
+    Without an upper bound the number of trials has no limit, and Wilson's interval is that of the mean of a Poisson
+    variable with as many events as the sample is worth (Rao's score). The degrees of freedom are those of the groups
+    that make the variance, at least 1: where a few groups make most of it, it is hardly known (Satterthwaite,
+    Biometrics Bulletin 2, 1946).
+
+    Simulated coverage (20 to 500 groups of equal and very unequal size, 2 to 10 classes, correlation 0 and .5): .93 to
+    1.00; .73 to .94 for Brier score and NLL where fewer than five groups hold any error, .78 to .94 for areas and
+    balanced accuracy where classes have two groups each (both are reported, ``few_large``, ``small_classes``).
+
+    Args:
+        statistic: of all samples.
+        groups: ``(N,)``, the group of each sample.
+        level: of the interval.
+        bounds: lowest and highest value; the highest may be infinite.
+
+    Returns:
+        NaN for no samples.
+    """
+    from scipy.special import stdtrit
+
+    own = groups[statistic.limiting] if len(statistic.limiting) else groups
+    if not len(own):
+        return _NOTHING
+    shares = np.bincount(_by_group(groups)[0], weights=statistic.scores - statistic.scores.mean()) ** 2
+    makers = float(shares.sum()) ** 2 / max(float((shares**2).sum()), 1e-300)
+    # Where nothing varies the number of groups is what is known.
+    worth = min(effective_groups(_by_group(own)[1]), max(makers, 2.0) if makers > 0.5 else math.inf)
+    low, span = bounds[0], bounds[1] - bounds[0]
+    if not math.isinf(span):
+        found = share_interval((statistic.scores - low) / span, groups, level, worth)
+        return Interval(low + span * found.low, low + span * found.high)
+    mean, variance = float(statistic.scores.mean()) - low, variance_of_mean(statistic.scores, groups)
+    if mean <= 0 or variance <= 0:
+        return _NOTHING
+    quantile = float(stdtrit(max(worth - 1, 1), (1 + level) / 2))
+    centre, half = quantile**2 * variance / mean / 2, quantile * math.sqrt(variance)
+    half = math.hypot(half, centre)
+    return Interval(low + mean + centre - half, low + mean + centre + half)
 
 
 def mean_interval(
@@ -400,8 +475,8 @@ def majority_baseline(targets: NDArray[np.int64], train_counts: Sequence[int] | 
     return Baseline(float((targets == label).mean()), label, "split" if train_counts is None else "train")
 
 
-def _one_hot(labels: NDArray[np.int64], num_classes: int) -> Any:
-    """Sparse float64 ``(N, C)`` with a one in the column of each label, and none in the rows of ``UNKNOWN``."""
+def one_hot(labels: NDArray[np.int64], num_classes: int) -> Any:
+    """Return sparse float64 ``(N, C)`` with a one in the column of each label, and none in the rows of ``UNKNOWN``."""
     from scipy.sparse import csr_matrix
 
     rows = known(labels)

@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 
 from evaluation.statistics.intervals import Estimate, Interval, Mean, Statistic
 from evaluation.statistics.pooled import in_order_of, mean_statistic, paired_difference, repetitions, same_outputs
-from evaluation.statistics.scores import HEADINGS, LOWER_IS_BETTER, MAIN, NAMES, Score, scores_of
+from evaluation.statistics.scores import IN_UNITS, LOWER_IS_BETTER, MAIN, TESTED, Score, heading, names_of, scores_of
 from vitrail.errors import UserError
 from vitrail.predictions import Predictions
 from vitrail.types import CLASS_KINDS, TaskKind
@@ -75,10 +75,12 @@ class PairedScore(NamedTuple):
     Attributes:
         values: of the first and the second; NaN for no samples.
         difference: first less second, with its 95 % interval by group.
+        p_value: of equal scores, test by group; NaN where there is none (``scores.TESTED``).
     """
 
     values: tuple[float, float]
     difference: Estimate
+    p_value: float = math.nan
 
 
 @dataclass(frozen=True)
@@ -169,13 +171,13 @@ class PairedComparison:
         first, second = self.names
         if not self.n:
             return f"{first} and {second} cannot be compared on '{self.task}': no sample has a known target."
-        form = "+.4g" if self.main in LOWER_IS_BETTER else "+.3f"
+        form = "+.4g" if self.main in IN_UNITS else "+.3f"
         low, high = self.difference.interval
         shown = self.p_value if p_value is None else p_value
         seeds = self.over_seeds
         over_seeds = "" if math.isnan(seeds.low) else f"over seeds [{seeds.low:{form}}, {seeds.high:{form}}], "
         tested = "no test, by the interval alone" if math.isnan(shown) else f"p = {shown:.3g}"
-        what = "" if self.main == "accuracy" else f" of {HEADINGS[self.main]}"
+        what = "" if self.main == "accuracy" else f" of {heading(self.main)}"
         interval = "" if math.isnan(low) else f" [{low:{form}}, {high:{form}}]"
         basis = (
             f"difference{what} {self.difference.value:{form}}{interval}, {over_seeds}{tested}, "
@@ -217,11 +219,13 @@ def compare_joined(
     *,
     n_resamples: int = 5_000,
     seed: int = 0,
+    metrics: Sequence[str] = (),
 ) -> PairedComparison:
     """Compare two experiments of several runs each: folds are put together, scores are means over seeds.
 
     ``first`` and ``second`` are predictions of each experiment's runs, which together have the same test samples. The
-    interval and the test by group are about these very runs on other samples, ``over_seeds`` about seeds.
+    interval and the test by group are about these very runs on other samples, ``over_seeds`` about seeds. ``metrics``
+    are the scores besides the main one, by default the usual ones of the kind (``scores.scores_of``).
 
     Raises:
         UserError: as ``compare_pair`` and ``join_runs``.
@@ -233,9 +237,9 @@ def compare_joined(
     groups, single = base.groups[rows], all(len(side) == 1 for side in sides)
     if not len(rows):
         nothing = Interval(math.nan, math.nan)
-        empty = dict.fromkeys(NAMES[kind], PairedScore((math.nan, math.nan), Estimate(math.nan, nothing)))
+        empty = dict.fromkeys(names_of(kind, metrics), PairedScore((math.nan, math.nan), Estimate(math.nan, nothing)))
         return PairedComparison(names, task, 0, 0, empty, nothing, math.nan, None, None, math.nan, single, kind)
-    scores = [[scores_of(run, task) for run in side] for side in sides]
+    scores = [[scores_of(run, task, metrics) for run in side] for side in sides]
     agree = all(same_outputs(base, run, task) for side in sides for run in side)
     main = [[own[MAIN[kind]].statistic for own in side] for side in scores]
     hits = None
@@ -244,18 +248,19 @@ def compare_joined(
     only = None
     if single and hits is not None:
         only = int((hits[0] & ~hits[1]).sum()), int((hits[1] & ~hits[0]).sum())
+    paired = _paired_scores(scores, groups, agree, n_resamples, seed)
     return PairedComparison(
         names=names,
         task=task,
         n=len(rows),
         groups=len(set(groups.tolist())),
-        scores=_paired_scores(scores, groups, agree, n_resamples, seed),
+        scores=paired,
         over_seeds=seed_interval(
             [_of_all(one, len(rows)) for one in main[0]],
             [_of_all(one, len(rows)) for one in main[1]],
             same_answers=all(same_outputs(side[0], run, task) for side in sides for run in side[1:]),
         ),
-        p_value=sign_flip_p(_by_group(hits, groups)) if hits else _p_of_means(main, groups),
+        p_value=sign_flip_p(_by_group(hits, groups)) if hits else paired[MAIN[kind]].p_value,
         only_first_right=None if only is None else only[0],
         only_second_right=None if only is None else only[1],
         mcnemar_p=math.nan if only is None else mcnemar_p(*only),
@@ -280,16 +285,14 @@ def _paired_scores(
             same = np.array_equal(first.scores, second.scores)
         found[name] = PairedScore(
             (_of_all(first, len(groups)), _of_all(second, len(groups))),
-            paired_difference(
-                first, second, groups, same, min(n_resamples, one.resamples), seed=seed, bounds=one.bounds
-            ),
+            paired_difference(first, second, groups, same, n_resamples, seed=seed, bounds=one.bounds),
+            _p_of_means(first, second, groups) if name in TESTED else math.nan,
         )
     return found
 
 
-def _p_of_means(main: Sequence[Sequence[Statistic]], groups: NDArray[np.object_]) -> float:
-    """The test by group of scores that are means over samples; NaN of others."""
-    first, second = (mean_statistic(side) for side in main)
+def _p_of_means(first: Statistic, second: Statistic, groups: NDArray[np.object_]) -> float:
+    """The test by group of scores that are means over samples."""
     if not (isinstance(first, Mean) and isinstance(second, Mean)):
         return math.nan
     index = np.unique(groups.astype(str), return_inverse=True)[1]

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from evaluation.statistics.intervals import (
     Estimate,
     Interval,
+    Linearised,
     Mean,
     Share,
     Statistic,
@@ -29,7 +30,7 @@ from evaluation.statistics.intervals import (
     variance_of_mean,
     wilson,
 )
-from evaluation.statistics.scores import MAIN, NAMES, scores_of
+from evaluation.statistics.scores import MAIN, names_of, scores_of
 from vitrail.errors import UserError
 from vitrail.predictions import Predictions, concatenate
 from vitrail.types import CLASS_KINDS, UNKNOWN, TaskKind
@@ -238,7 +239,13 @@ class JoinedRuns:
 
 
 def join_runs(
-    runs: Sequence[Predictions], task: str, names: Sequence[str] = (), *, n_resamples: int = 5_000, seed: int = 0
+    runs: Sequence[Predictions],
+    task: str,
+    names: Sequence[str] = (),
+    *,
+    n_resamples: int = 5_000,
+    seed: int = 0,
+    metrics: Sequence[str] = (),
 ) -> JoinedRuns:
     """Join runs of one experiment that differ in seed, in fold, or in both.
 
@@ -248,6 +255,7 @@ def join_runs(
         names: of the runs, for messages; numbered by default.
         n_resamples: of the bootstrap.
         seed: of the bootstrap.
+        metrics: scores besides the main one, by default the usual ones of the kind (``scores.scores_of``).
 
     Raises:
         UserError: test sets that overlap only in part, folds with different numbers of runs, seeds with other classes,
@@ -270,7 +278,7 @@ def join_runs(
         n=len(rows),
         groups=len(set(whole[0].groups[rows].tolist())),
         unanswered=float(np.mean(without)),
-        scores=_scores(runs, whole, task, (n_resamples, seed)),
+        scores=_scores(runs, whole, task, (n_resamples, seed), metrics),
         task_kind=kind,
     )
 
@@ -310,6 +318,9 @@ def repetitions(runs: Sequence[Predictions], task: str, names: Sequence[str]) ->
 def mean_statistic(statistics: Sequence[Statistic]) -> Statistic:
     """Return the mean of several statistics of the same samples; of means a mean, of shares a share."""
     means = [single.scores for single in statistics if isinstance(single, Mean)]
+    areas = [single.limiting for single in statistics if isinstance(single, Linearised)]
+    if len(areas) == len(statistics):
+        return Linearised(np.mean(means, axis=0), areas[0])
     if len(means) == len(statistics):
         kind = Share if all(isinstance(single, Share) for single in statistics) else Mean
         return kind(np.mean(means, axis=0))
@@ -395,18 +406,22 @@ def _from_thresholds(run: Predictions, task: str) -> Predictions:
 
 
 def _scores(
-    runs: Sequence[Predictions], whole: Sequence[Predictions], task: str, bootstrap: tuple[int, int]
+    runs: Sequence[Predictions],
+    whole: Sequence[Predictions],
+    task: str,
+    bootstrap: tuple[int, int],
+    metrics: Sequence[str],
 ) -> dict[str, JoinedScore]:
     nothing = Interval(math.nan, math.nan)
     rows = whole[0].known(task)
     if not len(rows):
         empty = JoinedScore((math.nan,) * len(runs), math.nan, math.nan, nothing, Estimate(math.nan, nothing))
-        return dict.fromkeys(NAMES[whole[0].kind(task)], empty)
+        return dict.fromkeys(names_of(whole[0].kind(task), metrics), empty)
     # Of seeds, whose sets are the runs themselves, each run's scores are known already.
-    of_whole = [scores_of(run, task) for run in whole]
+    of_whole = [scores_of(run, task, metrics) for run in whole]
     of_runs = of_whole
     if len(whole) < len(runs):
-        of_runs = [scores_of(run, task) if len(run.known(task)) else {} for run in runs]
+        of_runs = [scores_of(run, task, metrics) if len(run.known(task)) else {} for run in runs]
     sizes = [len(run.known(task)) for run in (whole if of_runs is of_whole else runs)]
     alike = len(whole) == len(runs) and all(same_outputs(whole[0], run, task) for run in whole[1:])
     found = {}

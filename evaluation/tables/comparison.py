@@ -20,7 +20,7 @@ from evaluation.statistics.calibration import joined_calibration_error
 from evaluation.statistics.intervals import Estimate, Interval
 from evaluation.statistics.paired import PairedComparison, compare_joined, holm
 from evaluation.statistics.pooled import JoinedRuns, join_runs
-from evaluation.statistics.scores import HEADINGS, LOWER_IS_BETTER
+from evaluation.statistics.scores import IN_UNITS, LOWER_IS_BETTER, heading
 from evaluation.tables.summary import (
     SHOWN,
     number_text,
@@ -389,9 +389,8 @@ def _cells(row: ComparedRow, cost: Cost) -> dict[str, str]:
     others: dict[str, str] = {}
     for name in SHOWN[joined.task_kind]:
         if name != main:
-            heading = HEADINGS[name]
-            others[f"{heading} [95 %]"] = score_text(name, joined.scores[name].pooled)
-            its = "its" if name == "f1_macro" else f"{heading}:"
+            others[f"{heading(name)} [95 %]"] = score_text(name, joined.scores[name].pooled)
+            its = "its" if name == "f1_macro" else f"{heading(name)}:"
             others[f"{its} difference [95 %]"] = (
                 "–" if made is None else _difference(name, made.scores[name].difference)
             )
@@ -403,7 +402,7 @@ def _cells(row: ComparedRow, cost: Cost) -> dict[str, str]:
         "n": str(joined.n),
         "groups": str(joined.groups),
         "no prediction": f"{joined.unanswered:g}" if joined.unanswered else "–",
-        f"{HEADINGS[main]} [95 %]": score_text(main, own.pooled),
+        f"{heading(main)} [95 %]": score_text(main, own.pooled),
         "mean ± sd of runs": spread,
         "difference [95 %]": "–" if made is None else _difference(main, made.difference),
         "over seeds [95 %]": "–" if made is None else _signed(main, made.over_seeds),
@@ -440,7 +439,7 @@ def _signed(name: str, interval: Interval) -> str:
 
 
 def _form(name: str) -> str:
-    return "+.4g" if name in LOWER_IS_BETTER else "+.3f"
+    return "+.4g" if name in IN_UNITS else "+.3f"
 
 
 def parts(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:

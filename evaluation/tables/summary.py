@@ -19,7 +19,7 @@ from evaluation.statistics import intervals as statistics
 from evaluation.statistics.intervals import Estimate, Interval
 from evaluation.statistics.pooled import JoinedRuns, join_runs
 from evaluation.statistics.scores import (
-    HEADINGS,
+    IN_UNITS,
     LOWER_IS_BETTER,
     MAIN,
     NAMES,
@@ -27,6 +27,7 @@ from evaluation.statistics.scores import (
     TrainTargets,
     constant_prediction,
     few_large_errors,
+    heading,
     scores_of,
     small_labels,
 )
@@ -263,7 +264,7 @@ def summary_tables(summaries: Sequence[TaskSummary]) -> list[Table]:
         if kind == "single_label":
             tables.append(Table(COLUMNS, [_cells(one) for one in own], ("run", "split", "task", "note")))
             continue
-        headings = [f"{HEADINGS[name]} [95 %]" for name in SHOWN[kind]]
+        headings = [f"{heading(name)} [95 %]" for name in SHOWN[kind]]
         rows = [_cells(one) for one in own]
         constant = [
             [f"constant: {_CONSTANT[kind]}", one.split, one.task, "", "", *_constant_cells(one), ""]
@@ -352,7 +353,7 @@ def _constant_cells(summary: TaskSummary) -> list[str]:
 
 def number_text(name: str, value: float) -> str:
     """Return a score as text: errors in the units of the data with four digits, others with three decimals."""
-    return share(value) if name not in LOWER_IS_BETTER or math.isnan(value) else f"{value:.4g}"
+    return share(value) if name not in IN_UNITS or math.isnan(value) else f"{value:.4g}"
 
 
 def score_text(name: str, score: Estimate) -> str:
@@ -377,13 +378,13 @@ def task_heading(summaries: Sequence[TaskSummary]) -> str:
     """Return a task with split and n, where all these summaries of it have the same, otherwise without n."""
     split = {summary.split for summary in summaries}
     first = summaries[0]
-    score = [] if first.kind in CLASS_KINDS else [HEADINGS[first.main]]
-    heading = ", ".join([first.task, *score, *(split if len(split) == 1 else [])])
+    score = [] if first.kind in CLASS_KINDS else [heading(first.main)]
+    shown = ", ".join([first.task, *score, *(split if len(split) == 1 else [])])
     sizes = {(summary.n, summary.groups) for summary in summaries}
     if len(sizes) > 1:
-        return heading
+        return shown
     ((n, groups),) = sizes
-    return f"{heading} (n {n}{'' if n == groups else f', {groups} objects'})"
+    return f"{shown} (n {n}{'' if n == groups else f', {groups} objects'})"
 
 
 def wide_table(summaries: Sequence[TaskSummary]) -> Table:
@@ -650,6 +651,6 @@ def _joined_cells(rows: Sequence[JoinedSummary]) -> list[list[str]]:
             own += [str(joined.n), str(joined.groups)]
             own.append(number_text(name, baseline) if is_main or not math.isnan(baseline) else "")
             interval = f"[{number_text(name, score.interval.low)}, {number_text(name, score.interval.high)}]"
-            own += [HEADINGS[name], f"{number_text(name, score.mean)} ± {number_text(name, score.std)}", interval]
+            own += [heading(name), f"{number_text(name, score.mean)} ± {number_text(name, score.std)}", interval]
             cells.append([*own, score_text(name, score.pooled), row.note if is_main else ""])
     return cells

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evaluation.statistics.scores import HEADINGS
+from evaluation.statistics.scores import heading
 from evaluation.tables.summary import TaskSummary, summarise, summary_tables, train_targets_of
 from experiments.export.graphs import first_line
 from experiments.export.parity import Form, parity_table
@@ -191,7 +191,7 @@ def _card_data(
             dataset_config=row.task,
             dataset_split=split,
             metric_type="f1" if metric == "f1_macro" else metric,
-            metric_name=HEADINGS[metric],
+            metric_name=heading(metric),
             metric_value=round(value, 4),
         )
         for split, rows in found.items()

@@ -7,7 +7,7 @@ import shlex
 from typing import Any
 
 from evaluation.commands import report
-from evaluation.statistics.scores import HEADINGS
+from evaluation.statistics.scores import heading
 from evaluation.tables.summary import number_text, score_text, summarise_run
 from vitrail.errors import UserError
 from vitrail.programs import program_name
@@ -37,7 +37,7 @@ def closing_summary(run: Run) -> str:
     for one in summaries:
         constant = "the most frequent class" if one.kind in CLASS_KINDS else one.majority_label or "the same"
         lines.append(
-            f"  {one.task}: {HEADINGS[one.main]} {score_text(one.main, one.main_score)}; always predicting {constant} "
+            f"  {one.task}: {heading(one.main)} {score_text(one.main, one.main_score)}; always predicting {constant} "
             f"gives {number_text(one.main, one.majority)}"
         )
     return "\n".join([*lines, "Next:", *(f"  {line}" for line in _next(run, has_labels=bool(summaries))), ""])

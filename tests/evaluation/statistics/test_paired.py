@@ -334,7 +334,7 @@ def test_each_kind_of_task_is_compared_by_its_main_score(task: str) -> None:
     found = compare_pair(better, shuffled, task, ("a", "b"), n_resamples=300)
     own = {name: score.statistic for name, score in scores_of(better, task).items()}
     assert list(found.scores) == list(own)
-    for name, (values, difference) in found.scores.items():
+    for name, (values, difference, _) in found.scores.items():
         assert values[0] == pytest.approx(own[name](np.ones((1, found.n)))[0])
         assert difference.value == pytest.approx(values[0] - values[1])
         assert difference.interval.low < difference.value < difference.interval.high

@@ -10,15 +10,20 @@ import torch
 from numpy.typing import NDArray
 from sklearn import metrics
 
-from evaluation.statistics.intervals import Estimate
+from evaluation.statistics.intervals import Estimate, Linearised
 from evaluation.statistics.scores import (
     NAMES,
     TrainTargets,
-    average_precision_statistic,
+    agreement_statistic,
+    aurc_statistic,
+    balanced_accuracy_statistic,
+    checked_names,
     constant_prediction,
     few_large_errors,
+    heading,
     kappa_statistic,
     label_f1_statistic,
+    precision_statistic,
     scores_of,
     small_labels,
     spearman_statistic,
@@ -27,14 +32,15 @@ from lightning_modules.heads.multi_label import MultiLabelScores
 from lightning_modules.heads.ordinal import OrdinalScores
 from lightning_modules.heads.regression import RegressionScores
 from tests.evaluation.predictions_fixture import make_predictions_of_every_kind
+from vitrail.errors import UserError
 from vitrail.predictions import Predictions
 
 TASKS = ["class", "grade", "tags", "price"]
 
 
-def values_of(predictions: Predictions, task: str) -> dict[str, float]:
+def values_of(predictions: Predictions, task: str, names: tuple[str, ...] = ()) -> dict[str, float]:
     one = np.ones((1, len(predictions.known(task))))
-    return {name: float(score.statistic(one)[0]) for name, score in scores_of(predictions, task).items()}
+    return {name: float(score.statistic(one)[0]) for name, score in scores_of(predictions, task, names).items()}
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -64,11 +70,8 @@ def random_labels(seed: int) -> tuple[NDArray[np.int8], NDArray[np.float64], NDA
 @pytest.mark.parametrize("seed", range(3))
 def test_weighted_scores_of_labels_equal_scikit_learn(seed: int) -> None:
     targets, scores, weights = random_labels(seed)
-    precisions = average_precision_statistic(targets, scores)(weights)
     macro, micro = (label_f1_statistic(targets, scores > 0.6, average)(weights) for average in ("macro", "micro"))
     for row, own in enumerate(weights):
-        expected = metrics.average_precision_score(targets, scores, sample_weight=own, average="macro")
-        assert precisions[row] == pytest.approx(expected)
         for found, average in ((macro, "macro"), (micro, "micro")):
             expected = metrics.f1_score(targets, scores > 0.6, sample_weight=own, average=average, zero_division=0)
             assert found[row] == pytest.approx(expected)
@@ -80,12 +83,12 @@ def test_unknown_entries_and_labels_without_samples_do_not_count() -> None:
     without = targets.copy()
     without[:, 3] = 0
     expected = metrics.average_precision_score(targets[:, :3], scores[:, :3])
-    assert average_precision_statistic(without, scores)(one) == pytest.approx(expected)
+    assert precision_statistic(without == 1, scores)(one) == pytest.approx(expected)
     unknown = targets.copy()
     unknown[:20] = -1
     expected = metrics.average_precision_score(targets[20:], scores[20:])
-    assert average_precision_statistic(unknown, scores)(one) == pytest.approx(expected)
-    assert math.isnan(average_precision_statistic(np.zeros((2, 1), np.int8), np.zeros((2, 1)))(np.ones((1, 2)))[0])
+    assert precision_statistic(unknown == 1, scores, unknown >= 0)(one) == pytest.approx(expected)
+    assert math.isnan(precision_statistic(np.zeros((2, 1), dtype=bool), np.zeros((2, 1)))(np.ones((1, 2)))[0])
 
 
 def test_weighted_kappa_and_rank_correlation_equal_the_libraries() -> None:
@@ -185,3 +188,95 @@ def test_what_makes_an_interval_doubtful() -> None:
     targets[:20, 0] = 1
     targets[:4, 1] = 1
     assert small_labels(targets, groups) == (1, 2)
+
+
+@pytest.mark.parametrize("task", ["class", "grade"])
+def test_further_scores_of_classes_equal_scikit_learn(task: str) -> None:
+    predictions = make_predictions_of_every_kind(noise=1.5)
+    own = predictions.take(predictions.known(task))
+    targets, predicted, chances = own.targets[task], own.predicted(task), own.probabilities(task)
+    found = values_of(predictions, task, checked_names(["all"]))
+    hot = np.eye(chances.shape[1])[targets]
+    expected = {
+        "accuracy": metrics.accuracy_score(targets, predicted),
+        "balanced_accuracy": metrics.balanced_accuracy_score(targets, predicted),
+        "mcc": metrics.matthews_corrcoef(targets, predicted),
+        "kappa": metrics.cohen_kappa_score(targets, predicted),
+        "quadratic_kappa": metrics.cohen_kappa_score(targets, predicted, weights="quadratic"),
+        "auroc": metrics.roc_auc_score(targets, chances, multi_class="ovr"),
+        "average_precision": metrics.average_precision_score(hot, chances),
+        "brier": metrics.brier_score_loss(targets, chances, scale_by_half=False),
+        "nll": metrics.log_loss(targets, chances),
+        "f1_weighted": metrics.f1_score(targets, predicted, average="weighted"),
+        "top3_accuracy": metrics.top_k_accuracy_score(targets, chances, k=3) if task == "grade" else 1.0,
+    }
+    assert {name: found[name] for name in expected} == pytest.approx(expected)
+
+
+def test_further_scores_of_labels_equal_scikit_learn() -> None:
+    predictions = make_predictions_of_every_kind()
+    found = values_of(predictions, "tags", ("auroc", "brier", "nll", "mcc"))
+    assert list(found) == ["mAP", "auroc", "brier", "nll"]  # the main score always, nothing of other kinds
+    own = predictions.take(predictions.known("tags"))
+    targets, chances = own.targets["tags"], own.label_probabilities("tags")
+    known = targets >= 0
+    columns = [(targets[known[:, place], place], chances[known[:, place], place]) for place in range(3)]
+    assert found["auroc"] == pytest.approx(np.mean([metrics.roc_auc_score(*column) for column in columns]))
+    rows = [row for row in range(len(targets)) if known[row].any()]
+    losses = [metrics.log_loss(targets[row][known[row]], chances[row][known[row]], labels=[0, 1]) for row in rows]
+    assert found["nll"] == pytest.approx(np.mean(losses))
+    squares = np.where(known, (targets - chances) ** 2, 0).sum(axis=1) / known.sum(axis=1)
+    assert found["brier"] == pytest.approx(squares.mean())
+
+
+def test_pseudo_values_are_derivatives_by_the_weights() -> None:
+    rng = np.random.default_rng(0)
+    targets = rng.integers(0, 3, 80)
+    predicted = np.where(rng.random(80) < 0.6, targets, rng.integers(0, 3, 80))
+    positive, scores = targets == 1, np.round(rng.normal(size=80) + (targets == 1), 1)
+    statistics = [
+        (agreement_statistic(targets, predicted, 3, "mcc"), metrics.matthews_corrcoef, (targets, predicted)),
+        (agreement_statistic(targets, predicted, 3, "kappa"), metrics.cohen_kappa_score, (targets, predicted)),
+        (balanced_accuracy_statistic(targets, predicted), metrics.balanced_accuracy_score, (targets, predicted)),
+        (precision_statistic(positive[:, None], scores[:, None]), metrics.average_precision_score, (positive, scores)),
+    ]
+    for statistic, oracle, arguments in statistics:
+        assert isinstance(statistic, Linearised)
+        value = oracle(*arguments)
+        for row in range(5):
+            weights = np.ones(80)
+            weights[row] += 1e-5
+            slope = 80 * (oracle(*arguments, sample_weight=weights) - value) / 1e-5
+            assert statistic.scores[row] - value == pytest.approx(slope, abs=1e-3)
+
+
+def test_selective_prediction() -> None:
+    rng = np.random.default_rng(0)
+    confidence = np.round(rng.random(200), 2)
+    errors = rng.random(200) > confidence
+    one = np.ones((1, 200))
+    orders = [np.lexsort((rng.random(200), -confidence)) for _ in range(300)]  # ties in any order
+    areas = [np.mean(errors[order].cumsum() / np.arange(1, 201)) for order in orders]
+    assert aurc_statistic(errors, confidence)(one)[0] == pytest.approx(np.mean(areas), abs=2e-4)
+    best = np.sort(errors)
+    least = np.mean(best.cumsum() / np.arange(1, 201))
+    excess = aurc_statistic(errors, confidence, excess=True)(one)[0]
+    assert excess == pytest.approx(np.mean(areas) - least, abs=2e-4)
+    assert aurc_statistic(errors, (~errors).astype(np.float64), excess=True)(one)[0] == pytest.approx(0)
+    predictions = make_predictions_of_every_kind(noise=2.0)
+    found = values_of(predictions, "class", ("accuracy@0.5", "coverage@0.1"))
+    own = predictions.take(predictions.known("class"))
+    right = own.predicted("class") == own.targets["class"]
+    first = np.argsort(-own.probabilities("class").max(axis=1))
+    half = first[: math.ceil(len(own) / 2)]
+    assert found["accuracy@0.5"] == pytest.approx(right[half].mean())
+    shares = (~right[first]).cumsum() / np.arange(1, len(own) + 1)
+    assert found["coverage@0.1"] == pytest.approx((np.flatnonzero(shares <= 0.1)[-1] + 1) / len(own))
+    assert heading("accuracy@0.5") == "accuracy at coverage 0.5"
+
+
+def test_names_of_scores_that_do_not_exist() -> None:
+    with pytest.raises(UserError, match="no score 'AUROC'; did you mean auroc"):
+        checked_names(["nll", "AUROC"])
+    with pytest.raises(UserError, match=r"no score 'accuracy@1\.5'"):
+        checked_names(["accuracy@1.5"])
