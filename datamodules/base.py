@@ -23,11 +23,11 @@ from PIL import Image
 from datamodules.captions import CaptionMode, PromptOptions, Texts
 from datamodules.files.label_csv import count_files_left_out, left_out_text
 from datamodules.loading import decode as images
-from datamodules.loading.cache import SplitReaders, cached_reader
+from datamodules.loading.cache import SplitReaders, cached_reader, writing_sink
 from datamodules.loading.dataset import Collate, CountedLoader, ImageDataset, make_loader
 from datamodules.loading.samplers import DistinctSampler, EvalSampler, TrainSampler, inverse_frequency_weights
 from datamodules.loading.transforms import eval_transform, mix_pending, targets_colour, train_transform
-from datamodules.options import AugmentOptions, CheckOptions, ImageOptions, LoaderOptions, plain
+from datamodules.options import AugmentOptions, CheckOptions, ImageOptions, LoaderOptions, SplitName, plain
 from datamodules.splits import with_shots
 from datamodules.table import SPLITS, SampleTable, table_error
 from vitrail.errors import UserError
@@ -108,6 +108,7 @@ class ImageDataModule(LightningDataModule):
         self._deep: dict[str, Any] = {}
         self._bad: dict[int, str] | None = None
         self._content: NDArray[np.uint8] | None = None
+        self._compares_pixels = False
 
     def load_table(self) -> SampleTable:
         """Read the data set's table; called once per process.
@@ -339,8 +340,11 @@ class ImageDataModule(LightningDataModule):
             self._left_out = self.count_left_out()
         return self._left_out
 
-    def verify(self) -> Verification | None:
+    def verify(self, cached_splits: Sequence[SplitName] = ()) -> Verification | None:
         """Read all images once (cached on disk), and note the bad ones; None for generated data.
+
+        Args:
+            cached_splits: whose pixel caches are written along the way, so that no image is decoded twice.
 
         Raises:
             UserError: for unreadable images, unless they are to be skipped.
@@ -348,18 +352,32 @@ class ImageDataModule(LightningDataModule):
         if self.generated:
             self._bad = {}
             return None
-        verification = self.verification()
+        verification = self.verification(cached_splits)
         if verification.bad and self.check_options.on_bad_image == "error":
             problems = [(int(self.table.rows[index]), reason) for index, reason in verification.bad.items()]
             hint = "repair or remove these images, or set data checks.on_bad_image: skip"
             raise table_error(self.table.origin, problems, hint)
         self._bad, self._content = dict(verification.bad), verification.content
+        self._compares_pixels = verification.mode == "full"
         return verification
 
-    def verification(self) -> Verification:
-        """Return what is known of all images, unreadable ones included; read them where it is not cached."""
+    def verification(self, cached_splits: Sequence[SplitName] = (), *, quality: bool = False) -> Verification:
+        """Return what is known of all images, unreadable ones included; read them where it is not cached.
+
+        Args:
+            cached_splits: see ``verify``.
+            quality: whether the facts of the audit are wanted, too, for which every image is decoded.
+        """
         from datamodules.checks.verify import verify
 
+        # Rows of the table: which of them are readable is not known yet.
+        parts = [
+            (self.table.split_indices(split), self._augment if split == "train" else AugmentOptions())
+            for split in cached_splits
+        ]
+        sink = None
+        if parts:
+            sink = writing_sink(self.read_image, parts, len(self.table), self.image_options, self.loader_options)
         return verify(
             self.table,
             self.read_image,
@@ -368,13 +386,16 @@ class ImageDataModule(LightningDataModule):
             max_pixels=self.max_pixels,
             state=self.images_state(),
             image_files=self.image_files,
+            mode="full" if quality else self.check_options.verify,
+            quality=quality,
+            sink=sink,
         )
 
     def audit(self) -> AuditReport:
         """Report counts, unknown and unseen values, leaks of every kind and unreadable images."""
         from datamodules.checks.audit import audit
 
-        verification = None if self.generated else self.verification()
+        verification = None if self.generated else self.verification(quality=True)
         return audit(
             self.table,
             verification,
@@ -392,15 +413,21 @@ class ImageDataModule(LightningDataModule):
         Raises:
             UserError: for unreadable images (unless they are to be skipped) and leaks that are not allowed.
         """
-        from datamodules.checks.audit import find_leaks, warn_of_conflicts
+        from datamodules.checks.audit import VERIFY_NOTES, find_leaks, warn_of_conflicts
 
         if self.files_left_out:
             rank_zero_info(f"{self.table.origin}: files left out, {left_out_text(self.files_left_out)}.")
-        verification = self.verify()
+        fits = self.trainer is None or self.trainer.state.fn == "fit"
+        verification = self.verify(("train", "val") if fits else ())
         if self._deep:
             rank_zero_info(
                 f"{self.table.origin}: {self._deep['images']} images have more than 8 bits a channel; value_range "
                 f"{self.asked_range}: {self.image_options.get('value_range')} become black and white."
+            )
+        if verification is not None and verification.mode != "full":
+            rank_zero_info(
+                f"{self.table.origin}: images are not decoded before the training (data checks.verify: "
+                f"{verification.mode}): a damaged one ends the run, and {VERIFY_NOTES[verification.mode]}."
             )
         allowed = self.check_options.allow_leaks
         find_leaks(self.table, verification, self.read_image, allowed).refuse(self.table.origin, allowed)
@@ -412,12 +439,12 @@ class ImageDataModule(LightningDataModule):
         self.verify()
 
     def image_facts(self, sample_ids: NDArray[np.int64]) -> pa.Table:
-        """See ``vitrail.types.DescribesImages``; generated images are made for their hash."""
+        """See ``vitrail.types.DescribesImages``; images that have not been decoded yet are, for their hash."""
         from datamodules.checks.verify import content_of
 
         if self._bad is None:
             self.verify()
-        if self._content is None:
+        if self._content is None or not self._compares_pixels:
             read = (self.read_image(row).permute(1, 2, 0).contiguous().numpy() for row in sample_ids.tolist())
             content = [content_of(pixels).hex() for pixels in read]
         else:
@@ -435,7 +462,7 @@ class ImageDataModule(LightningDataModule):
         table, bad = self.table, self._bad or {}
         kept = {split: self.split_indices(split) for split in SPLITS}
         counts = None
-        if self._content is not None:
+        if self._content is not None and self._compares_pixels:
             identical = find_identical(table, self._content, ~np.isin(np.arange(len(table)), list(bad)))
             counts = {"repeated": identical.repeated, "conflicts": identical.conflict_counts()}
         return {
@@ -456,6 +483,7 @@ class ImageDataModule(LightningDataModule):
                 for row, reason in sorted(bad.items())
             ],
             "identical": counts,
+            "verify": None if self.generated else self.check_options.verify,
             "value_range": self.range_record(),
             "files_left_out": self.files_left_out,
         }

@@ -54,6 +54,7 @@ else:
 Sampling = Literal["shuffle", "balanced", "distinct"]
 OnBadImage = Literal["error", "skip"]
 LeakKind = Literal["groups", "exact", "near"]
+Verify = Literal["full", "headers", "never"]
 CacheMode = Literal["auto", "always", "never"]
 SplitName = Literal["train", "val", "test"]
 Preset = Literal["none", "light", "reference"]
@@ -214,6 +215,10 @@ class CheckOptions(Options):
         missing: texts that mean that a label, attribute, group or caption is unknown, in any case, in addition to the
             empty cell and null (NaN in Parquet); ``none``, ``NA`` and the like are values unless named here. By default
             none, in Products ``unknown`` and ``nan``, in Fashion ``NA``.
+        verify: how far images are read before the first training on them. ``full`` decodes each once, which finds the
+            unreadable ones and duplicates; ``headers`` opens each file and compares the files' bytes, so that a
+            damaged image ends the run when it is first needed, and only identical files are found to be duplicates;
+            ``never`` opens none. The run records it.
     """
 
     argument: ClassVar[str] = "checks"
@@ -221,6 +226,7 @@ class CheckOptions(Options):
     on_bad_image: OnBadImage = "error"
     allow_leaks: list[LeakKind] = field(default_factory=list)
     missing: list[str] | None = None
+    verify: Verify = "full"
 
 
 @dataclass(frozen=True)

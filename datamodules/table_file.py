@@ -29,7 +29,7 @@ from datamodules.files.target_columns import (
     tenths,
 )
 from datamodules.loading.decode import MAX_BYTES
-from datamodules.options import Options
+from datamodules.options import Options, SplitName
 from datamodules.splits import SplitBy, SplitOptions, resolve_splits, split_of_name
 from datamodules.table import Missing, SampleTable, composed, table_error, target_column
 from vitrail.console import tracked
@@ -371,7 +371,7 @@ class Table(ImageDataModule):
         """Fetch the images behind URLs that are not there yet; return why not for rows that could not be fetched."""
         return _fetched(self.table, self._urls)
 
-    def verification(self) -> Verification:
+    def verification(self, cached_splits: Sequence[SplitName] = (), *, quality: bool = False) -> Verification:
         """Fetch the images behind URLs that are not there yet, and read all images once.
 
         Raises:
@@ -383,7 +383,7 @@ class Table(ImageDataModule):
                 f"{self.table.origin}: no image could be fetched; {next(iter(reasons.values()))}: check the network "
                 "and the URLs"
             )
-        found = super().verification()
+        found = super().verification(cached_splits, quality=quality)
         return replace(found, bad={row: reasons.get(row, reason) for row, reason in found.bad.items()})
 
     def count_left_out(self) -> dict[str, int]:

@@ -19,7 +19,7 @@ from rich.markup import escape
 from datamodules.checks.near_duplicates import NEAR_FORMAT, RADII, Pairs, exact_pairs, identical_sets, near_pairs
 from datamodules.checks.verify import Arrays, ReadImage, Verification, cached
 from datamodules.files.label_csv import left_out_text
-from datamodules.options import CheckOptions, LeakKind
+from datamodules.options import CheckOptions, LeakKind, Verify
 from datamodules.table import SPLITS, SampleTable, attribute_column, table_error
 from vitrail.console import Table
 from vitrail.predictions import known_rows
@@ -31,6 +31,13 @@ TITLES: dict[LeakKind, str] = {
     "near": "nearly identical images across splits",
 }
 """What each kind of leak is called."""
+
+
+VERIFY_NOTES: dict[Verify, str] = {
+    "headers": "duplicates are found only where files are identical",
+    "never": "duplicates are not looked for",
+}
+"""What is missing where ``checks.verify`` reads less than all."""
 
 
 @dataclass(frozen=True)
@@ -314,7 +321,8 @@ def find_leaks(
     radius = None
     if verification is not None and "exact" not in ignored:
         exact = exact_pairs(verification.content, table.split_codes, readable)
-    if verification is not None and "near" not in ignored:
+    decoded = verification is not None and verification.mode == "full"
+    if verification is not None and decoded and "near" not in ignored:
         near, radius = _near(table, verification, read_image)
     not_checked: dict[LeakKind, str] = {}
     if len(np.unique(table.split_codes[readable])) < 2:
@@ -322,6 +330,9 @@ def find_leaks(
     else:
         if verification is None:
             not_checked = {"exact": "images are generated", "near": "images are generated"}
+        elif not decoded:
+            why = f"checks.verify: {verification.mode}; {VERIFY_NOTES[verification.mode]}"
+            not_checked = {"exact": why, "near": why}
         not_checked |= dict.fromkeys((kind for kind in TITLES if kind in ignored), "allowed, so not looked for")
     own_groups = len(np.unique(table.group_ids)) == len(table)
     exact_found, near_found = (

@@ -1,5 +1,8 @@
 """Read every image of a data set once: which are unreadable, and fingerprints of the others.
 
+Each image is decoded once: the cache of decoded images and the audit's quality facts take the pixels from here.
+``checks.verify`` allows less: headers and the bytes of the files, or nothing.
+
 The result is cached under ``$VITRAIL_CACHE`` (``~/.cache/vitrail`` by default) as long as the table and the files'
 sizes and dates of change are the same, so a second run and other processes of a run need not read the images again.
 """
@@ -8,42 +11,84 @@ from __future__ import annotations
 
 import hashlib
 import os
+import time
 import zipfile
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
-from lightning.pytorch.utilities import rank_zero_warn
+import xxhash
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from numpy.typing import NDArray
+from PIL import Image
 
-from datamodules.loading.decode import MAX_PIXELS, UndecidedRangeError, ValueRange, Values, bits_of, usual_range
+from datamodules.checks.quality import FACTS, measured
+from datamodules.loading.decode import (
+    MAX_PIXELS,
+    UndecidedRangeError,
+    ValueRange,
+    Values,
+    bits_of,
+    read_header,
+    usual_range,
+)
+from datamodules.options import Verify
 from datamodules.table import SampleTable
 from vitrail.console import tracked
 from vitrail.errors import UserError
 from vitrail.files import write_atomically
-
-if TYPE_CHECKING:
-    from PIL import Image
 
 Arrays = dict[str, NDArray[np.generic]]
 
 ReadImage = Callable[[int], torch.Tensor]
 """Returns uint8 ``(3, H, W)``, RGB, for a row of the table."""
 
-_Read = str | Values | tuple[bytes, list[int]]
+
+@dataclass(frozen=True)
+class Sink:
+    """Takes the images that are decoded here, so that they are not decoded once more.
+
+    Attributes:
+        prepare: is called with row and image, uint8 ``(3, H, W)``, by several threads.
+        take: is called with row, content hash, uint8 ``(32,)``, and what ``prepare`` returned, in the order of rows.
+        close: is called at the end.
+    """
+
+    prepare: Callable[[int, torch.Tensor], Any]
+    take: Callable[[int, NDArray[np.uint8], Any], None]
+    close: Callable[[], None]
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What one read image brings: 32 bytes, hashes, quality facts, and what the sink prepared."""
+
+    content: bytes
+    perceptual: NDArray[np.uint64] | None = None
+    quality: NDArray[np.float32] | None = None
+    prepared: Any = None
+
+
+_Read = str | Values | _Found
 
 HASH_BOXES = ((0, 0, 100, 100), (4, 4, 96, 96), (0, 0, 94, 94), (6, 0, 100, 94), (0, 6, 94, 100), (6, 6, 100, 100))
 """Parts of an image that are hashed, in percent (left, top, right, bottom): the whole first, then small crops, so
 that an image is also found where it was cropped a little."""
 
-_FORMAT = 2  # Counts up when the meaning of the cached arrays changes.
+_FORMAT = 3  # Counts up when the meaning of the cached arrays changes.
 _BLOCK = 4096
+_QUEUED, _TASK = (
+    512,
+    16,
+)  # Images of a thread's task: handing over each image by itself would cost as much as decoding a small one.
+_ANNOUNCED, _SAMPLED = 10.0, 64  # Seconds from which the expected time is reported, after so many images.
 _THREADS = min(8, os.cpu_count() or 1)
 
 
@@ -53,15 +98,21 @@ class Verification:
 
     Attributes:
         bad: reason by row of each unreadable image.
-        content: uint8 ``(N, 32)``, SHA-256 of the decoded pixels and their shape; 0 for unreadable images.
-        perceptual: uint64 ``(N, 6)``, difference hash of each of ``HASH_BOXES``; 0 for unreadable images.
+        content: uint8 ``(N, 32)``, what tells images apart, see ``mode``; 0 for unreadable images.
+        perceptual: uint64 ``(N, 6)``, difference hash of each of ``HASH_BOXES``; 0 for unreadable images and where no
+            image was decoded.
         key: hash of this state of the data, for cached results that are derived from it.
+        mode: how far images were read, ``checks.verify``. With ``full`` the content is a hash of the decoded pixels,
+            with ``headers`` of the file, with ``never`` of its path, size and date of change.
+        quality: float32 ``(N, F)``, see ``datamodules.checks.quality``; NaN where it was not asked for.
     """
 
     bad: dict[int, str]
     content: NDArray[np.uint8]
     perceptual: NDArray[np.uint64]
     key: str
+    mode: Verify = "full"
+    quality: NDArray[np.float32] | None = None
 
     @property
     def readable(self) -> NDArray[np.bool_]:
@@ -80,6 +131,9 @@ def verify(
     max_pixels: int = MAX_PIXELS,
     state: str = "",
     image_files: bool = True,
+    mode: Verify = "full",
+    quality: bool = False,
+    sink: Sink | None = None,
 ) -> Verification:
     """Read every image once, or take what an earlier run found.
 
@@ -93,28 +147,58 @@ def verify(
         max_pixels: option ``image.max_pixels``; images are read again where it has changed.
         state: what changes with the images, where they are not files below the table's origin.
         image_files: whether each image is a file of its own.
+        mode: how far images are read; ``headers`` needs files.
+        quality: whether the facts of the audit are wanted; images without them are read again.
+        sink: also gets the images that are decoded.
+
+    Raises:
+        UserError: ``headers`` of images that are no files.
     """
     reading = str(asked_range) if max_pixels == MAX_PIXELS else f"{asked_range} {max_pixels}"
+    reading += "" if mode == "full" else f" {mode}"
     key = _state_key(table, f"{state}\n{reading}")
+    if mode == "never":
+        return Verification({}, _stamped(table, reading, key), _no_hashes(len(table)), key, mode)
+    if mode == "headers" and not image_files:
+        raise UserError(
+            f"data checks.verify: headers, but the images of {table.origin} are no files; set full or never"
+        )
+    reader = _Reader(table, read_image, max_pixels, reading, mode, quality, sink)
 
     def read_new() -> Arrays:
         def read(rows: NDArray[np.int64], known: Arrays) -> Arrays:
-            return _read_all(table, read_image, decide_range, rows, known, decides=asked_range == "auto")
+            return _read_all(reader, decide_range, rows, known, decides=asked_range == "auto")
 
         if not image_files:
             return read(np.arange(len(table)), _nothing_known(len(table)))
-        return _read_changed(table, reading, read)
+        return _read_changed(table, reading, read, quality=quality)
 
     def check(arrays: Arrays) -> None:
-        _check_shapes(arrays, len(table), content=(32,), perceptual=(len(HASH_BOXES),), deep=(3,))
+        _check_shapes(arrays, len(table), **_SHAPES)
         if arrays["bad_rows"].shape != arrays["bad_reasons"].shape:
             raise ValueError("not one reason for each bad image")
+        good = np.delete(arrays["quality"], arrays["bad_rows"].astype(np.int64), axis=0)
+        if quality and np.isnan(good.astype(np.float64)).any():
+            raise ValueError("quality facts are missing")
 
     arrays = cached(f"verification-{key}", read_new, check)
     decide_range(_plain(arrays["range"].tolist()), _range_facts(arrays))
     reasons = dict(zip(arrays["bad_rows"].tolist(), arrays["bad_reasons"].tolist(), strict=True))
     content, perceptual = arrays["content"].astype(np.uint8), arrays["perceptual"].astype(np.uint64)
-    return Verification(reasons, content, perceptual, key)
+    return Verification(reasons, content, perceptual, key, mode, arrays["quality"].astype(np.float32))
+
+
+def _no_hashes(count: int) -> NDArray[np.uint64]:
+    return np.zeros((count, len(HASH_BOXES)), dtype=np.uint64)
+
+
+def _stamped(table: SampleTable, reading: str, key: str) -> NDArray[np.uint8]:
+    """Hash of how images are read and of each one's path, size and date of change, or place where it is no file."""
+    states = [f"{reading}\n{source}\n{_stamp(source)}" for source in table.sources.to_pylist()]
+    if len(table) and _stamp(table.source(0))[0] < 0:
+        states = [f"{key}\n{row}" for row in range(len(table))]
+    digests = b"".join(hashlib.sha256(state.encode()).digest() for state in states)
+    return np.frombuffer(digests, dtype=np.uint8).reshape(-1, 32).copy()
 
 
 def cached(name: str, compute: Callable[[], Arrays], check: Callable[[Arrays], None]) -> Arrays:
@@ -150,10 +234,12 @@ def _keep(name: str, arrays: Arrays) -> None:
 
 
 def content_of(pixels: NDArray[np.uint8]) -> bytes:
-    """Return the SHA-256 of a decoded image, uint8 ``(H, W, 3)``, and its shape, 32 bytes."""
-    digest = hashlib.sha256(str(pixels.shape).encode())
-    digest.update(pixels.tobytes())
-    return digest.digest()
+    """Return a hash of a decoded image, uint8 ``(H, W, 3)``, and its shape, 32 bytes: SHA-256 over its XXH3-128.
+
+    XXH3 reads memory about as fast as it can be read; SHA-256 of all pixels takes a third of the time of decoding.
+    """
+    inner = xxhash.xxh3_128(np.ascontiguousarray(pixels).data).digest()
+    return hashlib.sha256(str(pixels.shape).encode() + inner).digest()
 
 
 def cache_directory() -> Path:
@@ -161,17 +247,50 @@ def cache_directory() -> Path:
     return Path(os.environ.get("VITRAIL_CACHE") or "~/.cache/vitrail").expanduser()
 
 
+_SIDE, _COLUMNS, _ROWS = 64, 9, 8
+_LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
+_MIN_ROWS = 96  # Of taller images rows are left out, which does not show in eight rows.
+
+
 def hash_boxes(image: Image.Image) -> list[int]:
-    """Return the 64-bit difference hash of each of ``HASH_BOXES`` of an image.
+    """Return the 64-bit difference hash of each of ``HASH_BOXES`` of an RGB image.
 
     N. Krawetz, "Kind of Like That", 2013: the signs of the differences of neighbours in a 9×8 thumbnail.
     """
-    import imagehash
-    from PIL import Image
+    hashes: list[int] = _difference_hashes(np.array(image)).tolist()
+    return hashes
 
-    grey = image.convert("L").resize((100, 100), Image.Resampling.BILINEAR, reducing_gap=2.0)
-    bits = [imagehash.dhash(grey.crop(box)).hash for box in HASH_BOXES]
-    return [int.from_bytes(np.packbits(part).tobytes(), "big") for part in bits]
+
+def _difference_hashes(pixels: NDArray[np.uint8]) -> NDArray[np.uint64]:
+    """As ``hash_boxes``; all boxes are cut from one small gray image by two products of matrices."""
+    image = torch.from_numpy(pixels[:: max(1, len(pixels) // _MIN_ROWS)]).permute(2, 0, 1)[None]
+    small = torch.nn.functional.interpolate(image, size=(_SIDE, _SIDE), mode="bilinear", antialias=True)[0]
+    gray = (small.permute(1, 2, 0).numpy().astype(np.float32) @ _LUMA).round()
+    across, down = _box_filters()
+    # Rounded to levels as Pillow does: on a plain background neighbours are equal, not nearly equal.
+    cells = (down @ (gray @ across).round().clip(0, 255)).round().clip(0, 255)
+    boxes = len(HASH_BOXES)
+    own = cells.reshape(boxes, _ROWS, boxes, _COLUMNS)[range(boxes), :, range(boxes)]
+    bits = np.packbits((own[..., 1:] > own[..., :-1]).reshape(boxes, -1), axis=1)
+    return bits.view(">u8")[:, 0].astype(np.uint64)
+
+
+@cache
+def _box_filters() -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Lanczos filters of all boxes, ``(64, 6 · 9)`` across and ``(6 · 8, 64)`` down."""
+
+    def weights(low: float, high: float, cells: int) -> NDArray[np.float64]:
+        place, scale = np.arange(_SIDE) + 0.5, (high - low) * _SIDE / 100 / cells
+        centres = low * _SIDE / 100 + (np.arange(cells) + 0.5) * scale
+        away = np.abs(place - centres[:, None]) / scale
+        kernel = np.where(away < 3, np.sinc(away) * np.sinc(away / 3), 0)
+        kernel *= (place > low * _SIDE / 100) & (place < high * _SIDE / 100)
+        normalised: NDArray[np.float64] = kernel / kernel.sum(axis=1, keepdims=True)
+        return normalised
+
+    across = np.concatenate([weights(left, right, _COLUMNS) for left, _, right, _ in HASH_BOXES])
+    down = np.concatenate([weights(top, bottom, _ROWS) for _, top, _, bottom in HASH_BOXES])
+    return np.ascontiguousarray(across.T, dtype=np.float32), down.astype(np.float32)
 
 
 def _state_key(table: SampleTable, state: str) -> str:
@@ -199,7 +318,9 @@ def _stamp(path: str) -> tuple[int, int]:
     return status.st_size, status.st_mtime_ns
 
 
-def _read_changed(table: SampleTable, reading: str, read: Callable[[NDArray[np.int64], Arrays], Arrays]) -> Arrays:
+def _read_changed(
+    table: SampleTable, reading: str, read: Callable[[NDArray[np.int64], Arrays], Arrays], *, quality: bool
+) -> Arrays:
     """Read the images whose files are new or have changed: a set that grows is not read all over again."""
     sources = table.sources.to_pylist()
     files = np.array([hashlib.sha256(source.encode()).digest()[:16] for source in sources], dtype="S16")
@@ -213,29 +334,40 @@ def _read_changed(table: SampleTable, reading: str, read: Callable[[NDArray[np.i
         order = np.argsort(known["files"], kind="stable")
         place = order[np.searchsorted(known["files"], files, sorter=order).clip(max=len(order) - 1)]
         is_known = (known["files"][place] == files) & (known["stamps"][place] == stamps).all(axis=1)
-        for key in ("content", "perceptual", "deep"):
+        if quality:
+            is_known &= ~np.isnan(known["quality"][place].astype(np.float64)).any(axis=1)
+        for key in _SHAPES:
             arrays[key][is_known] = known[key][place[is_known]]
         arrays["range"] = known["range"]
     arrays = read(np.flatnonzero(~is_known), arrays)
     good = np.ones(len(table), dtype=bool)
     good[arrays["bad_rows"].astype(np.int64)] = False
-    kept = {"files": files, "stamps": stamps, **{key: arrays[key] for key in ("content", "perceptual", "deep")}}
+    kept = {"files": files, "stamps": stamps, **{key: arrays[key] for key in _SHAPES}}
     _keep(name, {**{key: values[good] for key, values in kept.items()}, "range": arrays["range"]})
     return arrays
+
+
+_SHAPES: dict[str, tuple[int, ...]] = {
+    "content": (32,),
+    "perceptual": (len(HASH_BOXES),),
+    "deep": (3,),
+    "quality": (len(FACTS),),
+}
+"""What is kept of each image."""
 
 
 def _nothing_known(count: int) -> Arrays:
     return {
         "content": np.zeros((count, 32), dtype=np.uint8),
-        "perceptual": np.zeros((count, len(HASH_BOXES)), dtype=np.uint64),
+        "perceptual": _no_hashes(count),
         "deep": np.full((count, 3), np.nan),
+        "quality": np.full((count, len(FACTS)), np.nan, dtype=np.float32),
         "range": np.full(2, np.nan),
     }
 
 
 def _read_all(
-    table: SampleTable,
-    read_image: ReadImage,
+    reader: _Reader,
     decide_range: Callable[[list[float] | None, dict[str, Any]], None],
     rows: NDArray[np.int64],
     known: Arrays,
@@ -247,17 +379,17 @@ def _read_all(
     Where the data decide the value range, images that need one are read twice: for their values, then with the range.
     """
     decide_range(None, {})
-    found = _read_rows(read_image, rows, known)
+    found = _read_rows(reader, rows, known)
     is_deep = ~np.isnan(found["deep"][:, 0])
     if not decides or not is_deep.any():
         return {**found, "range": np.full(2, np.nan)}
-    chosen = decided_range(found["deep"], table)
+    chosen = decided_range(found["deep"], reader.table)
     decide_range(_plain(chosen), {})
     # Those that are known from before may have been read with another range.
     changed = not np.array_equal(found["range"], chosen)
     again = np.flatnonzero(is_deep) if changed else rows[is_deep[rows]]
     bad = dict(zip(found["bad_rows"].tolist(), found["bad_reasons"].tolist(), strict=True))
-    second = _read_rows(read_image, again, found)
+    second = _read_rows(replace(reader, sink=None), again, found)
     bad |= dict(zip(second["bad_rows"].tolist(), second["bad_reasons"].tolist(), strict=True))
     return {**second, **_bad_arrays(bad), "range": np.array(chosen)}
 
@@ -315,45 +447,98 @@ def _bad_arrays(bad: dict[int, str]) -> Arrays:
     return {"bad_rows": np.array(list(bad), dtype=np.int64), "bad_reasons": reasons}
 
 
-def _read_rows(read_image: Callable[[int], torch.Tensor], rows: NDArray[np.int64], known: Arrays) -> Arrays:
-    content, perceptual, deep = known["content"], known["perceptual"], known["deep"]
+def _read_rows(reader: _Reader, rows: NDArray[np.int64], known: Arrays) -> Arrays:
     bad: dict[int, str] = {}
-    results = _results(lambda index: _read_one(read_image, index), rows.tolist())
+    # Of a part of the images a cache cannot be made.
+    sink = reader.sink if len(rows) == len(known["content"]) else None
+    results = _announced(_results(replace(reader, sink=sink).read, rows.tolist()), len(rows), reader.table.origin)
     read = tracked(results, "reading every image once", len(rows))
     for index, result in zip(rows.tolist(), read, strict=True):
         if isinstance(result, str):
             bad[index] = result
         elif isinstance(result, Values):
-            deep[index] = result
+            known["deep"][index] = result
+            sink = None  # the image is read again later, out of its order
         else:
-            content[index] = np.frombuffer(result[0], dtype=np.uint8)
-            perceptual[index] = result[1]
+            known["content"][index] = np.frombuffer(result.content, dtype=np.uint8)
+            if result.perceptual is not None:
+                known["perceptual"][index] = result.perceptual
+            if result.quality is not None:
+                known["quality"][index] = result.quality
+            if sink is not None:
+                sink.take(index, known["content"][index], result.prepared)
+    if sink is not None:
+        sink.close()
     return {**known, **_bad_arrays(bad)}
 
 
+def _announced(results: Iterator[_Read], count: int, origin: str) -> Iterator[_Read]:
+    """Report once how long it is going to take, where that is some seconds; a bar shows only on a terminal."""
+    begin = time.monotonic()
+    for number, result in enumerate(results):
+        if number == _SAMPLED and (expected := (time.monotonic() - begin) / _SAMPLED * count) > _ANNOUNCED:
+            rank_zero_info(
+                f"{origin}: {count:,} images are read once, which takes about {_duration(expected)}; later runs find "
+                "what was found (data checks.verify: headers reads less)"
+            )
+        yield result
+
+
+def _duration(seconds: float) -> str:
+    return (
+        f"{seconds:.0f} s"
+        if seconds < 100
+        else f"{seconds / 60:.0f} min"
+        if seconds < 6000
+        else f"{seconds / 3600:.1f} h"
+    )
+
+
 def _results(read: Callable[[int], _Read], rows: list[int]) -> Iterator[_Read]:
-    # In blocks, so that a large data set does not queue millions of tasks.
+    def read_several(some: list[int]) -> list[_Read]:
+        return [read(row) for row in some]
+
+    # In blocks, so that neither tasks nor results, which may hold pixels for the sink, queue up.
     with ThreadPoolExecutor(_THREADS) as pool:
-        for start in range(0, len(rows), _BLOCK):
-            yield from pool.map(read, rows[start : start + _BLOCK])
+        for start in range(0, len(rows), _QUEUED):
+            block = rows[start : start + _QUEUED]
+            for results in pool.map(read_several, (block[at : at + _TASK] for at in range(0, len(block), _TASK))):
+                yield from results
 
 
-def _read_one(read_image: Callable[[int], torch.Tensor], index: int) -> _Read:
-    """Why an image is bad, or its SHA-256 and difference hashes, or the values of one whose range is not decided."""
-    from PIL import Image
+@dataclass(frozen=True)
+class _Reader:
+    """Reads one image after the other, as far as the mode has it."""
 
-    try:
-        pixels = read_image(index).permute(1, 2, 0).contiguous().numpy()
-    except UndecidedRangeError as undecided:
-        return undecided.values or str(undecided)
-    except UserError as error:
-        return str(error)
-    return content_of(pixels), hash_boxes(Image.fromarray(pixels))
+    table: SampleTable
+    read_image: ReadImage
+    max_pixels: int
+    reading: str
+    mode: Verify
+    quality: bool
+    sink: Sink | None
+
+    def read(self, index: int) -> _Read:
+        """Why an image is bad, or what is known of it, or the values of one whose range is not decided."""
+        try:
+            if self.mode == "headers":
+                content = read_header(self.table.source(index), self.max_pixels).content
+                return _Found(hashlib.sha256(self.reading.encode() + xxhash.xxh3_128(content).digest()).digest())
+            image = self.read_image(index)
+        except UndecidedRangeError as undecided:
+            return undecided.values or str(undecided)
+        except UserError as error:
+            return str(error)
+        pixels: NDArray[np.uint8] = image.permute(1, 2, 0).contiguous().numpy()
+        quality = None
+        if self.quality:
+            quality = measured(pixels, self.table.source(index))
+        prepared = None if self.sink is None else self.sink.prepare(index, image)
+        return _Found(content_of(pixels), _difference_hashes(pixels), quality, prepared)
 
 
 def _check_known(arrays: Arrays) -> None:
-    shapes = {"stamps": (2,), "content": (32,), "perceptual": (len(HASH_BOXES),), "deep": (3,)}
-    _check_shapes(arrays, len(arrays["files"]), files=(), **shapes)
+    _check_shapes(arrays, len(arrays["files"]), files=(), stamps=(2,), **_SHAPES)
 
 
 def _check_shapes(arrays: Arrays, count: int, **shapes: tuple[int, ...]) -> None:

@@ -14,7 +14,7 @@ import os
 import shutil
 import warnings
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,7 +25,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
-from datamodules.checks.verify import cache_directory
+from datamodules.checks.verify import Sink, cache_directory
 from datamodules.loading.transforms import scale_down, useful_short_side
 from datamodules.options import AugmentOptions, LoaderOptions
 from vitrail.console import tracked
@@ -103,7 +103,7 @@ class PixelCache:
         if not missing:
             return 0
         among = self.rows[np.linspace(0, len(self.rows) - 1, min(_ESTIMATED_FROM, len(self.rows))).astype(int)]
-        sizes = [self._scaled(int(row)).numel() for row in among]
+        sizes = [self.scaled(self.read_image(int(row))).numel() for row in among]
         return int(np.mean(sizes) * min(len(missing) * CHUNK, len(self.rows)))
 
     def build(self, limit: int, workers: int) -> None:
@@ -134,35 +134,23 @@ class PixelCache:
 
     def make(self, number: int) -> None:
         """Write one chunk atomically."""
-        path = self.folder / self._names[number]
-        rows = self.rows[number * CHUNK : (number + 1) * CHUNK]
-        table = np.zeros((len(rows), _ENTRY), dtype=np.int64)
-        end = 0
-        # No flush to the disk: a power cut costs the work, and is noticed.
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        try:
-            with temporary.open("wb") as file:
-                file.seek(_HEADER + table.nbytes)
-                for place, row in enumerate(rows.tolist()):
-                    image = self._scaled(row).permute(1, 2, 0).contiguous().numpy()
-                    table[place] = end, *image.shape[:2], zlib.crc32(image.data)
-                    end += file.write(image.data)
-                file.seek(0)
-                file.write(_header(len(rows), end, table) + table.tobytes())
-            rename(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        rows = self.rows[number * CHUNK : (number + 1) * CHUNK].tolist()
+        _write_chunk(self.folder / self._names[number], (self.scaled(self.read_image(row)) for row in rows), len(rows))
 
-    def _scaled(self, row: int) -> torch.Tensor:
-        return scale_down(self.read_image(row), self.short_side, self.interpolation, self.resize, self.resampler)
+    def scaled(self, image: torch.Tensor) -> torch.Tensor:
+        """Return an image as the cache keeps it, uint8 ``(3, H, W)``."""
+        return scale_down(image, self.short_side, self.interpolation, self.resize, self.resampler)
 
-    def _name(self, number: int) -> str:
-        rows = self.rows[number * CHUNK : (number + 1) * CHUNK]
+    def name(self, content: NDArray[np.uint8]) -> str:
+        """Return the name of the chunk that has these images, hashes uint8 ``(n, 32)``."""
         made = f"{self.short_side} {self.interpolation}" + ("" if self.resize == "crop" else f" {self.resize}")
         made += "" if self.resampler == "torch" else f" {self.resampler}"
         digest = hashlib.blake2b(_MAGIC + made.encode(), digest_size=20)
-        digest.update(np.ascontiguousarray(self.content[rows]).tobytes())
+        digest.update(np.ascontiguousarray(content).tobytes())
         return f"{digest.hexdigest()}.pixels"
+
+    def _name(self, number: int) -> str:
+        return self.name(self.content[self.rows[number * CHUNK : (number + 1) * CHUNK]])
 
     def _open(self, number: int) -> _Chunk:
         path = self.folder / self._names[number]
@@ -194,6 +182,76 @@ class PixelCache:
         for name in self._names:
             with contextlib.suppress(OSError):
                 os.utime(self.folder / name)
+
+
+def _write_chunk(path: Path, images: Iterable[torch.Tensor], count: int) -> None:
+    """Write scaled images, uint8 ``(3, H, W)``, as one chunk, atomically."""
+    table = np.zeros((count, _ENTRY), dtype=np.int64)
+    end = 0
+    # No flush to the disk: a power cut costs the work, and is noticed.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with temporary.open("wb") as file:
+            file.seek(_HEADER + table.nbytes)
+            for place, one in enumerate(images):
+                image = one.permute(1, 2, 0).contiguous().numpy()
+                table[place] = end, *image.shape[:2], zlib.crc32(image.data)
+                end += file.write(image.data)
+            file.seek(0)
+            file.write(_header(count, end, table) + table.tobytes())
+        rename(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+class ChunkWriter:
+    """Writes the chunks of a cache while its images are decoded for another purpose, which knows their hashes.
+
+    It is a shortcut: where it cannot go on (no room, a full disk), it ends, and ``PixelCache.build`` does the rest.
+
+    Args:
+        cache: that they are for; its rows are not known yet.
+        count: number of its images, at most.
+        limit: bytes that the folder may have.
+    """
+
+    def __init__(self, cache: PixelCache, count: int, limit: int) -> None:
+        self._cache, self._count, self._limit = cache, count, limit
+        self._images: list[torch.Tensor] = []
+        self._content: list[NDArray[np.uint8]] = []
+        self._begun, self._open = False, True
+
+    def prepare(self, image: torch.Tensor) -> torch.Tensor | None:
+        """Return an image as it is kept; None where no more is."""
+        return self._cache.scaled(image) if self._open else None
+
+    def take(self, content: NDArray[np.uint8], image: torch.Tensor) -> None:
+        """Add a prepared image with its hash, uint8 ``(32,)``."""
+        if not self._open:
+            return
+        self._images.append(image)
+        self._content.append(content.copy())
+        if len(self._images) == CHUNK:
+            self.close()
+
+    def close(self) -> None:
+        """Write what has come since the last full chunk."""
+        images, self._images = self._images, []
+        content, self._content = self._content, []
+        if not self._open or not images:
+            return
+        path = self._cache.folder / self._cache.name(np.stack(content))
+        try:
+            if not self._begun:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                needed = int(np.mean([image.numel() for image in images]) * self._count)
+                self._begun, self._open = True, not _no_room(path.parent, needed, self._limit)
+                if self._open:
+                    _make_room(path.parent, self._limit - needed, keep=set())
+            if self._open and not path.exists():
+                _write_chunk(path, images, len(images))
+        except OSError:
+            self._open = False
 
 
 class _Chunks(Dataset[str]):
@@ -318,8 +376,28 @@ def cached_reader(
     """
     if loader.cache == "never" or not len(rows):
         return read_image
+    cache = cache_of(read_image, rows, content, image, augment)
+    limit = int(loader.cache_limit_gb * _GB)
+    needed = cache.estimated_bytes()
+    if refusal := needed and _no_room(cache.folder, needed, limit):
+        if loader.cache == "always":
+            raise UserError(f"data loader.cache: always, but {refusal}; or set loader.cache: auto")
+        rank_zero_info(f"{origin}: images are decoded again each time, because {refusal}.")
+        return read_image
+    cache.build(limit, min(os.cpu_count() or 1, _MOST_WORKERS))
+    return cache.read
+
+
+def cache_of(
+    read_image: Callable[[int], torch.Tensor],
+    rows: NDArray[np.int64],
+    content: NDArray[np.uint8],
+    image: InputOptions,
+    augment: AugmentOptions,
+) -> PixelCache:
+    """Return the cache of some rows, built or not; arguments as of ``cached_reader``."""
     made = with_image_defaults(image)
-    cache = PixelCache(
+    return PixelCache(
         read_image=read_image,
         rows=rows,
         content=content,
@@ -330,24 +408,52 @@ def cached_reader(
         resampler=made["resampler"],
         folder=cache_directory() / "pixels",
     )
-    limit = int(loader.cache_limit_gb * _GB)
-    if refusal := _refusal(cache, limit):
-        if loader.cache == "always":
-            raise UserError(f"data loader.cache: always, but {refusal}; or set loader.cache: auto")
-        rank_zero_info(f"{origin}: images are decoded again each time, because {refusal}.")
-        return read_image
-    cache.build(limit, min(os.cpu_count() or 1, _MOST_WORKERS))
-    return cache.read
 
 
-def _refusal(cache: PixelCache, limit: int) -> str:
-    """Why the cache cannot be built, and how to fix it; empty if it can."""
-    needed = cache.estimated_bytes()
-    if not needed:
-        return ""
+def writing_sink(
+    read_image: Callable[[int], torch.Tensor],
+    parts: Sequence[tuple[NDArray[np.int64], AugmentOptions]],
+    table_rows: int,
+    image: InputOptions,
+    loader: LoaderOptions,
+) -> Sink | None:
+    """Return what writes the caches of some parts of a table while all its images are read; None for no cache.
+
+    Args:
+        read_image: see ``cached_reader``.
+        parts: rows, readable or not, ascending, and augmentation of each part; no row is in two.
+        table_rows: number of rows of the table.
+        image: see ``cached_reader``.
+        loader: see ``cached_reader``.
+    """
+    if loader.cache == "never":
+        return None
+    owner = np.full(table_rows, -1, dtype=np.int64)
+    writers = []
+    for number, (rows, augment) in enumerate(parts):
+        owner[rows] = number
+        cache = cache_of(read_image, rows[:0], np.zeros((0, 32), np.uint8), image, augment)
+        writers.append(ChunkWriter(cache, len(rows), int(loader.cache_limit_gb * _GB)))
+
+    def prepare(row: int, pixels: torch.Tensor) -> torch.Tensor | None:
+        return writers[owner[row]].prepare(pixels) if owner[row] >= 0 else None
+
+    def take(row: int, content: NDArray[np.uint8], prepared: torch.Tensor | None) -> None:
+        if prepared is not None:
+            writers[owner[row]].take(content, prepared)
+
+    def close() -> None:
+        for writer in writers:
+            writer.close()
+
+    return Sink(prepare, take, close)
+
+
+def _no_room(folder: Path, needed: int, limit: int) -> str:
+    """Why so many bytes more do not fit, and how to fix it; empty if they do."""
     if needed > limit:
         return f"decoded they need about {needed / _GB:.1f} GB; raise data loader.cache_limit_gb ({limit / _GB:g})"
-    existing = next(folder for folder in (cache.folder, *cache.folder.parents) if folder.exists())
+    existing = next(one for one in (folder, *folder.parents) if one.exists())
     free = shutil.disk_usage(existing).free
     if needed > free:
         return f"decoded they need about {needed / _GB:.1f} GB and {existing} has {free / _GB:.1f} GB left; free some"

@@ -113,6 +113,30 @@ class Values(NamedTuple):
     is_float: bool
 
 
+class Header(NamedTuple):
+    """What a file is, of which no pixel has been decoded.
+
+    Attributes:
+        format: such as ``JPEG``.
+        mode: Pillow's, such as ``RGB``, ``P``, ``CMYK``, ``I;16``.
+        size: width and height in pixels, as stored.
+        frames: images in the file.
+        turned: whether an orientation tag turns or mirrors it.
+        transparent: whether parts may be transparent.
+        deep: whether a channel has more than 8 bits.
+        content: the whole file.
+    """
+
+    format: str
+    mode: str
+    size: tuple[int, int]
+    frames: int
+    turned: bool
+    transparent: bool
+    deep: bool
+    content: bytes
+
+
 class TooLargeError(Exception):
     """An image or a file beyond the limits; the message is its size."""
 
@@ -141,8 +165,33 @@ def read_image(
             range.
     """
     label = name or ("image" if isinstance(source, bytes) else str(source))
-    try:
+    with _named(label, max_pixels):
         return decoded(source, value_range, max_pixels)
+
+
+def read_header(source: str | Path | bytes, max_pixels: int = MAX_PIXELS) -> Header:
+    """Read a file and its header, without decoding it.
+
+    Raises:
+        ImageError: for a missing or unknown file, or more than ``max_pixels``.
+    """
+    with _named("image" if isinstance(source, bytes) else str(source), max_pixels):
+        content = source if isinstance(source, bytes) else Path(source).read_bytes()
+        with io.BytesIO(content) as file, opened(file) as image:
+            _refuse_too_large(image, file, max_pixels)
+            deep = _is_deep_gray(image) or _is_deep_color(image)
+            frames = int(getattr(image, "n_frames", 1))
+            transparent = image.has_transparency_data
+            # Last: for its tags Pillow decodes a PNG.
+            turned = _turn(image) is not None
+            return Header(str(image.format), image.mode, image.size, frames, turned, transparent, deep, content)
+
+
+@contextmanager
+def _named(label: str, max_pixels: int) -> Iterator[None]:
+    """Turn whatever decoders raise into an error that names the image and the fix."""
+    try:
+        yield
     except UndecidedRangeError as error:
         raise UndecidedRangeError(f"{label}: {error}", error.values) from error
     except TooLargeError as error:

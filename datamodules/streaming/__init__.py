@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from datamodules.base import ImageDataModule
 from datamodules.files.label_csv import count_files_left_out
 from datamodules.loading.dataset import CountedLoader, make_loader
+from datamodules.options import SplitName
 from datamodules.streaming.dataset import OnBad, StreamedDataset, StreamOrder, StreamSampler
 from datamodules.streaming.index import StreamColumns, read_streams, stamp_of
 from datamodules.streaming.shards import INDEX_FILE, ShardFormat, Shards, find_shards, format_of, local_path
@@ -235,7 +237,7 @@ class StreamedImages(ImageDataModule):
     def data_record(self) -> dict[str, Any]:
         """Return the record of the data; skipped images are those that earlier stages have read."""
         record = super().data_record()
-        return {**record, "shards": len(self._opened().urls), "skipped": self._skipped()}
+        return {**record, "shards": len(self._opened().urls), "skipped": self._skipped(), "verify": "never"}
 
     def teardown(self, stage: str) -> None:
         """Warn of images that could not be read."""
@@ -255,7 +257,7 @@ class StreamedImages(ImageDataModule):
         sampler = StreamSampler(dataset.order, view)
         return make_loader(dataset, sampler, self.collate(training=False), options, training=False)
 
-    def verify(self) -> None:
+    def verify(self, cached_splits: Sequence[SplitName] = ()) -> None:
         """Images are not read before they are due."""
         self._bad = {}
 

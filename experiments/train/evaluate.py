@@ -285,7 +285,7 @@ def _in_training(opened: Run, data: ImageDataModule) -> int | None:
     except UserError:
         return None
     ours = None if trained is None else data.verification()
-    if trained is None or ours is None:
+    if trained is None or ours is None or {trained.mode, ours.mode} != {"full"}:
         return None
     known = {row.tobytes() for row in trained.content[own.table.split_indices("train")]}
     return sum(row.tobytes() in known for row in ours.content[ours.readable])

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,11 @@ import pytest
 import torch
 from PIL import Image
 
+from datamodules.checks import verify
+from datamodules.checks.audit import find_leaks
 from datamodules.checks.verify import HASH_BOXES, Verification, cache_directory, cached, content_of, hash_boxes
 from datamodules.image_folder import ImageFolder
-from datamodules.options import ImageOptions, LoaderOptions
+from datamodules.options import CheckOptions, ImageOptions, LoaderOptions
 from tests.support.data import write_deep_folder, write_image_folder
 from vitrail.errors import UserError
 
@@ -341,3 +344,86 @@ def test_a_raised_limit_of_pixels_reads_what_was_refused_before(tmp_path: Path) 
     assert "raise max_pixels (data image.max_pixels" in next(iter(bad.values()))
     assert not ImageFolder(str(tmp_path / "photos"), image=ImageOptions(max_pixels=32 * 32)).verification().bad
     assert "max_pixels" not in low.image_options, "galleries and checkpoints are of the same model"
+
+
+@pytest.mark.parametrize("option", ["headers", "never"])
+def test_less_than_all_is_read_where_that_is_asked_for(
+    root: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, option: Any
+) -> None:
+    data = ImageFolder(str(root), checks=CheckOptions(verify=option, allow_leaks=["exact"]))
+    first, cut, broken, missing, last = (Path(data.table.source(row)) for row in (0, 1, 4, 7, 17))
+    first.write_bytes(last.read_bytes())
+    cut.write_bytes(cut.read_bytes()[:-20])
+    broken.write_text("no image", encoding="utf-8")
+    missing.unlink()
+    read: list[int] = []
+    monkeypatch.setattr(ImageFolder, "image_files", True)
+    monkeypatch.setattr(ImageFolder, "read_image", lambda self, index: read.append(index))
+    found = data.verification()
+    assert not read
+    assert (found.mode, sorted(found.bad)) == (option, [4, 7] if option == "headers" else [])
+    same = (found.content[0] == found.content[17]).all()
+    assert same == (option == "headers"), "identical files are found by their bytes"
+    assert len(np.unique(found.content, axis=0)) == {"headers": 16, "never": 18}[option]
+    leaks = find_leaks(data.table, found, data.read_image)
+    assert leaks.near == []
+    assert option in leaks.not_checked["near"]
+    assert not read
+    monkeypatch.undo()
+
+
+def test_headers_need_files_and_a_run_records_what_was_verified(root: Path, tmp_path: Path) -> None:
+    from datamodules.hub_images import HubImages
+    from tests.support.data import write_hub_dataset
+
+    hub = HubImages(str(write_hub_dataset(tmp_path / "hub")), checks=CheckOptions(verify="headers"))
+    with pytest.raises(
+        UserError, match=r"checks.verify: headers, but the images of .* are no files; set full or never"
+    ):
+        hub.verification()
+    hub.check_options = CheckOptions(verify="never", allow_leaks=["groups"])
+    hub.setup("fit")
+    record = hub.data_record()
+    assert (record["verify"], record["identical"]) == ("never", None)
+    assert ImageFolder(str(root)).data_record()["verify"] == "full"
+    # Galleries compare pixels, so they get their hashes all the same.
+    content = hub.image_facts(np.arange(2)).column("content").to_pylist()
+    assert content == HubImages(str(tmp_path / "hub")).image_facts(np.arange(2)).column("content").to_pylist()
+
+
+def test_a_cache_of_unverified_images_knows_their_range(tmp_path: Path, root: Path) -> None:
+    deep = write_deep_folder(tmp_path / "deep")
+    names = {}
+    for option in ("headers", "never"):
+        for highest in (4095, 8000):
+            image = ImageOptions(value_range=[0, highest])
+            data = ImageFolder(str(deep), image=image, checks=CheckOptions(verify=option))
+            names[option, highest] = data.verification().content.tobytes()
+    assert len(set(names.values())) == 4
+
+
+def test_quality_facts_are_measured_once_and_only_when_asked_for(root: Path) -> None:
+    first = Counting(str(root))
+    plain = first.verification()
+    assert plain.quality is not None
+    assert np.isnan(plain.quality).all()
+    audited = Counting(str(root))
+    facts = audited.verification(quality=True).quality
+    assert facts is not None
+    assert np.isfinite(facts).all()
+    assert len(audited.read) == 18
+    for wants_quality in (True, False):
+        again = Counting(str(root))
+        np.testing.assert_array_equal(again.verification(quality=wants_quality).quality, facts)
+        assert again.read == []
+
+
+def test_a_long_first_start_is_announced(
+    root: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(verify, "_SAMPLED", 3)
+    monkeypatch.setattr(verify, "_ANNOUNCED", 0.0)
+    with caplog.at_level("INFO", logger="lightning.pytorch.utilities.rank_zero"):
+        ImageFolder(str(root)).verification()
+    assert re.search(r"18 images are read once, which takes about \d+ s", caplog.text)
+    assert [verify._duration(seconds) for seconds in (12.3, 300, 9000)] == ["12 s", "5 min", "2.5 h"]

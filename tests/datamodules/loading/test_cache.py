@@ -126,6 +126,71 @@ def test_a_disk_with_little_room_left(folder: Path, monkeypatch: pytest.MonkeyPa
         batches(data(folder, cache="always"), "val")
 
 
+class Counting(ImageFolder):
+    """Counts how often each image is decoded, by row."""
+
+    def read_image(self, index: int) -> torch.Tensor:
+        with open(self.journal, "a") as file:  # noqa: PTH123 -- loader processes write as well
+            file.write(f"{index}\n")
+        return super().read_image(index)
+
+    journal = ""
+
+
+def counting(folder: Path, journal: Path, **options: Any) -> tuple[ImageFolder, list[int]]:
+    """A data set whose training and validation images have been read from the cache, and the rows that were decoded."""
+    Counting.journal = str(journal)
+    made = Counting(
+        str(folder),
+        image=ImageOptions(size=24),
+        augment=AugmentOptions(preset="light"),
+        loader=LoaderOptions(batch_size=4, cache="always"),
+        checks=CheckOptions(allow_leaks=["near"], **options),  # near duplicates are compared by their pixels
+    )
+    made.prepare_data()
+    made.setup("fit")
+    for split in ("train", "val"):
+        batches(made, split)
+    return made, sorted(map(int, journal.read_text().split()))
+
+
+def test_the_first_start_decodes_every_image_once(folder: Path, tmp_path: Path) -> None:
+    made, decoded = counting(folder, tmp_path / "first")
+    assert decoded == list(range(len(made.table)))
+    written = {path.name: path.read_bytes() for path in chunks()}
+    assert len(written) >= 4
+    for path in chunks():
+        path.unlink()
+    # The cache by itself writes the same.
+    made, decoded = counting(folder, tmp_path / "second")
+    used = np.sort(np.concatenate([made.split_indices(split) for split in ("train", "val")])).tolist()
+    assert sorted(set(decoded)) == used, "what was verified stays so"
+    assert {path.name: path.read_bytes() for path in chunks()} == written
+
+
+def test_unreadable_images_leave_no_hole_in_what_is_cached(folder: Path, tmp_path: Path) -> None:
+    own = write_image_folder(tmp_path / "images", size=48)
+    bad = Path(data(own, cache="never").table.source(2))
+    bad.write_bytes(b"no image")
+    made, decoded = counting(own, tmp_path / "journal", on_bad_image="skip")
+    assert decoded == list(range(len(made.table)))
+    assert 2 not in made.split_indices(made.table.split(2))
+
+
+def test_a_full_disk_while_verifying_is_left_to_the_cache_itself(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*arguments: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(pixel_cache, "_write_chunk", full)
+        made = data(folder, cache="auto")
+    assert not chunks()
+    assert len(batches(made, "train")) > 0
+    assert chunks()
+
+
 def test_generated_images_need_no_cache() -> None:
     made = Wares(30, image=ImageOptions(size=16), loader=LoaderOptions(cache="always"))
     made.setup("fit")
