@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 from unicodedata import normalize
 
 from evaluation.robustness import compared_robustness
-from evaluation.statistics.scores import LOWER_IS_BETTER, heading
 from evaluation.tables.comparison import (
     ComparedRow,
     Cost,
@@ -36,7 +35,6 @@ from vitrail.types import TaskKind
 
 if TYPE_CHECKING:
     import pandas as pd
-    from matplotlib.figure import Figure
 
 _EPILOG = """\
 examples:
@@ -46,8 +44,6 @@ examples:
 
 What `vitrail evaluate RUN --data …` found on other data sets follows the runs' own results.
 """
-
-_AXES = {"parameters": "parameters", "minutes": "minutes of training", "latency": "ms an image, CPU, one by one"}
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
@@ -77,7 +73,14 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         help="what the others are compared with: the first, or the most accurate here (default: first)",
     )
     command.add_argument("--markdown", action="store_true", help="print a Markdown table")
-    command.add_argument("--html", type=Path, metavar="FILE", help="also write a page with the table and Pareto plot")
+    command.add_argument(
+        "--html",
+        type=Path,
+        metavar="FILE",
+        help="also write a page: differences, the images on which the runs differ, costs",
+    )
+    command.add_argument("--data-root", metavar="FOLDER", help="where the images are now: data.init_args.root")
+    command.add_argument("--no-data", action="store_true", help="leave the images out of the page")
 
 
 def run(options: argparse.Namespace, rest: Sequence[str] = ()) -> None:
@@ -102,7 +105,7 @@ def run(options: argparse.Namespace, rest: Sequence[str] = ()) -> None:
     notes = [*sentences(rows, options.reference), *of_faults, *caveats(sides, options.split), *left_out]
     extra = {} if corrupted is None else {"corrupted": corrupted}
     if options.html is not None:
-        _write_page(options, sides, cost_figure(rows, costs), costs, frames, notes, extra)
+        _write_page(options, rest, sides, rows, costs, notes, extra)
     if options.markdown:
         sys.stdout.write("".join(f"{_table(frame).markdown()}\n\n" for frame in [*frames.values(), *extra.values()]))
         sys.stdout.write("".join(f"* {sentence}\n" for sentence in notes))
@@ -229,54 +232,45 @@ def _table(frame: pd.DataFrame) -> Table:
 
 def _write_page(
     options: argparse.Namespace,
+    rest: Sequence[str],
     sides: Sequence[Side],
-    figure: Figure | None,
+    rows: Sequence[ComparedRow],
     costs: dict[str, Cost],
-    frames: dict[TaskKind, pd.DataFrame],
     notes: list[str],
     extra: dict[str, pd.DataFrame],
 ) -> None:
-    """Write the page; its figure and table as files go to a folder of its name next to it."""
-    import pandas as pd
-
+    """Write the page; its charts, images and tables as files go to a folder of its name next to it."""
+    from evaluation.commands.report import data_of_run, reader
+    from evaluation.report import compared
     from evaluation.report.page import Page, Section
 
-    missing = [] if figure is not None else ["No cost is known of two runs, so there is no plot of score against cost."]
+    frames = comparison_frames(rows, costs)
+    charts = compared.cost_charts(rows, costs)
+    missing = [] if charts else ["No cost is known of two runs, so there is no chart of score against cost."]
     if any(math.isnan(cost.latency) for cost in costs.values()):
         every = " ".join(str(run.path) for side in sides for run in side.runs[:1])
         missing.append(f"Latencies are not measured of all: `python -m evaluation efficiency {every}` does.")
-    runs = pd.DataFrame([{"experiment": side.name, "run": str(run.path)} for side in sides for run in side.runs])
+    datamodule, why_not = data_of_run(sides[0].runs[0], options, rest)
+    read = None if datamodule is None else reader(datamodule)
+    tasks = list(dict.fromkeys(row.joined.task for row in rows))
     files = {"compared" if len(frames) == 1 else f"compared_{kind}": frame for kind, frame in frames.items()}
     sections = [
-        Section("Table", paragraphs=notes, tables=_parts(frames) | extra, files=files),
-        Section(
-            "Score against cost",
-            paragraphs=["Blue: no other is both cheaper and better. Lines are 95 % intervals by group."]
-            if figure
-            else [],
-            figures={"pareto": figure} if figure is not None else {},
-            missing=missing,
-        ),
-        Section("Runs", tables={"runs": runs}),
+        compared.forest_section(rows),
+        compared.disagreements_section(sides, tasks, options.split, read, why_not),
+        Section("Score against cost", charts=charts, missing=missing),
+        Section("Table", tables=_parts(frames) | extra, files=files),
+        Section("In words", paragraphs=notes),
+        compared.runs_section(sides),
     ]
     named = " ".join(str(run) for run in options.runs)
     lead = [f"`python -m evaluation compare {named}{' --join' if options.join else ''}`, evaluated on {options.split}."]
+    known, steps = caveats(sides, options.split), missing[-1:]
+    if any(row.comparison is not None and row.comparison.single for row in rows):
+        known.insert(0, "Each is a single training: which method is better, other seeds would show.")
+        steps.insert(0, f"Train other seeds: `python -m evaluation compare {named} --seeds 5`.")
+    summary = compared.comparison_summary(rows, options.split, options.reference, known, steps)
     path: Path = options.html
     stem = path.name.removesuffix(".html")
-    Page(f"Compared: {', '.join(costs)}", lead, sections).write(path.parent, stem, files=path.parent / stem)
-
-
-def cost_figure(rows: Sequence[ComparedRow], costs: dict[str, Cost]) -> Figure | None:
-    """Draw the main score on the first task against every cost that is known of at least two sides; None if none is."""
-    from evaluation.report.figures import pareto_figure
-
-    task = rows[0].joined.task
-    shown = [row for row in rows if row.joined.task == task and not row.data]
-    values = {label: [float(getattr(costs[row.side], name)) for row in shown] for name, label in _AXES.items()}
-    known = {label: own for label, own in values.items() if sum(not math.isnan(value) for value in own) > 1}
-    if not known:
-        return None
-    main = rows[0].joined.main
-    scores = [row.joined.main_score.pooled for row in shown]
-    title = f"{heading(main)}, {task}"
-    return pareto_figure([row.side for row in shown], scores, known, title, lower_is_better=main in LOWER_IS_BETTER)
+    Page(" and ".join(costs) if len(costs) == 2 else f"{len(costs)} compared", lead, sections, summary).write(
+        path.parent, stem, files=path.parent / stem
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import math
 import sys
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ from vitrail.trust import file_name
 from vitrail.types import kind_of
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
     from numpy.typing import NDArray
 
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 
 _METHODS = ("gradcam", "rollout")
 _WORST = 16
+_LEAST_SIDE = 224  # pixels of an image on the page
 
 _EPILOG = """\
 examples:
@@ -202,11 +205,11 @@ def _worst_names(files: Run, task: str, options: argparse.Namespace) -> list[str
 
 
 def _sections(explained: list[Explained]) -> list[Section]:
-    """A table of all, and a section an image."""
+    """Each image next to the same with its maps over it, and a table of all."""
     import pandas as pd
 
-    from evaluation.report.page import Section
-    from evaluation.saliency.overlays import explained_figure
+    from evaluation.report.page import Card, Section
+    from evaluation.saliency.overlays import overlay
 
     columns: dict[str, list[Any]] = {"name": [one.name for one in explained]}
     if any(one.predicted for one in explained):
@@ -216,11 +219,28 @@ def _sections(explained: list[Explained]) -> list[Section]:
         columns["right"] = [one.target for one in explained]
     else:
         columns["likeness"] = ["; ".join(heat.caption for heat in one.heats) for one in explained]
-    sections = [Section("All of them", tables={"explained": pd.DataFrame(columns)})]
+    cards: dict[str, list[Card]] = {}
     for place, one in enumerate(explained, start=1):
-        confidence = "" if math.isnan(one.confidence) else f", confidence {one.confidence:.3f}"
-        paragraphs = [f"Predicted: {one.predicted}{confidence}."] if one.predicted else []
-        paragraphs += [f"Right: {one.target}."] if one.target else []
         stem = f"{place:03}_{file_name(Path(one.name).stem)}"
-        sections.append(Section(Path(one.name).name, paragraphs=paragraphs, figures={stem: explained_figure([one])}))
-    return sections
+        confidence = "" if math.isnan(one.confidence) else f", confidence {one.confidence:.3f}"
+        lines = [f"predicted: {one.predicted}{confidence}"] if one.predicted else []
+        lines += [f"right: {one.target}"] if one.target else []
+        cards[f"{place}. {Path(one.name).name}"] = [
+            Card(stem, _jpeg(one.image), [*lines, one.name]),
+            *(
+                Card(f"{stem}_{number}", _jpeg(overlay(one.image, heat.values)), heat.caption.splitlines())
+                for number, heat in enumerate(one.heats, start=1)
+            ),
+        ]
+    return [Section("Images", cards=cards), Section("All of them", tables={"explained": pd.DataFrame(columns)})]
+
+
+def _jpeg(pixels: NDArray[np.uint8]) -> bytes:
+    """An image, uint8 ``(H, W, 3)``, as JPEG in its own size, small ones enlarged so that maps are seen."""
+    from PIL import Image
+
+    image, content = Image.fromarray(pixels), io.BytesIO()
+    factor = max(1, _LEAST_SIDE // max(image.size))
+    image = image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
+    image.save(content, format="JPEG", quality=92)
+    return content.getvalue()

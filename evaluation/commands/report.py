@@ -24,7 +24,9 @@ from vitrail.types import CLASS_KINDS
 if TYPE_CHECKING:
     from datamodules.base import ImageDataModule
     from evaluation.report.images import ReadImage
-    from evaluation.report.page import Section
+    from evaluation.report.page import Section, Summary
+    from evaluation.retrieval import Row
+    from evaluation.tables.summary import TaskSummary
 
 NAME = "report"
 
@@ -45,7 +47,9 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--data-root", metavar="FOLDER", help="where the data are now: data.init_args.root")
     command.add_argument("--no-data", action="store_true", help="leave out what needs the data: images and leaks")
     command.add_argument("--gallery", metavar="G", help="for the map and retrieval (default: RUN/gallery)")
-    command.add_argument("--mistakes", type=int, default=12, metavar="N", help="images of a task (default: 12)")
+    command.add_argument(
+        "--mistakes", type=int, default=96, metavar="N", help="mistakes of a task that have their image (default: 96)"
+    )
     command.add_argument("--seed", type=int, default=0, help="of all sampling (default: 0)")
 
 
@@ -61,20 +65,27 @@ def run(options: argparse.Namespace, rest: Sequence[str] = ()) -> None:
         raise UserError(f"--mistakes: is {options.mistakes}, must be at least 1")
     files = Run(options.run)
     folder = options.to or options.run
-    sections = sections_of(files, options, rest)
+    summary, sections = parts_of(files, options, rest)
     lead = [
-        f"Made of the files in {options.run} by `python -m evaluation report`, evaluated on {options.split}. Figures, "
-        f"images and tables are also files in {NAME}/."
+        f"Made of the files in {options.run} by `python -m evaluation report`. Charts, images and tables are also "
+        f"files in {NAME}/."
     ]
-    if files.interrupted:
-        lead.append("Training was interrupted: what follows is of an unfinished run.")
-    page = Page(f"Report: {files.name}", lead, sections)
+    page = Page(title_of(files), lead, sections, summary)
     write_text_atomically(folder / f"{NAME}.md", page.markdown(NAME))
     path = page.write(folder, NAME, files=folder / NAME)
     _remove_old_files(folder / NAME, set(page.files))
     gaps = sum(bool(section.missing) for section in sections)
     sys.stdout.write(f"{path} has the page, {folder / NAME}.md the same as Markdown")
     sys.stdout.write(f"; {gaps} of {len(sections)} sections lack something, and name it\n" if gaps else "\n")
+
+
+def title_of(files: Run) -> str:
+    """Return the name of a run's experiment, or of the data set that it was evaluated on, without the time."""
+    path = files.path.resolve()
+    if path.parent.name == Run.EVALUATIONS:
+        return f"{path.parents[2].name} on {path.name}"
+    name = files.record.get("name") or files.config.get("name")
+    return name if isinstance(name, str) and name else path.parent.name
 
 
 def _remove_old_files(folder: Path, written: set[str]) -> None:
@@ -90,47 +101,62 @@ def _remove_old_files(folder: Path, written: set[str]) -> None:
     write_text_atomically(listed, json.dumps(sorted(written), indent=1) + "\n")
 
 
-def sections_of(files: Run, options: argparse.Namespace, rest: Sequence[str]) -> list[Section]:
-    """Make all sections in order; those that cannot be made report what is missing."""
+def parts_of(files: Run, options: argparse.Namespace, rest: Sequence[str]) -> tuple[Summary, list[Section]]:
+    """Make the summary and all sections in order; those that cannot be made report what is missing."""
     from evaluation.report import images, labels, sections
-    from evaluation.tables.summary import train_targets_of
+    from evaluation.report.summary import run_summary
+    from evaluation.tables.summary import summarise, train_targets_of
 
     split = options.split
     predictions = files.predictions(split)
     tasks = {} if predictions is None else predictions.tasks
-    datamodule, why_not = _data(files, options, rest)
+    datamodule, why_not = data_of_run(files, options, rest)
     read = None if datamodule is None else reader(datamodule)
-    scores, details = [_without("Scores, classes, confusions, calibration, mistakes", files.problem_of(split))], []
+    summaries: list[TaskSummary] = []
+    details = [_without("Scores, classes, confusions, calibration, mistakes", files.problem_of(split))]
     if predictions is not None:
         temperatures, counts = files.temperatures_for(split), files.class_counts(predictions.tasks)
         train = train_targets_of(files, predictions.tasks, counts)
-        scores = [sections.scores_section(predictions, train, files.name, split)]
+        summaries = summarise(predictions, train, files.name, split)
+        details = [
+            sections.scores_section(predictions, summaries, split),
+            images.mistakes_section(predictions, temperatures, split, options.mistakes, read, why_not),
+        ]
         if other := files.other_checkpoint(split):
-            scores[0].missing.append(f"These predictions are of checkpoint {other}, not of the best one.")
+            details[0].missing.append(f"These predictions are of checkpoint {other}, not of the best one.")
         classes, labelled, numbers = (
             predictions.of_kinds(*kinds) for kinds in (CLASS_KINDS, ("multi_label",), ("regression",))
         )
         if classes.tasks:
             details += [
-                sections.classes_section(classes, counts, split),
                 sections.confusion_section(classes, split),
+                sections.classes_section(classes, counts, split),
                 sections.calibration_section(classes, temperatures, split, str(files.path)),
             ]
         details += [labels.labels_section(labelled, counts, split)] if labelled.tasks else []
         details += [labels.numbers_section(numbers, split)] if numbers.tasks else []
-        details.append(images.mistakes_section(predictions, temperatures, split, options.mistakes, read, why_not))
-    return [
-        sections.run_section(files),
-        *scores,
-        sections.data_section(files),
-        _leaks(datamodule, why_not),
-        images.curves_section(files),
+    made = [
         *details,
         *_gallery_sections(files, options, next(iter(tasks), ""), read),
+        images.curves_section(files),
         sections.efficiency_section(files),
+        sections.data_section(files),
+        _leaks(datamodule, why_not),
+        sections.run_section(files),
         sections.configuration_section(files),
         sections.environment_section(files),
     ]
+    return run_summary(files, split, summaries, _retrieval_rows(files, split), made), made
+
+
+def _retrieval_rows(files: Run, split: str) -> list[Row]:
+    from evaluation.retrieval import read_report
+
+    path = files.path / Run.REPORTS / f"{split}_retrieval.csv"
+    try:
+        return read_report(path) if path.is_file() else []
+    except UserError:
+        return []  # the section shows the file as it is
 
 
 def reader(datamodule: ImageDataModule) -> ReadImage:
@@ -151,8 +177,8 @@ def reader(datamodule: ImageDataModule) -> ReadImage:
     return read
 
 
-def _data(files: Run, options: argparse.Namespace, rest: Sequence[str]) -> tuple[ImageDataModule | None, str]:
-    """The run's own data, or why they are not there."""
+def data_of_run(files: Run, options: argparse.Namespace, rest: Sequence[str]) -> tuple[ImageDataModule | None, str]:
+    """Return the run's own data, or why they are not there, by ``--no-data`` and ``--data-root``."""
     if options.no_data:
         return None, "Left out as asked (--no-data)."
     if not files.config:

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evaluation.dataset.projections import Projection, project
-from evaluation.report.figures import blank_figure, plain
-from evaluation.report.page import Card, Section
+from evaluation.report.charts import Chart, line_chart, map_chart
+from evaluation.report.page import ImageGrid, Section
 from evaluation.tables.per_class import NO_PREDICTION
 from vitrail.errors import UserError
 from vitrail.predictions import LABEL_SEPARATOR, Predictions
@@ -21,7 +21,6 @@ from vitrail.types import CLASS_KINDS, UNKNOWN, TaskKind
 
 if TYPE_CHECKING:
     import pandas as pd
-    from matplotlib.figure import Figure
 
     from retrieval.gallery import Gallery
 
@@ -33,10 +32,6 @@ MAPS: dict[Projection, str] = {"pca": "PCA", "tsne": "t-SNE", "umap": "UMAP"}
 MAPPED = 2_000
 """Images on a map at most; of more a sample."""
 
-_COLOURS = 20  # of matplotlib's largest qualitative map; with more classes marks change as well
-_MARKS = "os^Dv*Pxh<>"
-_NAMED = 44  # classes in a legend
-
 
 def mistakes_section(
     predictions: Predictions,
@@ -46,7 +41,7 @@ def mistakes_section(
     read: ReadImage | None,
     why_not: str = "",
 ) -> Section:
-    """Wrong predictions with their images, the worst first."""
+    """Wrong predictions, the worst first, with the images of ``count`` of each task."""
     section = Section("Mistakes", missing=[why_not] if why_not else [])
     for task in predictions.tasks:
         if not len(predictions.known(task)):
@@ -54,19 +49,64 @@ def mistakes_section(
             continue
         table, sentence = mistakes_table(predictions, task, temperatures.get(task, 1.0))
         section.paragraphs.append(sentence)
+        name = mistakes_name(task, split)
         if not len(table):
             continue
-        (section.tables if read is None else section.files)[f"mistakes_{split}_{file_name(task)}"] = table
         if read is None:
+            section.tables[name] = table
             continue
-        shown = table.head(count)
-        section.cards[f"{task}: the worst {len(shown)} of {len(table)}"] = [
-            _mistake(f"mistake_{split}_{file_name(task)}_{place:02}", row, read)
-            for place, row in enumerate(shown.to_dict("records"), start=1)
-        ]
-    if section.cards or section.tables:
+        facets, amount = _FACETS[predictions.kind(task)]
+        section.files[name] = table
+        rows = table.drop(columns=[one for one in _NOT_SHOWN if one in table])
+        if predictions.kind(task) == "multi_label":
+            rows = rows.drop(columns="predicted")
+        section.grids.append(
+            ImageGrid(
+                name,
+                f"{task}: {len(table):,} mistakes",
+                rows,
+                facets,
+                amount,
+                images_of(table, ["target", "predicted"], count, read),
+                LABEL_SEPARATOR if predictions.kind(task) == "multi_label" else "",
+            )
+        )
+    if section.grids or section.tables:
         section.paragraphs.append(_worst_first(predictions, bool(temperatures), split))
     return section
+
+
+_FACETS: dict[TaskKind, tuple[dict[str, str], str]] = {
+    "single_label": ({"target": "True class", "predicted": "Predicted class"}, "confidence"),
+    "ordinal": ({"target": "True class", "predicted": "Predicted class"}, "confidence"),
+    "multi_label": ({"missed": "Missed label", "wrongly predicted": "Wrong label"}, "cross-entropy"),
+    "regression": ({}, "error"),
+}
+_NOT_SHOWN = ("group", "probability of the target")
+
+
+def mistakes_name(task: str, split: str) -> str:
+    """Return the name of a task's mistakes, as of their gallery and their CSV."""
+    return f"mistakes_{split}_{file_name(task)}"
+
+
+def images_of(table: pd.DataFrame, columns: list[str], count: int, read: ReadImage) -> dict[str, bytes]:
+    """Return images of a table's first rows, and of the first row of each combination of values, frequent ones first.
+
+    Args:
+        table: ``name`` and the given columns; the most important rows first.
+        columns: whose combinations each get an image as far as ``count`` allows.
+        count: images at most.
+        read: of an image by its name.
+    """
+    worst = table.head(-(-count // 2)).index
+    sizes = table.groupby(columns)["name"].transform("size")
+    spread = sizes.sort_values(ascending=False, kind="stable").index
+    spread = table.loc[spread].drop_duplicates(columns).index
+    names = table.loc[list(dict.fromkeys([*worst, *spread, *table.head(count).index])), "name"].head(count)
+    # In the order of the table, so that the first ones have theirs where a page has no room for all.
+    found = {str(name): small_image(str(name), read) for name in table["name"][table["name"].isin(set(names))]}
+    return {name: jpeg for name, jpeg in found.items() if jpeg is not None}
 
 
 def _worst_first(predictions: Predictions, calibrated: bool, split: str) -> str:
@@ -187,48 +227,13 @@ def map_section(gallery: Gallery, split: str, task: str, seed: int = 0) -> Secti
     table = shown[["id", *([column] if column in rows else [])]].copy()
     for name, place in places.items():
         table[f"{name} x"], table[f"{name} y"] = place[:, 0], place[:, 1]
-    figures = {"embedding_map": map_figure(places, labels)} if places else {}
+    charts = {
+        f"embedding_map_{file_name(name)}": map_chart(name, place, [*map(str, shown["id"])], [*map(str, labels)])
+        for name, place in places.items()
+    }
     return Section(
-        "Embedding map", paragraphs=paragraphs, figures=figures, files={"embedding_map": table}, missing=missing
+        "Embedding map", paragraphs=paragraphs, charts=charts, files={"embedding_map": table}, missing=missing
     )
-
-
-def map_figure(places: Mapping[str, NDArray[np.float64]], labels: NDArray[Any]) -> Figure:
-    """Draw one panel a projection."""
-    from matplotlib import colormaps
-
-    classes = sorted(set(map(str, labels)))
-    columns = 3
-    lines = -(-min(len(classes), _NAMED) // columns)
-    figure = blank_figure(0.4 + 4.4 * len(places), 4.6 + 0.2 * lines)
-    panels = figure.subplots(1, len(places), squeeze=False)[0]
-    colours = colormaps["tab20" if len(classes) > 10 else "tab10"]
-    for axes, (name, place) in zip(panels, places.items(), strict=True):
-        for number, label in enumerate(classes):
-            own = place[np.array([str(each) == label for each in labels])]
-            mark = _MARKS[number // _COLOURS % len(_MARKS)]
-            colour = colours(number % _COLOURS)
-            axes.scatter(own[:, 0], own[:, 1], s=14, color=[colour], marker=mark, label=plain(label), linewidths=0.4)
-        axes.set_title(plain(name), fontsize=10)
-        axes.set_xticks([])
-        axes.set_yticks([])
-    if classes != [""]:
-        handles, names = panels[0].get_legend_handles_labels()
-        figure.legend(
-            handles[:_NAMED], names[:_NAMED], loc="outside lower center", ncols=columns, fontsize=7, frameon=False
-        )
-    return figure
-
-
-def _mistake(stem: str, row: Mapping[Any, Any], read: ReadImage) -> Card:
-    if "error" in row:
-        lines = [f"true: {row['target']:.5g}", f"predicted: {row['predicted']:.5g}", f"error {row['error']:+.3g}"]
-    elif "missed" in row:
-        wrong = {"missed": row["missed"], "wrong": row["wrongly predicted"]}
-        lines = [f"target: {row['target'] or '(none)'}", *(f"{name}: {text}" for name, text in wrong.items() if text)]
-    else:
-        lines = [f"target: {row['target']}", f"predicted: {row['predicted']}", f"confidence {row['confidence']:.3f}"]
-    return Card(stem, small_image(row["name"], read), [*lines, str(row["name"])])
 
 
 def small_image(name: str, read: ReadImage | None) -> bytes | None:
@@ -260,12 +265,11 @@ SHOWN = ("loss", "accuracy", "f1_macro", "mAP", "mean_recall", "mae", "r2", "qua
 """Last parts of the names of metrics that are shown, and that of the monitored one; the table has all."""
 
 _SINGLE = "loss of single tasks"
-_CURVE_COLOURS = ("#3b75af", "#c8553d", "#4f8a5b", "#8a63a8", "#b08a2e", "#3c8f98", "#a3506f", "#6b6b6b")
 
 
 def curves_section(files: Run) -> Section:
     """Loss, scores and learning rates over the epochs; which epoch was kept and where phases begin."""
-    title = "Curves"
+    title = "Training"
     epochs = epoch_table(files.metrics)
     if not len(epochs):
         why = [problem for problem in files.missing if problem.startswith(Run.METRICS)]
@@ -285,10 +289,8 @@ def curves_section(files: Run) -> Section:
         paragraphs.append("Training did not end regularly: the curves are those of what was done.")
     panels = _panels(epochs, monitor)
     rates = learning_rates(files.metrics, epochs)
-    figures = {}
-    if panels or len(rates.columns) > 1:
-        figures["curves"] = curves_figure(epochs, rates, panels, list(begins), best)
-    return Section(title, paragraphs=paragraphs, figures=figures, files={"curves": epochs})
+    charts = curve_charts(epochs, rates, panels, list(begins), best)
+    return Section(title, paragraphs=paragraphs, charts=charts, files={"curves": epochs})
 
 
 def epoch_table(metrics: pd.DataFrame) -> pd.DataFrame:
@@ -340,29 +342,30 @@ def phase_begins(config: Mapping[str, Any]) -> dict[int, str]:
     return dict(sorted(found.items()))
 
 
-def curves_figure(
+def curve_charts(
     epochs: pd.DataFrame, rates: pd.DataFrame, panels: Mapping[str, list[str]], begins: list[int], best: int | None
-) -> Figure:
-    """Draw a panel for each group of metrics and one of the learning rates."""
+) -> dict[str, Chart]:
+    """Draw a chart for each group of metrics, training dashed, and one of the learning rates."""
     own = [name for name in rates.columns if name != "done"]
-    count = len(panels) + bool(own)
-    figure = blank_figure(9, 2.9 * -(-count // 2))
-    axes = figure.subplots(-(-count // 2), 2, squeeze=False).ravel()
-    for place, (heading, names) in zip(axes, panels.items(), strict=False):
-        _draw(place, heading, epochs["epoch"].to_numpy() + 1, epochs[names])
+    done = epochs["epoch"].to_numpy(np.float64) + 1
+    lines = {heading: {name: (done, epochs[name].to_numpy()) for name in names} for heading, names in panels.items()}
     if own:
-        _draw(axes[count - 1], "learning rate", rates["done"].to_numpy(), rates[own].rename(columns=lambda n: n[3:]))
-    last = float(epochs["epoch"].max()) + 1
-    for place in axes[:count]:
-        place.set_xlim(0, last)
-        place.set_xlabel("epochs done")
-        for begin in begins:
-            place.axvspan(begin, max(last, begin), color="#3b75af", alpha=0.09, linewidth=0)
-        if best is not None:
-            place.axvline(best + 1, color="0.4", linestyle=":", linewidth=1)
-    for place in axes[count:]:
-        place.set_axis_off()
-    return figure
+        passed = rates["done"].to_numpy(np.float64)
+        lines["learning rate"] = {name[3:]: (passed, rates[name].to_numpy()) for name in own}
+    charts = {}
+    for heading, series in lines.items():
+        # Training and validation of one metric have one colour.
+        stems = list(dict.fromkeys(name.partition("/")[2] or name for name in series))
+        charts[f"curves_{file_name(heading)}"] = line_chart(
+            heading,
+            series,
+            "epochs done",
+            hues=[stems.index(name.partition("/")[2] or name) for name in series],
+            dashed=[name for name in series if name.startswith("train/")],
+            begins=begins,
+            marked=None if best is None else best + 1,
+        )
+    return charts
 
 
 def _panels(epochs: pd.DataFrame, monitor: str) -> dict[str, list[str]]:
@@ -376,28 +379,6 @@ def _panels(epochs: pd.DataFrame, monitor: str) -> dict[str, list[str]]:
             panels.setdefault(_SINGLE if last == "loss" != rest else last, []).append(name)
     order = ["loss", _SINGLE, *shown]
     return dict(sorted(panels.items(), key=lambda item: order.index(item[0])))
-
-
-def _draw(axes: Any, heading: str, done: Any, values: pd.DataFrame) -> None:
-    stems = list(dict.fromkeys(name.partition("/")[2] or name for name in values.columns))
-    for name in values.columns:
-        stem = name.partition("/")[2] or name
-        colour = _CURVE_COLOURS[stems.index(stem) % len(_CURVE_COLOURS)]
-        known = values[name].notna().to_numpy()
-        style = "--" if name.startswith("train/") else "-"
-        axes.plot(
-            done[known],
-            values[name][known],
-            style,
-            color=colour,
-            marker=".",
-            markersize=3,
-            label=plain(name),
-            linewidth=1.3,
-        )
-    axes.set_title(plain(heading), fontsize=10)
-    axes.grid(alpha=0.25)
-    axes.legend(fontsize=6.5, frameon=False)
 
 
 def _best_epoch(files: Run, epochs: pd.DataFrame) -> tuple[str, int | None]:

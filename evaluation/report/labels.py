@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluation.report.figures import blank_figure, confusion_figure, plain
-from evaluation.report.page import Section
+from evaluation.report.charts import histogram_chart, scatter_chart
+from evaluation.report.images import mistakes_name
+from evaluation.report.page import Matrix, Section
 from evaluation.statistics.intervals import share_interval
 from vitrail.predictions import Predictions
 from vitrail.trust import file_name
@@ -17,7 +18,6 @@ from vitrail.types import UNKNOWN
 
 if TYPE_CHECKING:
     import pandas as pd
-    from matplotlib.figure import Figure
 
 NOTHING = "(nothing)"
 """Row of labels that were predicted where nothing was missed, and column of those missed where none was predicted."""
@@ -47,9 +47,9 @@ def labels_section(predictions: Predictions, train: Mapping[str, Sequence[int]],
             )
         counts = label_mistakes(predictions, task)
         if counts.to_numpy().any():
-            section.figures[f"label_mistakes_{split}_{file_name(task)}"] = confusion_figure(
-                counts, f"{task}, {split}: mistakes in the same image", names=("missed", "wrongly predicted")
-            )
+            heading, facets = f"{task}: mistakes in the same image", ("missed", "wrongly predicted")
+            section.matrices.append(Matrix(heading, counts, mistakes_name(task, split), facets))
+            section.files[f"label_mistakes_{split}_{file_name(task)}"] = counts.rename_axis(columns=None).reset_index()
     if section.tables:
         section.paragraphs.insert(
             0,
@@ -133,9 +133,13 @@ def numbers_section(predictions: Predictions, split: str) -> Section:
             continue
         targets, values = predictions.targets[task][rows].astype(np.float64), predictions.values(task)[rows]
         errors = values - targets
-        section.figures[f"numbers_{split}_{file_name(task)}"] = numbers_figure(
-            targets, values, f"{task}, {split} (n = {len(rows)})"
+        names, stem = [*map(str, predictions.names[rows])], f"{split}_{file_name(task)}"
+        section.charts[f"numbers_{stem}"] = scatter_chart(
+            f"{task}: predicted against true, n = {len(rows):,}",
+            *_sampled(targets, values, names),
+            ("true", "predicted"),
         )
+        section.charts[f"errors_{stem}"] = histogram_chart(f"{task}: errors", errors, "error (predicted less true)")
         low, middle, high = np.quantile(errors, [0.05, 0.5, 0.95])
         section.paragraphs.append(
             f"{task}: errors (predicted less true) have a mean of {errors.mean():+.4g} and a median of {middle:+.4g}; "
@@ -144,27 +148,13 @@ def numbers_section(predictions: Predictions, split: str) -> Section:
     return section
 
 
-def numbers_figure(targets: NDArray[np.float64], values: NDArray[np.float64], title: str) -> Figure:
-    """Draw predicted against true numbers, float64 ``(N,)`` each, and the histogram of the errors."""
-    figure = blank_figure(8.6, 4.1)
-    figure.suptitle(plain(title), fontsize=11)
-    scatter, histogram = figure.subplots(1, 2)
-    low, high = float(min(targets.min(), values.min())), float(max(targets.max(), values.max()))
-    margin = 0.04 * (high - low) or 1.0
-    ends: Any = (low - margin, high + margin)
-    scatter.plot(ends, ends, color="0.5", linestyle="--", linewidth=1)
-    # Fewer samples are larger dots; of many, overlaps show as darker.
-    size, alpha = (16, 0.6) if len(targets) < 500 else (5, 0.25)
-    scatter.scatter(targets, values, s=size, alpha=alpha, color="#3b75af", linewidths=0)
-    scatter.set(xlim=ends, ylim=ends, xlabel="true", ylabel="predicted")
-    scatter.set_aspect("equal")
-    errors = values - targets
-    histogram.hist(errors, bins=min(40, max(8, round(len(errors) ** 0.5))), color="#3b75af", edgecolor="white")
-    histogram.axvline(0.0, color="0.5", linestyle="--", linewidth=1)
-    histogram.axvline(float(errors.mean()), color="#c8553d", linewidth=1.5, label=f"mean {errors.mean():+.3g}")
-    histogram.set(xlabel="error (predicted less true)", ylabel="samples")
-    histogram.legend(fontsize=8, frameon=False)
-    for axes in (scatter, histogram):
-        axes.grid(alpha=0.25)
-        axes.set_axisbelow(True)
-    return figure
+_DRAWN = 3_000  # points of a chart; of more a sample
+
+
+def _sampled(
+    targets: NDArray[np.float64], values: NDArray[np.float64], names: list[str]
+) -> tuple[NDArray[np.float64], NDArray[np.float64], list[str]]:
+    if len(names) <= _DRAWN:
+        return targets, values, names
+    kept = np.sort(np.random.default_rng(0).choice(len(names), _DRAWN, replace=False))
+    return targets[kept], values[kept], [names[place] for place in kept.tolist()]

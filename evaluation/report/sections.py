@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from evaluation.efficiency import ratio_text, read_efficiency
-from evaluation.report.figures import confusion_figure, reliability_figure
-from evaluation.report.images import ReadImage, rows_of, small_image, split_text
-from evaluation.report.page import Card, Section
+from evaluation.report.charts import Span, reliability_chart
+from evaluation.report.images import ReadImage, mistakes_name, rows_of, small_image, split_text
+from evaluation.report.page import MATRIX_CLASSES, Card, Matrix, Section
 from evaluation.statistics.calibration import calibration_of, reliability_bins
 from evaluation.statistics.intervals import Estimate, Interval, known, share_interval
-from evaluation.statistics.scores import TrainTargets, heading
+from evaluation.statistics.scores import LOWER_IS_BETTER, heading
 from evaluation.tables.per_class import class_report, confusion_matrix
-from evaluation.tables.summary import TaskSummary, flattened, number_text, score_text, share, summarise, with_interval
+from evaluation.tables.summary import TaskSummary, flattened, number_text, score_text, share, with_interval
 from vitrail.files import read_csv
 from vitrail.predictions import Predictions
 from vitrail.runs import Run
@@ -58,7 +58,7 @@ def run_section(files: Run) -> Section:
     commands = dict.fromkeys(str(stage.get("command", "")) for stage in files.stages)
     paragraphs = [f"`{command}`" for command in commands if command]
     tables = {"stages": pd.DataFrame(rows)} if rows else {}
-    return Section("Run", paragraphs=paragraphs, tables=tables, missing=list(files.missing))
+    return Section("Run", paragraphs=paragraphs, tables=tables, missing=list(files.missing), is_detail=True)
 
 
 def configuration_section(files: Run) -> Section:
@@ -77,7 +77,10 @@ def configuration_section(files: Run) -> Section:
     table = pd.DataFrame({"setting": list(chosen), "value": [str(value) for value in chosen.values()]})
     text = (files.path / Run.CONFIG).read_text(encoding="utf-8", errors="replace")
     return Section(
-        "Configuration", tables={"settings": table} if len(table) else {}, folded={f"all of {Run.CONFIG}": text}
+        "Configuration",
+        tables={"settings": table} if len(table) else {},
+        folded={f"all of {Run.CONFIG}": text},
+        is_detail=True,
     )
 
 
@@ -104,7 +107,7 @@ def environment_section(files: Run) -> Section:
     facts |= {f"model {key}": value for key, value in _mapping(record.get("model")).items()}
     texts = {key: _text(value) for key, value in facts.items() if value is not None}
     table = pd.DataFrame({"what": list(texts), "value": list(texts.values())})
-    return Section("Environment", tables={"environment": table} if texts else {}, missing=missing)
+    return Section("Environment", tables={"environment": table} if texts else {}, missing=missing, is_detail=True)
 
 
 def data_section(files: Run) -> Section:
@@ -202,16 +205,20 @@ FEW = 5
 """Classes with fewer samples are named: their numbers rest on next to nothing."""
 
 _TOP_CONFUSIONS = 10
+_TOP_OF_MANY = 200  # where the matrix does not show all classes
 _ALWAYS_IN_TOP = 3  # with this many classes every target is among the three largest logits
 
 
-def scores_section(
-    predictions: Predictions, train: Mapping[str, TrainTargets | Sequence[int]], run: str, split: str
-) -> Section:
-    """Scores of every task with intervals by group, next to those of always predicting the same."""
+def scores_section(predictions: Predictions, summaries: Sequence[TaskSummary], split: str) -> Section:
+    """Scores of every task with intervals by group, next to those of always predicting the same.
+
+    Args:
+        predictions: of the split.
+        summaries: of their tasks, as ``summarise`` makes them.
+        split: that was predicted.
+    """
     import pandas as pd
 
-    summaries = summarise(predictions, train, run, split)
     kinds = dict.fromkeys(summary.kind for summary in summaries)
     lead = "Intervals are 95 % and hold over other groups (physical objects) where there are any."
     if CLASS_KINDS[0] in kinds:
@@ -222,7 +229,7 @@ def scores_section(
             "data."
         )
     paragraphs = [
-        lead,
+        f"{lead} Dashed lines are these baselines.",
         *(sentence for task in predictions.tasks for sentence in _degenerate(predictions, task)),
     ]
     if below := [summary.task for summary in summaries if summary.n and not summary.above_majority]:
@@ -231,7 +238,10 @@ def scores_section(
     tables = {}
     for kind in kinds:
         rows = [_score_row(one, len(predictions.tasks[one.task])) for one in summaries if one.kind == kind]
-        tables[f"scores_{split}{f'_{kind}' if len(kinds) > 1 else ''}"] = pd.DataFrame(rows)
+        table = pd.DataFrame(rows)
+        tables[f"scores_{split}{f'_{kind}' if len(kinds) > 1 else ''}"] = (
+            table if table["note"].any() else table.drop(columns="note")
+        )
     return Section(f"Scores on {split}", paragraphs=paragraphs, tables=tables)
 
 
@@ -292,7 +302,13 @@ def confusion_section(predictions: Predictions, split: str) -> Section:
     """Confusion matrices, and which classes are taken for which most often."""
     import pandas as pd
 
-    section = Section("Confusions", paragraphs=["Rows are targets, columns predictions; the numbers are samples."])
+    section = Section(
+        "Confusions",
+        paragraphs=[
+            "Rows are targets, columns predictions; the numbers are samples, darker is a larger share of the row. "
+            "Choose a mistake to see its images."
+        ],
+    )
     for task, names in predictions.tasks.items():
         rows = known(predictions.targets[task])
         if not len(rows):
@@ -301,11 +317,13 @@ def confusion_section(predictions: Predictions, split: str) -> Section:
         counts = confusion_matrix(
             predictions.targets[task][rows], predictions.predicted(task)[rows], [*map(str, names)]
         )
-        section.figures[f"confusion_{split}_{file_name(task)}"] = confusion_figure(
-            counts, f"{task}, {split} (n = {len(rows)})"
-        )
+        section.matrices.append(Matrix(f"{task}, n = {len(rows):,}", counts, mistakes_name(task, split)))
+        stem = f"confusion_{split}_{file_name(task)}"
+        section.files[stem] = counts.rename_axis(columns=None).reset_index()
         wrong = counts.to_numpy() * (1 - np.eye(*counts.shape, dtype=np.int64))
-        order = np.argsort(-wrong, axis=None, kind="stable")[:_TOP_CONFUSIONS]
+        order = np.argsort(-wrong, axis=None, kind="stable")[
+            : _TOP_CONFUSIONS if len(names) <= MATRIX_CLASSES else _TOP_OF_MANY
+        ]
         pairs = [(int(row), int(column)) for row, column in zip(*np.unravel_index(order, wrong.shape), strict=True)]
         totals = counts.to_numpy().sum(axis=1)
         top = [
@@ -345,10 +363,11 @@ def calibration_section(predictions: Predictions, temperatures: Mapping[str, flo
         values = {"T = 1": 1.0} | (
             {f"T = {temperatures[task]:.3g}": temperatures[task]} if task in temperatures else {}
         )
-        panels = {}
-        for name, temperature in values.items():
+        for number, (name, temperature) in enumerate(values.items()):
             found = calibration_of(predictions, task, temperature)
-            panels[name] = reliability_bins(found.confidence, found.correct)
+            bins = reliability_bins(found.confidence, found.correct)
+            stem = f"reliability_{split}_{file_name(task)}{'_calibrated' if number else ''}"
+            section.charts[stem] = reliability_chart(f"{task}, {name}", bins)
             table.append(
                 {
                     "task": task,
@@ -362,9 +381,6 @@ def calibration_section(predictions: Predictions, temperatures: Mapping[str, flo
                     "NLL": found.nll,
                 }
             )
-        section.figures[f"reliability_{split}_{file_name(task)}"] = reliability_figure(
-            panels, f"{task}, {split} (n = {len(rows)})"
-        )
     if table:
         section.tables[f"calibration_{split}"] = pd.DataFrame(table)
     if without := [task for task in predictions.tasks if task not in temperatures]:
@@ -383,14 +399,23 @@ def _score_row(summary: TaskSummary, num_classes: int) -> dict[str, Any]:
     what = {"single_label": "classes", "ordinal": "classes", "multi_label": "labels", "regression": ""}[summary.kind]
     return {
         "task": summary.task,
+        **{f"{heading(name)} [95 %]": score_span(name, one, summary.constant) for name, one in scores.items()},
+        **({"majority": share(summary.majority)} if one_class else constant),
         "n": summary.n,
         "groups": summary.groups,
         **({what: num_classes} if what else {}),
-        **({"majority": share(summary.majority)} if one_class else {}),
-        **{f"{heading(name)} [95 %]": score_text(name, score) for name, score in scores.items()},
-        **({} if one_class else constant),
         "note": summary.note,
     }
+
+
+def score_span(name: str, score: Estimate, constant: Mapping[str, float]) -> Span:
+    """Return a score as a cell, next to that of always predicting the same where it is known."""
+    reference = constant.get(name, math.nan)
+    ends = (0.0, 1.0)
+    if name in LOWER_IS_BETTER or min(score.value, reference) < 0:
+        known = [one for one in (score.value, *score.interval, reference, 0.0) if not math.isnan(one)]
+        ends = (min(known), max(known) * 1.05 or 1.0)
+    return Span(score, score_text(name, score), ends, reference)
 
 
 def _degenerate(predictions: Predictions, task: str) -> list[str]:

@@ -392,7 +392,7 @@ def _cells(row: ComparedRow, cost: Cost) -> dict[str, str]:
             others[f"{heading(name)} [95 %]"] = score_text(name, joined.scores[name].pooled)
             its = "its" if name == "f1_macro" else f"{heading(name)}:"
             others[f"{its} difference [95 %]"] = (
-                "–" if made is None else _difference(name, made.scores[name].difference)
+                "–" if made is None else difference_text(name, made.scores[name].difference)
             )
     return {
         "run": row.side,
@@ -404,7 +404,7 @@ def _cells(row: ComparedRow, cost: Cost) -> dict[str, str]:
         "no prediction": f"{joined.unanswered:g}" if joined.unanswered else "–",
         f"{heading(main)} [95 %]": score_text(main, own.pooled),
         "mean ± sd of runs": spread,
-        "difference [95 %]": "–" if made is None else _difference(main, made.difference),
+        "difference [95 %]": "–" if made is None else difference_text(main, made.difference),
         "over seeds [95 %]": "–" if made is None else _signed(main, made.over_seeds),
         "p": _number(row.p_value, ".3g"),
         "McNemar p": _number(row.mcnemar_p, ".3g"),
@@ -426,7 +426,8 @@ def _error(estimate: Estimate) -> str:
     return _number(estimate.value, ".3f") if math.isnan(estimate.interval.low) else with_interval(*estimate)
 
 
-def _difference(name: str, estimate: Estimate) -> str:
+def difference_text(name: str, estimate: Estimate) -> str:
+    """Return the difference of a score with its sign and its interval, where there is one, as text."""
     if math.isnan(estimate.value):
         return "–"
     found = _signed(name, estimate.interval)

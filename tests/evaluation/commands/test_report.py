@@ -23,18 +23,17 @@ from tests.support.runs import write_run
 from vitrail.predictions import Predictions, read_predictions, write_predictions
 
 TITLES = (
-    "Run",
     "Scores on test",
-    "Data",
-    "Leaks between splits",
-    "Curves",
-    "Classes",
-    "Confusions",
-    "Calibration",
     "Mistakes",
+    "Confusions",
+    "Classes",
+    "Calibration",
     "Embedding map",
     "Retrieval examples",
-    "Efficiency",
+    "Training",
+    "Data",
+    "Leaks between splits",
+    "Run",
     "Configuration",
     "Environment",
 )
@@ -66,12 +65,12 @@ def predictions_of(run: Path) -> Predictions:
 
 def test_page_has_every_section_and_stands_alone(run: Path) -> None:
     text = (run / "report.html").read_text(encoding="utf-8")
-    assert tuple(re.findall("<h2>(.*?)</h2>", text)) == TITLES
+    assert tuple(re.findall("<h2>(.*?)</h2>", text)) == ("How sure", "What to do next", *TITLES, "Missing")
+    assert re.findall("<dt>(.*?)</dt>", text) == ["Efficiency"]
     parser = Checked()
     parser.feed(text)
     assert parser.open == []
     assert all(address.startswith(("data:image/", "#")) for address in parser.addresses)
-    assert "<script" not in text
     assert "url(" not in text
 
 
@@ -110,16 +109,18 @@ def test_mistakes_show_their_images_worst_first(run: Path) -> None:
     row = predictions.names.tolist().index(str(first["name"]))
     assert first["confidence"] == pytest.approx(predictions.probabilities("class")[row].max())
     photo = np.asarray(Image.open(run.parent.parent / "photos" / first["name"]).convert("RGB"), float)
-    shown = np.asarray(Image.open(run / "report" / "mistake_test_class_01.jpg"), float)
+    shown = np.asarray(Image.open(run / "report" / "mistakes_test_class_01.jpg"), float)
     assert shown.shape == photo.shape
     assert np.abs(shown - photo).mean() < 8  # compressed twice
 
 
 def test_markdown_says_the_same_and_its_links_lead_somewhere(run: Path) -> None:
     text = (run / "report.md").read_text(encoding="utf-8")
-    assert tuple(re.findall("^## (.*)$", text, re.MULTILINE)) == TITLES
+    in_order = (*TITLES[:8], "Efficiency", *TITLES[8:])
+    assert tuple(re.findall("^## (.*)$", text, re.MULTILINE)) == in_order
     links = re.findall(r"\]\((report/[^)]+)\)", text)
     assert len(links) > 20
+    assert any(link.endswith(".svg") for link in links)
     assert all((run / link).is_file() for link in links)
     accuracy = pd.read_csv(run / "report" / "scores_test.csv")["accuracy [95 %]"][0]
     assert f"| {accuracy} |" in text
@@ -140,7 +141,7 @@ def test_files_of_an_earlier_report_do_not_stay(copied: Path) -> None:
     shutil.rmtree(copied / "predictions")
     page(copied)
     assert not (copied / "report" / "scores_test.csv").exists()
-    assert (copied / "report" / "curves.png").exists()
+    assert (copied / "report" / "curves_loss.svg").exists()
     assert mine.exists()
 
 
@@ -166,7 +167,7 @@ def test_run_that_was_killed_has_a_report_that_says_so(copied: Path) -> None:
         assert message in text
     assert "scores_test" not in text
     assert not (copied / "report" / "scores_test.csv").exists()
-    assert (copied / "report" / "curves.png").exists()
+    assert (copied / "report" / "curves_loss.svg").exists()
 
 
 def test_run_that_ended_before_it_wrote_anything_but_its_record(tmp_path: Path) -> None:
@@ -240,7 +241,7 @@ def test_data_that_are_gone_are_reported(copied: Path, tmp_path: Path) -> None:
     assert main(["report", str(copied), "--data-root", str(tmp_path / "nowhere")]) == 0
     text = html.unescape((copied / "report.html").read_text(encoding="utf-8"))
     assert text.count("The run's data are not there: ") == 2
-    assert not list((copied / "report").glob("mistake_*.jpg"))
+    assert not list((copied / "report").glob("mistakes_*.jpg"))
     assert len(pd.read_csv(copied / "report" / "mistakes_test_class.csv")) > 0
 
 
@@ -288,6 +289,6 @@ def test_tasks_of_every_kind_have_their_sections(copied: Path) -> None:
     text = page(copied)
     for title in ("Scores on test", "Classes", "Confusions", "Labels", "Numbers", "Mistakes"):
         assert f"<h2>{title}" in text or f">{title}</h2>" in text
-    for name in ("scores_test_regression.csv", "labels_test_tags.csv", "numbers_test_price.png"):
+    for name in ("scores_test_regression.csv", "labels_test_tags.csv", "numbers_test_price.svg"):
         assert (copied / "report" / name).exists()
     assert pd.read_csv(copied / "report" / "scores_test_ordinal.csv")["constant quadratic kappa"].iloc[0] == 0

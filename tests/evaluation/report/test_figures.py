@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import math
 import sys
 import warnings
 from itertools import pairwise
@@ -13,10 +12,8 @@ import pytest
 from PIL import Image
 
 from evaluation.dataset.figures import Tile, class_bars, contact_sheet, density_curves, heatmap, image_map
-from evaluation.report.figures import confusion_figure, on_the_front, pareto_figure, reliability_figure, save_figure
-from evaluation.report.images import map_figure
+from evaluation.report.figures import confusion_figure, reliability_figure, save_figure
 from evaluation.statistics.calibration import reliability_bins
-from evaluation.statistics.intervals import Estimate, Interval
 from evaluation.tables.per_class import confusion_matrix, normalise_by_target
 
 
@@ -85,7 +82,6 @@ def test_names_are_drawn_as_they_are(tmp_path: Path) -> None:
     matrix = confusion_matrix(targets, targets, NAMES)
     figures = {
         "confusion": confusion_figure(matrix, "$price$ of $"),
-        "map": map_figure({"PCA $": rng.normal(size=(60, 2))}, np.array(NAMES)[targets]),
         "bars": class_bars(pd.DataFrame({"$t$": range(len(NAMES))}, index=NAMES), "$price$ of $"),
         "colours": density_curves({name: rng.random((3, 8)) for name in NAMES}, np.linspace(0, 1, 8), "$price$ $"),
         "heatmap": heatmap(matrix, "$price$ of $"),
@@ -93,17 +89,12 @@ def test_names_are_drawn_as_they_are(tmp_path: Path) -> None:
         "images": image_map(
             rng.normal(size=(len(NAMES), 2)), [Tile(np.zeros((4, 4, 3), np.uint8), name) for name in NAMES], "$x$ $"
         ),
-        "pareto": pareto_figure(
-            NAMES, [Estimate(0.5, Interval(0.4, 0.6))] * len(NAMES), {"$ a$ $": list(range(1, len(NAMES) + 1))}, "$y$ $"
-        ),
     }
     for stem, figure in figures.items():
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Glyph .* missing from")
             warnings.filterwarnings("ignore", message=".*constrained_layout not applied.*")
             save_figure(figure, tmp_path / f"{stem}.png")
-    legend = [text.get_text().replace(r"\$", "$").strip() for text in figures["map"].legends[0].get_texts()]
-    assert set(legend) >= {"_hidden", "$5 and $10"}
 
 
 @pytest.mark.parametrize("n", [1, 200])
@@ -120,39 +111,3 @@ def test_bars_are_the_accuracy_of_each_bin(n: int) -> None:
     for axes in counts:
         assert sum(bar.get_height() for bar in axes.patches) == pytest.approx(1)
     assert [axes.get_title() for axes in diagrams] == ["before", "after"]
-
-
-def test_front_is_that_of_brute_force() -> None:
-    rng = np.random.default_rng(0)
-    cost, score = rng.integers(5, size=30).astype(float), rng.integers(5, size=30) / 5
-    cost[3], score[4] = math.nan, math.nan
-    expected = [
-        not math.isnan(cost[own])
-        and not math.isnan(score[own])
-        and not any(
-            cost[other] <= cost[own]
-            and score[other] >= score[own]
-            and (cost[other] < cost[own] or score[other] > score[own])
-            for other in range(30)
-        )
-        for own in range(30)
-    ]
-    assert on_the_front(cost, score).tolist() == expected
-    assert 0 < sum(expected) < 28
-
-
-def test_equal_models_are_both_on_the_front() -> None:
-    assert on_the_front(np.array([1.0, 1.0]), np.array([0.5, 0.5])).tolist() == [True, True]
-
-
-def test_every_known_model_is_drawn_with_its_interval() -> None:
-    scores = [Estimate(0.5, Interval(0.4, 0.7)), Estimate(0.8, Interval(0.7, 0.9)), Estimate(0.6, Interval(0.5, 0.7))]
-    figure = pareto_figure(["a", "b", "c"], scores, {"parameters": [1e6, 5e6, 9e6], "ms": [3, math.nan, 1]}, "accuracy")
-    first, second = figure.axes
-    assert [text.get_text() for text in first.texts] == ["1", "2", "3"]
-    assert [text.get_text() for text in second.texts] == ["1", "3"]
-    joined = first.lines[0]
-    np.testing.assert_array_equal(joined.get_xdata(), [1e6, 5e6])
-    np.testing.assert_array_equal(joined.get_ydata(), [0.5, 0.8])
-    spans = [tuple(np.asarray(lines.get_paths()[0].vertices)[:, 1]) for lines in first.collections]
-    assert spans == [score.interval for score in scores]
