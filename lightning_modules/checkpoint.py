@@ -11,10 +11,9 @@ from typing import Any
 import torch
 
 from lightning_modules.base import VisionTask
-from lightning_modules.encoders.weights import first_line
 from lightning_modules.options import current_arguments
 from vitrail.config import current_class_path
-from vitrail.errors import UserError
+from vitrail.errors import UserError, first_line
 from vitrail.files import check_zip, write_atomically
 from vitrail.trust import PLUGINS, is_trusted
 

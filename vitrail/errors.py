@@ -23,6 +23,11 @@ class UserError(ValueError):
     """
 
 
+def first_line(error: BaseException) -> str:
+    """First line of an error's text, or the name of its class."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
 EXIT_INTERRUPTED = 130
 """Exit code after Ctrl-C, as by SIGINT."""
 

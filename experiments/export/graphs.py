@@ -29,7 +29,7 @@ from torch.export.graph_signature import ExportGraphSignature
 from lightning_modules.base import VisionTask
 from lightning_modules.classification import ClassificationTask
 from lightning_modules.dual_encoder import DualEncoder
-from vitrail.errors import UserError
+from vitrail.errors import UserError, first_line
 from vitrail.types import LABEL_TASK
 
 if TYPE_CHECKING:
@@ -251,11 +251,6 @@ def quiet() -> Iterator[None]:
             yield
     finally:
         logging.disable(level)
-
-
-def first_line(error: BaseException) -> str:
-    """Return the first line of an error's message, at most 200 characters."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 Arrays = dict[str, NDArray[Any]]

@@ -13,15 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 from evaluation.statistics.scores import heading
 from evaluation.tables.summary import TaskSummary, summarise, summary_tables, train_targets_of
-from experiments.export.graphs import first_line
-from experiments.export.parity import Form, parity_table
-from experiments.export.weights import SUMMARY
-from vitrail.errors import UserError
+from experiments.export import SUMMARY
+from vitrail.errors import UserError, first_line
 from vitrail.runs import Run
 
 if TYPE_CHECKING:
     from huggingface_hub import ModelCardData
 
+    from experiments.export.parity import Form
     from experiments.export.predict_onnx import Model
     from lightning_modules.base import VisionTask
 
@@ -146,6 +145,7 @@ def write_card(
     from huggingface_hub import ModelCard
 
     from datamodules.loading.transforms import scaled_side
+    from experiments.export.parity import parity_table
 
     found = _scores(files, metadata["checkpoint"])
     record, image = files.record, metadata["image"]

@@ -18,9 +18,9 @@ from torch import nn
 from torch.export import ExportedProgram
 
 from datamodules.base import ImageDataModule
-from experiments.export.graphs import Tower, first_line, quiet, without_unused
+from experiments.export.graphs import Tower, quiet, without_unused
 from lightning_modules.base import VisionTask
-from vitrail.errors import UserError
+from vitrail.errors import UserError, first_line
 
 CALIBRATION = 128
 """Training images that ranges are measured on, at most."""

@@ -13,13 +13,13 @@ from typing import Any
 
 import torch
 
-from experiments.export.graphs import first_line
+from experiments.export import SUMMARY
 from lightning_modules.base import VisionTask
 from lightning_modules.checkpoint import task_from
 from lightning_modules.dual_encoder import DualEncoder
 from lightning_modules.encoders.weights import misfits
 from vitrail.console import without_nan
-from vitrail.errors import UserError
+from vitrail.errors import UserError, first_line
 from vitrail.files import current_keys
 from vitrail.predictions import OutputCalibration
 from vitrail.runs import Run
@@ -29,7 +29,6 @@ KEY = "vitrail"
 """Under which JSON of it stands in the metadata of ONNX and safetensors files, and in PyTorch's exported programs."""
 
 VERSION = 1
-SUMMARY = "export.json"
 TOKENIZER = "tokenizer.json"
 
 

@@ -12,9 +12,9 @@ from torch import nn
 
 from lightning_modules.encoders.tokenizer import TextTokenizer, Tokens, pretrained_tokenizer, trained_tokenizer
 from lightning_modules.encoders.transformers import TEXT_HEADS, Configuration, build_model, load_model
-from lightning_modules.encoders.weights import WeightsOrigin, first_line, local_directory, read_json, weights_origin
+from lightning_modules.encoders.weights import WeightsOrigin, local_directory, read_json, weights_origin
 from lightning_modules.options import Pooling, PoolingRule
-from vitrail.errors import UserError
+from vitrail.errors import UserError, first_line
 
 DEFAULT_LENGTH = 64
 """Default maximum length in tokens."""

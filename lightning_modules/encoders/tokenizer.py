@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any, TypedDict, cast
 
 import torch
 
-from lightning_modules.encoders.weights import first_line
-from vitrail.errors import UserError
+from vitrail.errors import UserError, first_line
 from vitrail.types import TextReading
 
 if TYPE_CHECKING:

@@ -25,7 +25,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 
-from vitrail.errors import UserError
+from vitrail.errors import UserError, first_line
 from vitrail.files import file_sha256
 
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")
@@ -648,8 +648,3 @@ def read_json(path: Path, key: str, hint: str, kind: type = dict) -> Any:
     except (OSError, ValueError) as error:
         raise UserError(f"{key}: {path} cannot be read ({first_line(error)}); {hint}") from error
     return values
-
-
-def first_line(error: BaseException) -> str:
-    """First line of an error's text, or the name of its class."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

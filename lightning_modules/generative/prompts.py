@@ -10,8 +10,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, TypedDict
 
 from lightning_modules.encoders.tokenizer import auto_tokenizer, byte_level_bpe
-from lightning_modules.encoders.weights import first_line
-from vitrail.errors import UserError
+from vitrail.errors import UserError, first_line
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

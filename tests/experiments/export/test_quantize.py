@@ -59,9 +59,9 @@ def test_onnx_in_eight_bits_is_smaller_and_compared_with_the_model(eight_bits: P
 def test_too_little_agreement_is_refused(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     # The plain file is as it was exported before, which has to be now: what exports is replaced below.
     products_onnx()
-    monkeypatch.setattr("experiments.export.Maker._write", _copy_export)
+    monkeypatch.setattr("experiments.export.exporter.Exporter._write", _copy_export)
     # As if rounding had left nothing of the heads' weights.
-    monkeypatch.setattr("experiments.export.Maker._write_quantised", _write_constant)
+    monkeypatch.setattr("experiments.export.exporter.Exporter._write_quantised", _write_constant)
     arguments = [str(products_run()), "--quantize", "int8", "--repeats", "0", "--to", str(products_run() / "other")]
     capsys.readouterr()
     assert main(["export", *arguments]) == 2
