@@ -84,14 +84,14 @@ def command_parts(name: str) -> Iterator[str]:
 
 
 def help_text(name: str) -> str:
-    """Return what ``vitrail NAME --help`` prints."""
+    """Return what ``vitrail NAME --help`` prints, of ``fit`` all options."""
     from vitrail import programs
 
     before = sys.argv[0], os.environ.get("COLUMNS")
     sys.argv[0], os.environ["COLUMNS"] = "vitrail", "100"
     try:
         with contextlib.redirect_stdout(io.StringIO()) as printed, contextlib.suppress(SystemExit):
-            programs.main("vitrail", [name, "--help"])
+            programs.main("vitrail", [name, "--help=all" if name == "fit" else "--help"])
     finally:
         sys.argv[0] = before[0]
         os.environ.pop("COLUMNS")

@@ -255,10 +255,19 @@ def _run(program: str, arguments: list[str]) -> int:
     if name == "predict" and rest and rest[0].startswith("-") and rest[0] not in ("-h", "--help"):
         command = Command(_STAGE, command.help)  # Lightning's stage: the data of an experiment, `predict --config FILE`
     if command.target == _STAGE:
-        return _call(command, underscored(arguments))
+        return _stage(name, command, arguments)
     if ":" in command.target:
         return _call(command, hyphenated(rest))
     return _reported(lambda: _parse(owner, name, command, hyphenated(rest)))
+
+
+def _stage(name: str, command: Command, arguments: list[str]) -> int:
+    if arguments[1:] in (["-h"], ["--help"]):
+        # The whole help needs the classes that it describes, and with them torch.
+        short_help = importlib.import_module("experiments.train.options").short_help
+        sys.stdout.write(short_help(program_name("experiments"), name, f"{command.help[0].upper()}{command.help[1:]}."))
+        return 0
+    return _call(command, ["--help" if one == "--help=all" else one for one in underscored(arguments)])
 
 
 def _call(command: Command, arguments: list[str]) -> int:

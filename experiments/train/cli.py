@@ -39,6 +39,7 @@ from datamodules.base import ImageDataModule
 from experiments.train.closing import closing_summary, write_report
 from experiments.train.loggers import Tracker, WandbOptions, build_loggers, finish_wandb, sync_hint
 from experiments.train.opened_run import OF_A_STAGE, opened_arguments
+from experiments.train.options import SECTIONS, add_run_options
 from experiments.train.own_data import EXPERIMENT, own_data, own_data_help
 from experiments.train.parent import KEY, from_parent, parent_checkpoint, take_over
 from experiments.train.run_record import RunRecorder
@@ -266,13 +267,6 @@ class RunConfig(SaveConfigCallback):
         log_configuration(trainer.loggers, text, yaml.safe_load(text))
 
 
-_SECTIONS = (
-    *("trainer", "checkpoint", "last", "non_finite", "predictions"),
-    *("confusion_matrix", "class_report", "retrieval", "features"),
-)
-"""Keys of a configuration that hold options of a class, which the parser lets be anything."""
-
-
 class _Parser(FullNames, LightningArgumentParser):
     def format_help(self, formatter: HelpFormatter | None = None) -> str:
         """Options of ``--data PATH`` come last, where a terminal shows them."""
@@ -339,36 +333,12 @@ class VitrailCLI(LightningCLI):
 
     def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the seed, the run's name and place, and W&B's settings."""
-        parser.add_argument(
-            "--seed_everything",
-            type=int,
-            default=DEFAULT_SEED,
-            help="Seed of weights, order, augmentation and dropout.",
-        )
-        parser.add_argument(
-            "--name", type=str | None, default=None, help="Name of the experiment; by default that of its YAML."
-        )
-        parser.add_argument("--runs", type=str, default="runs", help="Directory of all runs.")
-        parser.add_argument(
-            "--from",
-            type=str | None,
-            default=None,
-            help="In `fit`, go on from the best weights of this run, heads included, with its configuration.",
-        )
-        parser.add_argument(
-            "--test_best", type=bool, default=False, help="After `fit`, test the best checkpoint in the same process."
-        )
-        parser.add_argument(
-            "--report", type=bool, default=False, help="After `test_best`, write the run's report, report.html."
-        )
-        parser.add_argument("--ema", type=EmaOptions | None, default=None, help="Averaged weights, in training.")
-        parser.add_argument("--wandb", type=WandbOptions | None, default=None, help="Weights & Biases.")
-        parser.add_argument(
-            "--trackers",
-            type=list[Tracker],
-            default=[],
-            help="Further experiment trackers, with their files in the run directory: tensorboard, mlflow.",
-        )
+        types = {
+            **{"seed_everything": int, "name": str | None, "runs": str, "from": str | None},
+            **{"test_best": bool, "report": bool},
+            **{"ema": EmaOptions | None, "wandb": WandbOptions | None, "trackers": list[Tracker]},
+        }
+        add_run_options(parser, types)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the permanent callbacks and the links from data to model."""
@@ -415,7 +385,8 @@ class VitrailCLI(LightningCLI):
         Results of a run's other checkpoints are not the run's: they would replace those of the best one.
         """
         config = self.config[self.subcommand]
-        refuse_sections(config, _SECTIONS)
+        # Of these two the parser has checked the class; it lets the others be anything.
+        refuse_sections(config, SECTIONS.keys() - {"data", "model"})
         if self.subcommand == "fit":
             refuse_trainer_options(config.trainer)
         run = run_of_checkpoint(self.checkpoint) if self.checkpoint else None

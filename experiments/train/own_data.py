@@ -111,7 +111,7 @@ def own_data_help() -> str:
 
 NOTHING_TO_TRAIN = (
     "fit: name what to train: `vitrail fit --data FOLDER_OR_TABLE` for your own images, or `vitrail fit --config "
-    "quickstart` for an experiment that comes with Vitrail; `vitrail fit --help` lists all options"
+    "quickstart` for an experiment that comes with Vitrail; `vitrail fit --help` lists the options"
 )
 
 
