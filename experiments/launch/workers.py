@@ -190,12 +190,28 @@ def _run_directory(job: Job, before: set[Path]) -> Path | None:
 def _locked(path: Path, watch: Watch, stop: threading.Event) -> Iterator[tuple[IO[bytes], bool]]:
     """A trial's log, and whether no process of an earlier attempt writes any more; one that was asked to end may."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    until = time.monotonic() + STOP_TIMEOUT
-    with path.open("a+b") as log:
-        while not (is_free := _try_lock(log)) and time.monotonic() < until and not stop.is_set():
+
+    def wait_for(is_free: Callable[[], bool]) -> bool:
+        until = time.monotonic() + STOP_TIMEOUT
+        while not (found := is_free()) and time.monotonic() < until and not stop.is_set():
             watch.beat()
             stop.wait(_POLL_SECONDS)
-        yield log, is_free
+        return found
+
+    is_closed = wait_for(lambda: _is_closed(path))
+    with path.open("a+b") as log:
+        yield log, is_closed and wait_for(lambda: _try_lock(log))
+
+
+def _is_closed(path: Path) -> bool:
+    """Windows has no locks that are inherited, but renames no file that a process has open; others do not mind."""
+    try:
+        path.rename(path)
+    except FileNotFoundError:
+        return True
+    except PermissionError:
+        return False
+    return True
 
 
 def _try_lock(file: IO[bytes]) -> bool:

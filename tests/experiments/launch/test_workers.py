@@ -10,6 +10,8 @@ import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
+from typing import cast
 
 import pytest
 
@@ -154,8 +156,14 @@ def test_an_interrupted_trial_goes_on_in_its_directory(tmp_path: Path) -> None:
     assert (outcome.run, outcome.value) == (one.place / "now", 0.9)
 
 
+def _refuse(source: Path, target: Path) -> None:
+    """As Windows does, where a process has the file open."""
+    assert source == target
+    raise PermissionError(13, "used by another process")
+
+
 @pytest.mark.usefixtures("stand_in")
-@pytest.mark.parametrize("why", ["failed before", "other arguments", "still running"])
+@pytest.mark.parametrize("why", ["failed before", "other arguments", "still running", "open on Windows"])
 def test_a_trial_begins_again_where_it_cannot_go_on(tmp_path: Path, why: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(workers, "STOP_TIMEOUT", 0.5)
     one = job(tmp_path, "0.9")
@@ -169,6 +177,9 @@ def test_a_trial_begins_again_where_it_cannot_go_on(tmp_path: Path, why: str, mo
         writer = subprocess.Popen(["sleep", "60"], stdout=file) if why == "still running" else None
         if writer is not None:
             fcntl.flock(file, fcntl.LOCK_EX)
+    if why == "open on Windows":
+        monkeypatch.setitem(sys.modules, "fcntl", cast("ModuleType", None))
+        monkeypatch.setattr(os, "rename", _refuse)
     watch = Noted()
     try:
         outcome = run_trial(replace(one, is_fresh=why == "failed before"), watch, threading.Event())
