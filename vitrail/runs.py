@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import replace
 from functools import cached_property
 from importlib import import_module
 from itertools import groupby, islice
@@ -469,6 +470,18 @@ class Run:
     def temperatures_for(self, split: str) -> dict[str, float]:
         """Temperatures for the predictions of a split; none if another checkpoint than the best predicted it."""
         return {} if self.other_checkpoint(split) and "best" in self.checkpoints else self.temperatures
+
+    def calibrated(self, predictions: Predictions, split: str = "test") -> Predictions:
+        """Return predictions of a split with calibrated outputs; tasks for which nothing was fitted stay as they are.
+
+        Raises:
+            UserError: nothing was fitted for the checkpoint that made them.
+        """
+        temperatures, outputs = self.temperatures_for(split), self.output_calibration
+        if not temperatures and (self.other_checkpoint(split) or outputs == OutputCalibration()):
+            raise UserError(f"{self.path}: is not calibrated; run `vitrail calibrate {self.path}` first")
+        scaled = {task: logits / np.float32(temperatures.get(task, 1.0)) for task, logits in predictions.logits.items()}
+        return outputs.apply(replace(predictions, logits=scaled))
 
     def problem_of(self, split: str) -> str:
         """Why there are no predictions of a split; empty if there are."""

@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from unicodedata import normalize
 
+from evaluation.commands.summary import add_metrics
 from evaluation.robustness import compared_robustness
+from evaluation.statistics.scores import TESTED, checked_names, heading, is_defined
 from evaluation.tables.comparison import (
     ComparedRow,
     Cost,
@@ -72,6 +74,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         default="first",
         help="what the others are compared with: the first, or the most accurate here (default: first)",
     )
+    add_metrics(command)
     command.add_argument("--markdown", action="store_true", help="print a Markdown table")
     command.add_argument(
         "--html",
@@ -94,15 +97,18 @@ def run(options: argparse.Namespace, rest: Sequence[str] = ()) -> None:
     options.runs = runs_among(options.runs, "compare", f"predictions/{options.split}.parquet")
     if options.seeds is not None:
         options.runs, options.join = with_seeds(options.runs, options.seeds, options.split), True
-    sides = sides_of(options.runs, options.split, options.join)
+    metrics = checked_names(options.metrics)
+    sides = sides_of(options.runs, options.split, options.join, calibrated=options.calibrated)
     tasks = common_tasks(sides, options.task)
-    evaluations, left_out = evaluations_of(sides) if options.split == "test" else ([], [])
-    rows = compare_sides(sides, tasks, options.reference, split=options.split, evaluations=evaluations)
+    is_test = options.split == "test"
+    evaluations, left_out = evaluations_of(sides, calibrated=options.calibrated) if is_test else ([], [])
+    rows = compare_sides(sides, tasks, options.reference, split=options.split, evaluations=evaluations, metrics=metrics)
     costs = {side.name: cost_of(side) for side in sides}
-    frames = comparison_frames(rows, costs)
+    frames = comparison_frames(rows, costs, metrics)
     reference = next((row.side for row in rows if row.reference), sides[0].name)
     corrupted, of_faults = compared_robustness({side.name: side.runs for side in sides}, tasks, reference)
-    notes = [*sentences(rows, options.reference), *of_faults, *caveats(sides, options.split), *left_out]
+    notes = [*sentences(rows, options.reference), *_of_metrics(rows, metrics), *of_faults]
+    notes += [*caveats(sides, options.split), *left_out]
     extra = {} if corrupted is None else {"corrupted": corrupted}
     if options.html is not None:
         _write_page(options, rest, sides, rows, costs, notes, extra)
@@ -213,6 +219,25 @@ def sentences(rows: Sequence[ComparedRow], reference: str) -> list[str]:
         )
     if reference == "best" and any(row.joined.n for row in rows):
         found.append("The reference was chosen by its accuracy on these very samples, which flatters it.")
+    return found
+
+
+def _of_metrics(rows: Sequence[ComparedRow], metrics: Sequence[str]) -> list[str]:
+    """What to know of the scores that were asked for."""
+    there = {name for row in rows for name in row.joined.scores}
+    shown = [name for name in metrics if name in there]
+    found = []
+    if tested := [heading(name) for name in shown if name in TESTED]:
+        found.append(
+            f"{', '.join(tested)}: p is corrected for the comparisons of each score (Holm), not for the number of "
+            "scores."
+        )
+    if untested := [heading(name) for name in shown if name not in TESTED]:
+        found.append(f"{', '.join(untested)}: no means over samples, so without a test; the interval alone decides.")
+    kinds = {row.joined.task: row.joined.task_kind for row in rows}
+    for task, kind in kinds.items():
+        if without := [heading(name) for name in metrics if not is_defined(name, kind)]:
+            found.append(f"{task} ({kind}) has no {', '.join(without)}.")
     return found
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from evaluation.statistics.scores import checked_names
 from evaluation.tables.summary import (
     join_summaries,
     joined_table,
@@ -32,7 +33,23 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--retrieval", action="store_true", help="how well images found their texts, and texts their images"
     )
+    add_metrics(command)
     add_forms(command)
+
+
+def add_metrics(command: argparse.ArgumentParser) -> None:
+    """Add ``--metrics`` and ``--calibrated``."""
+    command.add_argument(
+        "--metrics",
+        nargs="+",
+        default=(),
+        metavar="NAME",
+        help="scores to show instead of the usual ones: auroc, average_precision, balanced_accuracy, mcc, kappa, "
+        "brier, nll, aurc, accuracy@.8 (of the most confident 80 %%), coverage@.05 (at most 5 %% wrong), or all",
+    )
+    command.add_argument(
+        "--calibrated", action="store_true", help="calibrate outputs before, by what `vitrail calibrate` fitted"
+    )
 
 
 def add_forms(command: argparse.ArgumentParser) -> None:
@@ -48,18 +65,24 @@ def run(options: argparse.Namespace, rest: list[str]) -> None:
     Raises:
         UserError: a run or its predictions are missing or cannot be read, or runs cannot be joined.
     """
-    if options.wide and (options.join or options.json):
-        raise UserError("--wide: is a form of its own; leave --join and --json out")
+    metrics = checked_names(options.metrics)
+    if options.wide and (options.join or options.json or metrics):
+        raise UserError("--wide: is a form of its own, of main scores; leave --join, --json and --metrics out")
     needs = f"reports/{options.split}_retrieval.csv" if options.retrieval else f"predictions/{options.split}.parquet"
     options.runs = runs_among(options.runs, "summary", needs)
     if options.retrieval:
-        if options.join or options.wide:
-            raise UserError("--retrieval: is a table of its own; leave --join and --wide out")
+        if options.join or options.wide or metrics or options.calibrated:
+            raise UserError("--retrieval: is a table of its own; leave --join, --wide, --metrics and --calibrated out")
         _show(retrieval_table([read_retrieval(path, options.split) for path in options.runs]), options)
     elif options.join:
-        _show(joined_table(join_summaries(options.runs, options.split)), options)
+        found = join_summaries(options.runs, options.split, metrics, calibrated=options.calibrated)
+        _show(joined_table(found), options)
     else:
-        rows = [row for path in options.runs for row in summarise_run(path, options.split)]
+        rows = [
+            row
+            for path in options.runs
+            for row in summarise_run(path, options.split, metrics, calibrated=options.calibrated)
+        ]
         if options.wide:
             _show(wide_table(rows), options)
         else:

@@ -7,8 +7,8 @@ are the same. Every comparison of a table counts as one of several: their p-valu
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,15 +18,15 @@ from evaluation.efficiency import cpu_latency, read_efficiency
 from evaluation.report.sections import stage_minutes
 from evaluation.statistics.calibration import joined_calibration_error
 from evaluation.statistics.intervals import Estimate, Interval
-from evaluation.statistics.paired import PairedComparison, compare_joined, holm
+from evaluation.statistics.paired import PairedComparison, PairedScore, compare_joined, holm
 from evaluation.statistics.pooled import JoinedRuns, join_runs
 from evaluation.statistics.scores import IN_UNITS, LOWER_IS_BETTER, heading
 from evaluation.tables.summary import (
-    SHOWN,
     number_text,
     predictions_of,
     refuse_other_configurations,
     score_text,
+    shown,
     with_interval,
 )
 from vitrail.errors import UserError
@@ -78,6 +78,7 @@ class ComparedRow:
         mcnemar_p: of McNemar's test, corrected likewise; NaN where a side is several runs.
         calibration: ECE without a temperature; NaN of multi-label and regression tasks.
         calibrated: ECE with the temperatures that ``calibrate`` fitted; None where some run has none.
+        p_values: of the tests of all scores that have one, each corrected for all comparisons of the table.
     """
 
     side: str
@@ -90,6 +91,11 @@ class ComparedRow:
     data: str = ""
     note: str = ""
     reference: bool = False
+    p_values: Mapping[str, float] = field(default_factory=dict)
+
+    def score(self, name: str) -> PairedScore | None:
+        """The comparison of one score; None where there is none."""
+        return None if self.comparison is None else self.comparison.scores.get(name)
 
     @property
     def verdict(self) -> str:
@@ -106,13 +112,14 @@ class ComparedRow:
         return f"{found} model, one seed" if self.comparison.single else found
 
 
-def sides_of(paths: Sequence[Path], split: str, join: bool) -> list[Side]:
+def sides_of(paths: Sequence[Path], split: str, join: bool, *, calibrated: bool = False) -> list[Side]:
     """Read the runs, and put those of one experiment together where asked.
 
     Args:
         paths: run directories, each once.
         split: whose predictions are read.
         join: whether runs of the same name are seeds or folds of one experiment.
+        calibrated: whether outputs are calibrated before.
 
     Raises:
         UserError: fewer than two sides, a run without usable predictions, or runs of one name that are not of one
@@ -131,7 +138,10 @@ def sides_of(paths: Sequence[Path], split: str, join: bool) -> list[Side]:
     if len(members) < 2:
         all_of_one = f"all {len(runs)} runs are of experiment {next(iter(members))!r}"
         raise UserError(f"compare: {all_of_one if len(runs) > 1 else 'there is one run'}; name at least two to compare")
-    return [Side(name, own, [predictions_of(run, split) for run in own]) for name, own in members.items()]
+    return [
+        Side(name, own, [predictions_of(run, split, calibrated=calibrated) for run in own])
+        for name, own in members.items()
+    ]
 
 
 @dataclass(frozen=True)
@@ -147,8 +157,8 @@ class Evaluation:
     sides: list[Side]
 
 
-def evaluations_of(sides: Sequence[Side]) -> tuple[list[Evaluation], list[str]]:
-    """Read what ``vitrail evaluate`` left in the sides' runs.
+def evaluations_of(sides: Sequence[Side], *, calibrated: bool = False) -> tuple[list[Evaluation], list[str]]:
+    """Read what ``vitrail evaluate`` left in the sides' runs, calibrated if asked.
 
     Returns:
         Data sets by name, and what is left out, a sentence each.
@@ -160,6 +170,8 @@ def evaluations_of(sides: Sequence[Side]) -> tuple[list[Evaluation], list[str]]:
         for side in sides:
             runs = [run.evaluations[data] for run in side.runs if data in run.evaluations]
             predictions = [one for run in runs if (one := run.predictions("test")) is not None]
+            if calibrated:
+                predictions = [run.calibrated(one) for run, one in zip(runs, predictions, strict=True)]
             if len(predictions) == len(side.runs):
                 try:
                     for task in predictions[0].tasks:
@@ -205,6 +217,7 @@ def compare_sides(
     *,
     split: str = "test",
     evaluations: Sequence[Evaluation] = (),
+    metrics: Sequence[str] = (),
 ) -> list[ComparedRow]:
     """Compare every side with the reference on every task.
 
@@ -217,6 +230,7 @@ def compare_sides(
         split: that the predictions are of.
         evaluations: of these sides on other data sets, where the reference is the same side, or the first that has
             the task there. What cannot be compared has a note.
+        metrics: scores besides the main ones, by default the usual ones.
 
     Returns:
         Rows by data set, the sides' own first, then by task, then in the order of the sides.
@@ -231,11 +245,11 @@ def compare_sides(
             compare_joined(side.predictions, base.predictions, task, (side.name, base.name), n_resamples=1)
     if reference == "best":
         base = _best(sides, tasks)
-    rows = [row for task in tasks for row in _compared(sides, task, base.name, n_resamples, split)]
+    rows = [row for task in tasks for row in _compared(sides, task, base.name, (n_resamples, split, metrics))]
     for one in evaluations:
         for task in tasks:
             own = [side for side in one.sides if all(task in part.tasks for part in side.predictions)]
-            rows += _compared(own, task, base.name, n_resamples, split, one.data)
+            rows += _compared(own, task, base.name, (n_resamples, split, metrics), one.data)
     return _corrected([row for row in rows if row.joined.n or not row.data])
 
 
@@ -251,9 +265,10 @@ def _best(sides: Sequence[Side], tasks: Sequence[str]) -> Side:
 
 
 def _compared(
-    sides: Sequence[Side], task: str, reference: str, n_resamples: int, split: str, data: str = ""
+    sides: Sequence[Side], task: str, reference: str, how: tuple[int, str, Sequence[str]], data: str = ""
 ) -> list[ComparedRow]:
     """Rows of one task and data set, with p-values that are not corrected yet."""
+    n_resamples, split, metrics = how
     base = next((side for side in sides if side.name == reference), sides[0] if sides else None)
     rows = []
     for side in sides:
@@ -261,7 +276,9 @@ def _compared(
         if side is not base and base is not None:
             names = (f"{side.name} on {data}", f"{base.name} on {data}") if data else (side.name, base.name)
             try:
-                made = compare_joined(side.predictions, base.predictions, task, names, n_resamples=n_resamples)
+                made = compare_joined(
+                    side.predictions, base.predictions, task, names, n_resamples=n_resamples, metrics=metrics
+                )
             except UserError as error:
                 if not data:
                     raise
@@ -271,7 +288,9 @@ def _compared(
         rows.append(
             ComparedRow(
                 side.name,
-                join_runs(side.predictions, task, [run.name for run in side.runs], n_resamples=n_resamples),
+                join_runs(
+                    side.predictions, task, [run.name for run in side.runs], n_resamples=n_resamples, metrics=metrics
+                ),
                 made,
                 math.nan if made is None else made.p_value,
                 math.nan if made is None else made.mcnemar_p,
@@ -287,7 +306,14 @@ def _compared(
 def _corrected(rows: Sequence[ComparedRow]) -> list[ComparedRow]:
     """The rows with their p-values corrected for all comparisons together."""
     p_values, mcnemar = holm([row.p_value for row in rows]), holm([row.mcnemar_p for row in rows])
-    return [replace(row, p_value=p, mcnemar_p=m) for row, p, m in zip(rows, p_values, mcnemar, strict=True)]
+    names = dict.fromkeys(name for row in rows if row.comparison is not None for name in row.comparison.scores)
+    further = {
+        name: holm([math.nan if (one := row.score(name)) is None else one.p_value for row in rows]) for name in names
+    }
+    return [
+        replace(row, p_value=p, mcnemar_p=m, p_values={name: own[place] for name, own in further.items()})
+        for place, (row, p, m) in enumerate(zip(rows, p_values, mcnemar, strict=True))
+    ]
 
 
 def cost_of(side: Side) -> Cost:
@@ -324,13 +350,14 @@ def _calibration(side: Side, task: str, split: str, n_resamples: int) -> tuple[E
     """Calibration error as trained, and with the runs' temperatures where all have one."""
     if side.predictions[0].kind(task) not in CLASS_KINDS:
         return Estimate(math.nan, Interval(math.nan, math.nan)), None
+    predictions = [predictions_of(run, split) for run in side.runs]  # as trained, whatever the side's are
     names = [run.name for run in side.runs]
     own = [run.temperatures_for(split) for run in side.runs]
     fitted = [temperatures[task] for temperatures in own if task in temperatures]
-    raw = joined_calibration_error(side.predictions, task, names, n_resamples=n_resamples)
+    raw = joined_calibration_error(predictions, task, names, n_resamples=n_resamples)
     if len(fitted) < len(side.runs):
         return raw, None
-    return raw, joined_calibration_error(side.predictions, task, names, fitted, n_resamples)
+    return raw, joined_calibration_error(predictions, task, names, fitted, n_resamples)
 
 
 def _mean(values: Sequence[float]) -> float:
@@ -363,37 +390,43 @@ COST_COLUMNS = ("parameters", "train min", "ms/image")
 """Those of ``comparison_frame`` that are the same for all tasks."""
 
 
-def comparison_frames(rows: Sequence[ComparedRow], costs: dict[str, Cost]) -> dict[TaskKind, pd.DataFrame]:
+def comparison_frames(
+    rows: Sequence[ComparedRow], costs: dict[str, Cost], metrics: Sequence[str] = ()
+) -> dict[TaskKind, pd.DataFrame]:
     """Return ``comparison_frame`` of the tasks of each kind, whose scores differ."""
     kinds = dict.fromkeys(row.joined.task_kind for row in rows)
-    return {kind: comparison_frame([row for row in rows if row.joined.task_kind == kind], costs) for kind in kinds}
+    return {
+        kind: comparison_frame([row for row in rows if row.joined.task_kind == kind], costs, metrics) for kind in kinds
+    }
 
 
-def comparison_frame(rows: Sequence[ComparedRow], costs: dict[str, Cost]) -> pd.DataFrame:
+def comparison_frame(rows: Sequence[ComparedRow], costs: dict[str, Cost], metrics: Sequence[str] = ()) -> pd.DataFrame:
     """Return rows of one kind as texts, for terminal, Markdown and page, without columns that are empty in all rows."""
     import pandas as pd
 
-    frame = pd.DataFrame([_cells(row, costs[row.side]) for row in rows])
+    frame = pd.DataFrame([_cells(row, costs[row.side], metrics) for row in rows])
     frame = frame.loc[:, (frame != "–").any()]
     if not any(row.data for row in rows):
         frame = frame.drop(columns="data")
     return frame.drop(columns="runs") if (frame["runs"] == "1").all() else frame
 
 
-def _cells(row: ComparedRow, cost: Cost) -> dict[str, str]:
+def _cells(row: ComparedRow, cost: Cost, metrics: Sequence[str]) -> dict[str, str]:
     joined, made = row.joined, row.comparison
     main, several = joined.main, len(joined.runs) > 1
     own = joined.main_score
     spread = f"{number_text(main, own.mean)} ± {number_text(main, own.std)}" if several else "–"
     costs = (_number(cost.parameters, ",.0f"), _number(cost.minutes, ".1f"), _number(cost.latency, ".2f"))
     others: dict[str, str] = {}
-    for name in SHOWN[joined.task_kind]:
+    for name in shown(joined.task_kind, metrics):
         if name != main:
             others[f"{heading(name)} [95 %]"] = score_text(name, joined.scores[name].pooled)
             its = "its" if name == "f1_macro" else f"{heading(name)}:"
             others[f"{its} difference [95 %]"] = (
                 "–" if made is None else difference_text(name, made.scores[name].difference)
             )
+            if name in metrics:
+                others[f"{heading(name)}: p"] = _number(row.p_values.get(name, math.nan), ".3g")
     return {
         "run": row.side,
         "data": row.data or "own",

@@ -13,10 +13,13 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
 from evaluation.retrieval import BOTH, Row, read_report
 from evaluation.retrieval import with_interval as score_with_interval
 from evaluation.statistics import intervals as statistics
-from evaluation.statistics.intervals import Estimate, Interval
+from evaluation.statistics.intervals import Estimate, Interval, Mean
 from evaluation.statistics.pooled import JoinedRuns, join_runs
 from evaluation.statistics.scores import (
     IN_UNITS,
@@ -24,10 +27,13 @@ from evaluation.statistics.scores import (
     MAIN,
     NAMES,
     ConstantPrediction,
+    Score,
     TrainTargets,
     constant_prediction,
     few_large_errors,
     heading,
+    is_defined,
+    names_of,
     scores_of,
     small_labels,
 )
@@ -37,11 +43,8 @@ from vitrail.predictions import Predictions, read_predictions
 from vitrail.runs import Run, read_class_counts
 from vitrail.types import CLASS_KINDS, UNKNOWN, TaskKind
 
-COLUMNS = ("run", "split", "task", "n", "groups", "majority", "accuracy [95 %]", "macro F1 [95 %]", "note")
-"""Of single-label tasks; other kinds have a column for each score, and the constant prediction in a row of its own."""
-
 SHOWN: dict[TaskKind, tuple[str, ...]] = {**NAMES, "single_label": ("accuracy", "f1_macro")}
-"""Scores of each kind that tables show."""
+"""Scores of each kind that tables show where none are named."""
 
 _CONSTANT: dict[TaskKind, str] = {
     "single_label": "majority class",
@@ -52,6 +55,12 @@ _CONSTANT: dict[TaskKind, str] = {
 """What is predicted for every image in the row of the constant prediction."""
 
 _NOTHING = Estimate(math.nan, Interval(math.nan, math.nan))
+
+
+def shown(kind: TaskKind, metrics: Sequence[str] = ()) -> tuple[str, ...]:
+    """Return the scores that tables show of a kind: the usual ones, or those of ``metrics`` that it has."""
+    own = tuple(name for name in metrics if is_defined(name, kind))
+    return own or ((MAIN[kind],) if metrics else SHOWN[kind])
 
 
 @dataclass(frozen=True)
@@ -75,7 +84,10 @@ class TaskSummary:
         small_classes: classes or labels that too few groups show for the interval of macro F1 (of labels also of mAP)
             to hold its level.
         classes: classes or labels among the targets.
-        few_errors: of regression, how many groups make half of the squared error; 0 where they are not few.
+        few_errors: of regression, how many groups make half of the squared error; 0 where they are not few. Of classes
+            and labels likewise of the NLL or Brier score.
+        metrics: scores that were asked for; none for the usual ones.
+        calibrated: whether the outputs are calibrated.
     """
 
     run: str
@@ -94,6 +106,8 @@ class TaskSummary:
     small_classes: int = 0
     classes: int = 0
     few_errors: int = 0
+    metrics: tuple[str, ...] = ()
+    calibrated: bool = False
 
     @property
     def main(self) -> str:
@@ -146,17 +160,22 @@ class TaskSummary:
         if self.groups == 1:
             notes.append("one group: its interval is a guess" if one_class else "one group: no intervals")
         if self.small_classes:
-            notes.append(small_classes_note(self.small_classes, self.classes, self.kind))
+            notes.append(small_classes_note(self.small_classes, self.classes, self.kind, self.metrics))
         if self.few_errors:
+            what, scores = ("squared error", "RMSE and R²") if self.kind == "regression" else ("loss", "NLL and Brier")
             notes.append(
-                f"half of the squared error is of {self.few_errors} of {self.groups} groups: the intervals of RMSE and "
-                "R² may be too narrow"
+                f"half of the {what} is of {self.few_errors} of {self.groups} groups: the intervals of {scores} may be "
+                "too narrow"
             )
         if self.checkpoint:
             notes.append(f"of checkpoint {self.checkpoint}, not best")
         if self.restricted:
             notes.append(f"restricted to {self.restricted} of its classes")
-        return "; ".join(notes)
+        if self.calibrated:
+            notes.append("calibrated")
+        if without := [name for name in self.metrics if not is_defined(name, self.kind)]:
+            notes.append(f"no {', '.join(map(heading, without))} of {self.kind} tasks")
+        return "; ".join(filter(None, notes))
 
     def values(self) -> dict[str, Any]:
         """Return the numbers for JSON: each score as ``NAME`` and ``NAME_interval``, and ``constant_NAME``."""
@@ -170,13 +189,21 @@ class TaskSummary:
 _JSON = {"top3_accuracy": "top3"}
 
 
-def small_classes_note(small: int, classes: int, kind: TaskKind = "single_label") -> str:
-    """Return what to know of the interval of macro F1 where ``small`` of the classes or labels have few groups."""
-    what, scores = ("labels", "mAP and macro F1") if kind == "multi_label" else ("classes", "macro F1")
-    plural = "intervals" if kind == "multi_label" else "interval"
+_MEANS_OVER_CLASSES = ("mAP", "f1_macro", "auroc", "average_precision", "balanced_accuracy")
+
+
+def small_classes_note(small: int, classes: int, kind: TaskKind = "single_label", metrics: Sequence[str] = ()) -> str:
+    """Return what to know of intervals of means over classes where ``small`` of the classes or labels have few groups.
+
+    Empty where none of them is shown.
+    """
+    scores = [heading(name) for name in _MEANS_OVER_CLASSES if name in shown(kind, metrics)]
+    if not scores:
+        return ""
+    what, plural = "labels" if kind == "multi_label" else "classes", "s" if len(scores) > 1 else ""
     return (
-        f"{small} of {classes} {what} have fewer than {statistics.FEW_GROUPS} groups: the {plural} of {scores} may be "
-        "too narrow"
+        f"{small} of {classes} {what} have fewer than {statistics.FEW_GROUPS} groups: the interval{plural} of "
+        f"{' and '.join(scores)} may be too narrow"
     )
 
 
@@ -188,6 +215,7 @@ def summarise(
     *,
     n_resamples: int = 5_000,
     seed: int = 0,
+    metrics: Sequence[str] = (),
 ) -> list[TaskSummary]:
     """Summarise each task of one set of predictions.
 
@@ -199,10 +227,15 @@ def summarise(
         split: name for the table.
         n_resamples: of the bootstrap.
         seed: of the bootstrap.
+        metrics: scores besides the main ones, see ``statistics.scores``; by default the usual ones.
     """
     return [
-        _summarise_task(
-            predictions, task, train_targets(train.get(task)), run=run, split=split, bootstrap=(n_resamples, seed)
+        replace(
+            _summarise_task(
+                predictions, task, train_targets(train.get(task)), (n_resamples, seed), metrics=tuple(metrics)
+            ),
+            run=run,
+            split=split,
         )
         for task in predictions.tasks
     ]
@@ -213,21 +246,33 @@ def train_targets(known: TrainTargets | Sequence[int] | None) -> TrainTargets:
     return known if isinstance(known, TrainTargets) else TrainTargets(known)
 
 
-def summarise_run(run: Path, split: str = "test") -> list[TaskSummary]:
+def summarise_run(
+    run: Path, split: str = "test", metrics: Sequence[str] = (), *, calibrated: bool = False
+) -> list[TaskSummary]:
     """Summarise ``predictions/<split>.parquet`` of a run directory, with the train split as in its ``run.json``.
 
+    Args:
+        run: its directory.
+        split: that was predicted.
+        metrics: scores besides the main ones, by default the usual ones.
+        calibrated: whether outputs are calibrated before.
+
     Raises:
-        UserError: The directory or its predictions are missing, or a file cannot be read.
+        UserError: The directory or its predictions are missing, a file cannot be read, or nothing was calibrated.
     """
     if not run.is_dir():
         raise UserError(f"{run}: no such run directory; give the directory that `fit` or `test` printed")
     predictions = read_predictions(run / Run.PREDICTIONS / f"{split}.parquet")
     counts = read_class_counts(run / Run.RECORD, predictions.tasks)
     opened = Run(run)
-    rows = summarise(predictions, train_targets_of(opened, predictions.tasks, counts), opened.name, split)
+    predictions = opened.calibrated(predictions, split) if calibrated else predictions
+    train = train_targets_of(opened, predictions.tasks, counts)
+    rows = summarise(predictions, train, opened.name, split, metrics=metrics)
     restricted = {task: len(names) for task, names in opened.restricted_to.items()}
     other = opened.other_checkpoint(split)
-    return [replace(row, checkpoint=other, restricted=restricted.get(row.task, 0)) for row in rows]
+    return [
+        replace(row, checkpoint=other, restricted=restricted.get(row.task, 0), calibrated=calibrated) for row in rows
+    ]
 
 
 def train_targets_of(
@@ -261,15 +306,16 @@ def summary_tables(summaries: Sequence[TaskSummary]) -> list[Table]:
     tables = []
     for kind in dict.fromkeys(summary.kind for summary in summaries):
         own = [summary for summary in summaries if summary.kind == kind]
+        headings = [f"{heading(name)} [95 %]" for name in shown(kind, own[0].metrics)]
         if kind == "single_label":
-            tables.append(Table(COLUMNS, [_cells(one) for one in own], ("run", "split", "task", "note")))
+            columns = ("run", "split", "task", "n", "groups", "majority", *headings, "note")
+            tables.append(Table(columns, [_cells(one) for one in own], ("run", "split", "task", "note")))
             continue
-        headings = [f"{heading(name)} [95 %]" for name in SHOWN[kind]]
         rows = [_cells(one) for one in own]
         constant = [
             [f"constant: {_CONSTANT[kind]}", one.split, one.task, "", "", *_constant_cells(one), ""]
             for one in own
-            if one.n
+            if one.n and not set(_constant_cells(one)) <= {"–"}
         ]
         rows += [row for place, row in enumerate(constant) if row not in constant[:place]]
         columns = ("run", "split", "task", "n", "groups", *headings, "note")
@@ -292,22 +338,19 @@ def _summarise_task(
     predictions: Predictions,
     task: str,
     train: TrainTargets,
-    *,
-    run: str,
-    split: str,
     bootstrap: tuple[int, int],
+    metrics: tuple[str, ...],
 ) -> TaskSummary:
     own = predictions.take(predictions.known(task))
     targets, groups, kind = own.targets[task], own.groups, own.kind(task)
     constant = ConstantPrediction(source="split" if train.counts is None else "train")
-    scores = dict.fromkeys(NAMES[kind], _NOTHING)
+    scores = dict.fromkeys(names_of(kind, metrics), _NOTHING)
     small, occurring, unanswered, few_errors = 0, 0, 0, 0
     if len(own):
         constant = constant_prediction(own, task, train)
-        scores = {
-            name: score.estimate(groups, bootstrap[0], seed=bootstrap[1])
-            for name, score in scores_of(own, task).items()
-        }
+        found = scores_of(own, task, metrics)
+        scores = {name: score.estimate(groups, bootstrap[0], seed=bootstrap[1]) for name, score in found.items()}
+        few_errors = max((_few_losses(found[name], groups) for name in ("nll", "brier") if name in found), default=0)
     if kind == "multi_label":
         small, occurring = small_labels(targets, groups)
     elif kind == "regression":
@@ -316,8 +359,8 @@ def _summarise_task(
         small, occurring = statistics.small_classes(targets, groups)
         unanswered = int((own.predicted(task) == UNKNOWN).sum())
     return TaskSummary(
-        run=run,
-        split=split,
+        run="",
+        split="",
         task=task,
         kind=kind,
         n=len(own),
@@ -330,7 +373,13 @@ def _summarise_task(
         small_classes=small,
         classes=occurring,
         few_errors=few_errors,
+        metrics=metrics,
     )
+
+
+def _few_losses(score: Score, groups: NDArray[Any]) -> int:
+    """How many groups make half of a loss, if they are few."""
+    return few_large_errors(np.sqrt(score.statistic.scores), groups) if isinstance(score.statistic, Mean) else 0
 
 
 def _cells(summary: TaskSummary) -> list[str]:
@@ -342,13 +391,13 @@ def _cells(summary: TaskSummary) -> list[str]:
         str(summary.n),
         str(summary.groups),
         *baseline,
-        *(score_text(name, summary.scores.get(name, _NOTHING)) for name in SHOWN[summary.kind]),
+        *(score_text(name, summary.scores.get(name, _NOTHING)) for name in shown(summary.kind, summary.metrics)),
         summary.note,
     ]
 
 
 def _constant_cells(summary: TaskSummary) -> list[str]:
-    return [number_text(name, summary.constant.get(name, math.nan)) for name in SHOWN[summary.kind]]
+    return [number_text(name, summary.constant.get(name, math.nan)) for name in shown(summary.kind, summary.metrics)]
 
 
 def number_text(name: str, value: float) -> str:
@@ -379,12 +428,12 @@ def task_heading(summaries: Sequence[TaskSummary]) -> str:
     split = {summary.split for summary in summaries}
     first = summaries[0]
     score = [] if first.kind in CLASS_KINDS else [heading(first.main)]
-    shown = ", ".join([first.task, *score, *(split if len(split) == 1 else [])])
+    title = ", ".join([first.task, *score, *(split if len(split) == 1 else [])])
     sizes = {(summary.n, summary.groups) for summary in summaries}
     if len(sizes) > 1:
-        return shown
+        return title
     ((n, groups),) = sizes
-    return f"{shown} (n {n}{'' if n == groups else f', {groups} objects'})"
+    return f"{title} (n {n}{'' if n == groups else f', {groups} objects'})"
 
 
 def wide_table(summaries: Sequence[TaskSummary]) -> Table:
@@ -502,6 +551,7 @@ class JoinedSummary:
         joined: scores, and what the runs have in common.
         note: what a reader must know next to the numbers.
         constant: scores of always predicting the same, by name; NaN where there are none.
+        metrics: scores that were asked for; none for the usual ones.
     """
 
     experiment: str
@@ -510,6 +560,7 @@ class JoinedSummary:
     joined: JoinedRuns
     note: str
     constant: Mapping[str, float] = field(default_factory=dict)
+    metrics: tuple[str, ...] = ()
 
     def values(self) -> dict[str, Any]:
         """Return the numbers for JSON; each score is a key of ``joined``."""
@@ -517,8 +568,12 @@ class JoinedSummary:
         return {**own, "joined": {**own["joined"], **own["joined"].pop("scores")}}
 
 
-def join_summaries(paths: Sequence[Path], split: str = "test") -> list[JoinedSummary]:
+def join_summaries(
+    paths: Sequence[Path], split: str = "test", metrics: Sequence[str] = (), *, calibrated: bool = False
+) -> list[JoinedSummary]:
     """Join runs of one experiment that differ in seed, in fold, or in both; a row for each task.
+
+    Arguments are as of ``summarise_run``.
 
     Raises:
         UserError: fewer than two runs, a run without usable predictions, configurations that differ in more than
@@ -527,11 +582,11 @@ def join_summaries(paths: Sequence[Path], split: str = "test") -> list[JoinedSum
     runs = [Run(path) for path in paths]
     if len({run.path.resolve() for run in runs}) < len(runs) or len(runs) < 2:
         raise UserError("summary --join: name at least two runs, each once")
-    predictions = [predictions_of(run, split) for run in runs]
+    predictions = [predictions_of(run, split, calibrated=calibrated) for run in runs]
     compared = refuse_other_configurations(runs)
     counts = [train_targets_of(run, part.tasks) for run, part in zip(runs, predictions, strict=True)]
     return [
-        _row(runs, split, task, predictions, [of_run.get(task, TrainTargets()) for of_run in counts], compared)
+        _row(runs, split, task, predictions, [of_run.get(task, TrainTargets()) for of_run in counts], compared, metrics)
         for task in predictions[0].tasks
     ]
 
@@ -550,8 +605,9 @@ def _row(
     predictions: Sequence[Predictions],
     counts: Sequence[TrainTargets],
     compared: bool,
+    metrics: Sequence[str],
 ) -> JoinedSummary:
-    joined = join_runs(predictions, task, [run.name for run in runs])
+    joined = join_runs(predictions, task, [run.name for run in runs], metrics=metrics)
     total, constants, sources = 0, dict.fromkeys(joined.scores, 0.0), set()
     for part, of_run in zip(predictions, counts, strict=True):
         if n := len(part.known(task)):
@@ -577,19 +633,21 @@ def _row(
     if not compared:
         notes.append("configurations not compared")
     experiments = dict.fromkeys(run.path.resolve().parent.name for run in runs)
-    return JoinedSummary(" + ".join(experiments), split, baseline, joined, "; ".join(notes), constant)
+    undefined = [heading(name) for name in metrics if not is_defined(name, joined.task_kind)]
+    notes += [f"no {', '.join(undefined)} of {joined.task_kind} tasks"] if undefined else []
+    return JoinedSummary(" + ".join(experiments), split, baseline, joined, "; ".join(notes), constant, tuple(metrics))
 
 
-def predictions_of(run: Run, split: str) -> Predictions:
-    """Return the predictions of a run's split.
+def predictions_of(run: Run, split: str, *, calibrated: bool = False) -> Predictions:
+    """Return the predictions of a run's split, calibrated if asked.
 
     Raises:
-        UserError: there are none, or they cannot be read.
+        UserError: there are none, they cannot be read, or nothing was calibrated.
     """
     found = run.predictions(split)
     if found is None:
         raise UserError(f"{run.path}: {run.problem_of(split)}")
-    return found
+    return run.calibrated(found, split) if calibrated else found
 
 
 def refuse_other_configurations(runs: Sequence[Run], command: str = "summary") -> bool:
@@ -644,7 +702,7 @@ def _joined_cells(rows: Sequence[JoinedSummary]) -> list[list[str]]:
     cells = []
     for row in rows:
         joined = row.joined
-        for name in SHOWN[joined.task_kind]:
+        for place, name in enumerate(shown(joined.task_kind, row.metrics)):
             score, is_main = joined.scores[name], name == joined.main
             baseline = row.constant.get(name, math.nan)
             own = [row.experiment, f"{len(joined.runs)} ({joined.kind})", row.split, joined.task]
@@ -652,5 +710,5 @@ def _joined_cells(rows: Sequence[JoinedSummary]) -> list[list[str]]:
             own.append(number_text(name, baseline) if is_main or not math.isnan(baseline) else "")
             interval = f"[{number_text(name, score.interval.low)}, {number_text(name, score.interval.high)}]"
             own += [heading(name), f"{number_text(name, score.mean)} ± {number_text(name, score.std)}", interval]
-            cells.append([*own, score_text(name, score.pooled), row.note if is_main else ""])
+            cells.append([*own, score_text(name, score.pooled), "" if place else row.note])
     return cells

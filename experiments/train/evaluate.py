@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from evaluation.commands.summary import add_metrics
+from evaluation.statistics.scores import checked_names
 from experiments.train.class_map import ClassMap, merged_classes, read_class_map
 from experiments.train.own_data import add_column_arguments, is_own_data, own_data_section
 from vitrail.config import dump_yaml, read_experiment
@@ -58,6 +60,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         help="what the data's classes are called by the model: index (numbers from 0), imagenet (n01440764), or a CSV "
         "or JSON file of names and classes",
     )
+    add_metrics(command)
     command.add_argument("--device", default="auto", help="such as cpu, cuda, cuda:1 or mps (default: auto)")
     command.add_argument("--batch-size", type=int, default=32, metavar="N", help="(default: 32)")
     faults = command.add_argument_group("images with faults")
@@ -81,7 +84,7 @@ def run(options: argparse.Namespace, rest: Sequence[str]) -> None:
     Raises:
         UserError: the data have no class of the model's, or run and data cannot be read.
     """
-    opened = Run(options.run)
+    opened, metrics = Run(options.run), checked_names(options.metrics)
     wanted: dict[str, list[int]] = {}
     if options.corrupt:
         from experiments.train.robustness import chosen
@@ -123,7 +126,7 @@ def run(options: argparse.Namespace, rest: Sequence[str]) -> None:
     _describe(unfinished, opened, section, facts)
     shutil.rmtree(final, ignore_errors=True)
     rename(unfinished, final)
-    _report(final, facts, file.name)
+    _report(final, facts, file.name, metrics, calibrated=options.calibrated)
 
 
 def _corrupt(
@@ -321,11 +324,13 @@ def _sum(counts: Sequence[int], classes: Sequence[str], name: str, first: Mappin
     return sum(count for count, one in zip(counts, classes, strict=True) if first.get(one, one) == name)
 
 
-def _report(directory: Path, facts: Mapping[str, Any], predictions: str) -> None:
+def _report(
+    directory: Path, facts: Mapping[str, Any], predictions: str, metrics: Sequence[str], *, calibrated: bool
+) -> None:
     from evaluation.tables.summary import show_summaries, summarise_run
 
     if (directory / Run.PREDICTIONS / predictions).exists():
-        show_summaries(summarise_run(directory, "test"))
+        show_summaries(summarise_run(directory, "test", metrics, calibrated=calibrated))
     for task, counts in facts["unknown_classes"].items():
         if counts:
             shown = ", ".join(f"{name} ({count})" for name, count in list(counts.items())[:5])
