@@ -213,6 +213,7 @@ class TaskPrediction:
         thresholds: of multi-label tasks the probability from which each label is predicted.
         value: of regression tasks the predicted number.
         deviation: of regression tasks its standard deviation where the model predicts one.
+        decision: what is predicted at the run's operating point, empty for nothing; None where it has none.
     """
 
     classes: Sequence[str]
@@ -222,6 +223,7 @@ class TaskPrediction:
     thresholds: Sequence[float] = ()
     value: float | None = None
     deviation: float | None = None
+    decision: str | None = None
 
     @property
     def labels(self) -> list[tuple[str, float]]:
@@ -256,6 +258,34 @@ class TaskPrediction:
         """Return the k most probable classes with their probabilities, best first; None for all, none of regression."""
         order = np.argsort(-self.probabilities, kind="stable")[:k]
         return [(self.classes[index], float(self.probabilities[index])) for index in order.tolist()]
+
+
+@dataclass(frozen=True)
+class OperatingPoint:
+    """What ``calibrate --operating-point`` chose for a task on validation.
+
+    Attributes:
+        goal: such as ``recall>=0.95``.
+        thresholds: calibrated probability from which a class or label is predicted, by its name; of an empty name the
+            confidence below which nothing is predicted.
+    """
+
+    goal: str
+    thresholds: Mapping[str, float]
+
+    def decide(self, prediction: TaskPrediction) -> str:
+        """Return the class or labels that are predicted at this point, empty for none."""
+        if prediction.kind == "multi_label":
+            names = [str(name) for name in prediction.classes]
+            own = {name: self.thresholds.get(name, at) for name, at in zip(names, prediction.thresholds, strict=True)}
+            return LABEL_SEPARATOR.join(name for name, chance in prediction.top_k(None) if chance >= own[str(name)])
+        [(positive, threshold)] = self.thresholds.items()
+        if not positive:
+            return prediction.label if prediction.confidence >= threshold else ""
+        ranked = dict(prediction.top_k(None))
+        if ranked[positive] >= threshold:
+            return positive
+        return next((name for name in ranked if name != positive), "")
 
 
 @dataclass(frozen=True)
@@ -296,6 +326,14 @@ class ImagePrediction:
         """See ``TaskPrediction``."""
         return self.main.top_k(k)
 
+    def decided(self, points: Mapping[str, OperatingPoint]) -> ImagePrediction:
+        """Return the prediction with what is predicted at the operating points of tasks."""
+        tasks = {
+            task: replace(one, decision=points[task].decide(one)) if task in points else one
+            for task, one in self.tasks.items()
+        }
+        return replace(self, tasks=tasks)
+
     def __repr__(self) -> str:
         found = ", ".join(f"{task}: {_shown(one)}" for task, one in self.tasks.items())
         return f"<{self.name}: {found or self.error}>"
@@ -310,10 +348,12 @@ class ImagePrediction:
             ``image``; for each task ``TASK`` and ``TASK_confidence`` of the predicted class (no class where several
             share the highest confidence), and ``TASK_2``, ``TASK_2_confidence`` … of the next ones; of multi-label
             tasks ``TASK`` and ``TASK_confidence`` of all predicted labels, with ``;`` between them; of regression tasks
-            ``TASK`` and, where it is predicted, the standard deviation ``TASK_deviation``; ``error``.
+            ``TASK`` and, where it is predicted, the standard deviation ``TASK_deviation``; ``TASK_decision`` of tasks
+            with an operating point; ``error``.
         """
         values: dict[str, Any] = {"image": self.name}
         for task, one in self.tasks.items():
+            values |= {} if one.decision is None else {f"{task}_decision": one.decision}
             if one.kind == "regression":
                 values[task] = one.value
                 values |= {} if one.deviation is None else {f"{task}_deviation": one.deviation}

@@ -24,6 +24,7 @@ from vitrail.errors import UserError
 from vitrail.files import file_sha256, timestamped_directory, write_text_atomically
 from vitrail.predictions import (
     ImagePrediction,
+    OperatingPoint,
     OutputCalibration,
     Predictions,
     image_predictions,
@@ -354,9 +355,10 @@ class Run:
             outputs = self.model.predict_step({key: value.to(self.model.device) for key, value in inputs.items()}, 0)
         logits = {task: values.float().cpu().numpy() for task, values in outputs["logits"].items()}
         kinds, thresholds = (getattr(self.model, name, {}) for name in ("task_kinds", "thresholds"))
-        return image_predictions(
+        found = image_predictions(
             names, logits, self.model.tasks, self.temperatures, kinds, thresholds, self.output_calibration
         )
+        return [one.decided(self.operating_points) for one in found]
 
     @property
     def name(self) -> str:
@@ -520,6 +522,20 @@ class Run:
         except UserError as error:
             self._problems[self.CALIBRATION] = str(error)
             return OutputCalibration()
+
+    @cached_property
+    def operating_points(self) -> dict[str, OperatingPoint]:
+        """Operating points that ``calibrate --operating-point`` chose, by task; see ``temperatures``."""
+        if self.path.resolve().parent.name == self.EVALUATIONS:
+            return Run(self.path.resolve().parents[1]).operating_points
+        if not self.temperatures and self.output_calibration == OutputCalibration():
+            return {}
+        try:
+            content = json.loads((self.path / self.CALIBRATION).read_text(encoding="utf-8"))
+            return {task: OperatingPoint(**values) for task, values in content.get("operating_points", {}).items()}
+        except (OSError, ValueError, TypeError, AttributeError) as error:
+            self._problems[self.CALIBRATION] = f"{self.CALIBRATION}: operating points cannot be read ({error})"
+            return {}
 
     @cached_property
     def _export(self) -> dict[str, Any]:

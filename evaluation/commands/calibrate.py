@@ -10,6 +10,7 @@ import argparse
 import math
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,10 +34,11 @@ from evaluation.statistics.calibration import (
     standard_width,
 )
 from evaluation.statistics.intervals import Estimate, known
+from evaluation.tables.operating_points import choose_point, point_rows, point_tables
 from evaluation.tables.summary import predictions_of, share, with_interval
 from vitrail.console import Table
 from vitrail.errors import UserError
-from vitrail.predictions import OutputCalibration, Predictions
+from vitrail.predictions import OperatingPoint, OutputCalibration, Predictions
 from vitrail.runs import Run, write_temperatures
 from vitrail.trust import file_name
 from vitrail.types import UNKNOWN
@@ -59,6 +61,17 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         "Diagrams go to figures/reliability_<split>_<task>.png."
     )
     command.add_argument("run", type=Path, metavar="RUN", help="run directory")
+    command.add_argument(
+        "--operating-point",
+        metavar="GOAL",
+        help="also choose a threshold on val that `predict` uses, such as 'recall>=.95' or 'fpr<=.01' of one class or of "
+        "every label, or 'risk<=.05', below which nothing is predicted; it is chosen again with every later "
+        "calibration, 'none' removes it",
+    )
+    command.add_argument("--task", default="", help="task of the operating point (default: the first)")
+    command.add_argument(
+        "--positive", default="", metavar="CLASS", help="class of the operating point (default: the last of two)"
+    )
     command.add_argument("--json", action="store_true", help="print JSON instead of a table")
 
 
@@ -80,10 +93,14 @@ def run(options: argparse.Namespace, rest: list[str]) -> None:
     facts, temperatures, notes, fitted = fit.facts, fit.temperatures, fit.notes, fit.outputs
     if not facts:
         raise UserError(f"{files.path}: no sample of {FITTED_ON} has a known target, so no temperature can be fitted")
-    write_temperatures(files.path, temperatures, {"fitted_on": FITTED_ON, "samples": facts}, fitted)
     splits = {FITTED_ON: validation}
     if "test" in files.splits and not (has_best and files.other_checkpoint("test")):
         splits |= {"test": test} if (test := files.predictions("test")) is not None else {}
+    factors = {task: np.float32(value) for task, value in temperatures.items()}
+    scaled = {split: _calibrated(predictions, factors, fitted) for split, predictions in splits.items()}
+    points = _points(files, scaled[FITTED_ON], options)
+    known = {"operating_points": {task: vars(point) for task, point in points.items()}} if points else {}
+    write_temperatures(files.path, temperatures, {"fitted_on": FITTED_ON, "samples": facts, **known}, fitted)
     values = [
         _compared(files.path, predictions, task, split, temperature, notes[task])
         for task, temperature in temperatures.items()
@@ -97,9 +114,26 @@ def run(options: argparse.Namespace, rest: list[str]) -> None:
                 labels += _label_rows(files.path, predictions, task, split, fitted)
             elif task in fitted.scales or task in fitted.deviations:
                 numbers += _number_rows(predictions, validation, task, split, fitted)
-    _show(values, labels, numbers, as_json=options.json)
+    _show(values, labels, numbers, point_rows(points, scaled), as_json=options.json)
     if not options.json:
         sys.stdout.write(f"{options.run / Run.CALIBRATION} has the {_contents(temperatures, fitted)}\n")
+
+
+def _calibrated(predictions: Predictions, factors: Mapping[str, np.float32], fitted: OutputCalibration) -> Predictions:
+    own = {task: logits / factors.get(task, np.float32(1)) for task, logits in predictions.logits.items()}
+    return fitted.apply(replace(predictions, logits=own))
+
+
+def _points(files: Run, validation: Predictions, options: argparse.Namespace) -> dict[str, OperatingPoint]:
+    """The operating point that is asked for, and those of other tasks, all chosen on this validation."""
+    points: dict[str, OperatingPoint] = {}
+    for task, before in files.operating_points.items():
+        if task in validation.tasks and options.operating_point != "none":
+            positive = next(iter(before.thresholds)) if len(before.thresholds) == 1 else ""
+            points |= choose_point(validation, before.goal, task, positive)
+    if options.operating_point not in (None, "none"):
+        points |= choose_point(validation, options.operating_point, options.task, options.positive)
+    return points
 
 
 class _Fit(NamedTuple):
@@ -141,10 +175,12 @@ def _contents(temperatures: Mapping[str, float], fitted: OutputCalibration) -> s
     return " and ".join(name for name, found in parts.items() if found)
 
 
-def _show(values: list[Row], labels: list[Row], numbers: list[Row], *, as_json: bool) -> None:
+def _show(values: list[Row], labels: list[Row], numbers: list[Row], points: list[Row], *, as_json: bool) -> None:
     if as_json:
-        Table((), (), values=[*values, *labels, *numbers]).show(as_json=True)
+        Table((), (), values=[*values, *labels, *numbers, *points]).show(as_json=True)
         return
+    for table in point_tables(points):
+        table.show()
     if values:
         columns = ("task", "split", "n", "groups", "T", "ECE before [95 %]", "after [95 %]", "by chance", "NLL", "note")
         Table(columns, [_cells(row) for row in values], ("task", "split", "note")).show()

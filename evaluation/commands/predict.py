@@ -163,19 +163,22 @@ def _predicted(
 
 def _show(predictions: Sequence[ImagePrediction], top: int) -> None:
     """Print the predictions as a table, one row for each image and task."""
+    decides = any(one.decision is not None for prediction in predictions for one in prediction.tasks.values())
     rows = [
         [
             prediction.name if place == 0 else "",
             task,
             one.label or "(none: several are equally probable)",
             ", ".join(f"{label} {confidence:.1%}" for label, confidence in one.top_k(top)),
+            *([one.decision or ("" if one.decision is None else "(nothing)")] if decides else []),
         ]
         for prediction in predictions
         for place, (task, one) in enumerate(prediction.tasks.items())
     ]
     calibrated = all(one.calibrated for prediction in predictions for one in prediction.tasks.values())
     heading = "confidence" if calibrated else "confidence (not calibrated)"
-    Table(["image", "task", "prediction", heading], rows[:_SHOWN], left=None).show()
+    decision = ["at the operating point"] if decides else []
+    Table(["image", "task", "prediction", heading, *decision], rows[:_SHOWN], left=None).show()
     if len(rows) > _SHOWN:
         sys.stdout.write(f"… and {len(rows) - _SHOWN} more rows; write all of them with --to FILE\n")
     sys.stderr.writelines(f"{one.name}: {one.error}\n" for one in predictions if one.error)
@@ -192,8 +195,9 @@ def _begin(job: Job, opened: Run, found: Sequence[ImageSource]) -> None:
         digest.update("\n".join(source.names).encode())
     checkpoint = opened.checkpoints.get("best")
     stamp = [checkpoint.stat().st_size, checkpoint.stat().st_mtime_ns] if checkpoint else []
-    temperatures = dict(opened.temperatures)
-    plan = json.dumps([str(job.run.resolve()), stamp, temperatures, job.top, job.max_pixels, PART, digest.hexdigest()])
+    points = {task: vars(point) for task, point in opened.operating_points.items()}
+    known = [dict(opened.temperatures), *([points] if points else [])]
+    plan = json.dumps([str(job.run.resolve()), stamp, *known, job.top, job.max_pixels, PART, digest.hexdigest()])
     file = job.parts / "plan.json"
     if file.is_file() and file.read_text(encoding="utf-8") == plan:
         sys.stderr.write(f"going on: {len(_done(job.parts))} of {len(_parts(found))} parts are done\n")
