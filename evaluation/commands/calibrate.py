@@ -64,8 +64,8 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--operating-point",
         metavar="GOAL",
-        help="also choose a threshold on val that `predict` uses, such as 'recall>=.95' or 'fpr<=.01' of one class or of "
-        "every label, or 'risk<=.05', below which nothing is predicted; it is chosen again with every later "
+        help="also choose a threshold on val that `predict` uses, such as 'recall>=.95' or 'fpr<=.01' of one class or "
+        "of every label, or 'risk<=.05', below which nothing is predicted; it is chosen again with every later "
         "calibration, 'none' removes it",
     )
     command.add_argument("--task", default="", help="task of the operating point (default: the first)")

@@ -1,4 +1,4 @@
-"""Operating points: thresholds that are chosen on validation for a goal such as ``recall>=.95``, and what they reach."""
+"""Operating points: thresholds chosen on validation for a goal such as ``recall>=.95``, and what they reach."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def point_tables(rows: Sequence[Row]) -> list[Table]:
     tables = []
     for shown in (("recall", "precision", "fpr"), ("accuracy", "coverage")):
         if own := [row for row in rows if shown[0] in row]:
-            columns = ("task", "class", "point", "threshold", "split", "n", "positive" if shown[1:] else "right")
+            columns = ("task", "class", "point", "threshold", "split", "n", "right" if "accuracy" in shown else "positive")
             cells = [[*_texts(row), *(_cell(row[name]) for name in shown)] for row in own]
             headings = [f"{'FPR' if name == 'fpr' else name} [95 %]" for name in shown]
             tables.append(Table([*columns, *headings], cells, ("task", "class", "point", "split")))
