@@ -75,7 +75,7 @@ def checked_filter(text: str, columns: Mapping[str, Column]) -> str:
         raise UserError(f"filter: has {len(text):,} characters, at most {LONGEST:,} are read; shorten it")
     try:
         text = unicodedata.normalize("NFC", text)  # as labels, names and captions are
-        return _Writer(text, columns).condition(_parse(text), 0)
+        return _Writer(text, columns).condition(parsed(text), 0)
     except ParseError as error:
         found = error.errors[0] if error.errors else {}
         place = f" at character {_offset(text, found['line'], found['col'])}" if found.get("line") else ""
@@ -137,7 +137,8 @@ def one_of(column: str, values: Sequence[str]) -> str:
     return f"`{column}` IN ({quoted})"
 
 
-def _parse(text: str) -> exp.Expr:
+def parsed(text: str) -> exp.Expr:
+    """Return the syntax tree of one condition; ``UserError`` or an error of sqlglot for what is none."""
     import sqlglot
     from sqlglot.tokens import Tokenizer
 

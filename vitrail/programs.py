@@ -85,6 +85,9 @@ PROGRAMS = {
             "compare": Command(
                 "evaluation.commands.compare", "several runs on the same samples: paired differences, calibration, cost"
             ),
+            "slices": Command(
+                "evaluation.commands.slices", "a score on parts of a split: by column, condition, the worst"
+            ),
             "calibrate": Command("evaluation.commands.calibrate", "fit a temperature for each task on validation"),
             "explain": Command("evaluation.commands.explain", "saliency maps: Grad-CAM or attention rollout"),
             "efficiency": Command(

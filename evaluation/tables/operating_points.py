@@ -90,7 +90,8 @@ def point_tables(rows: Sequence[Row]) -> list[Table]:
     tables = []
     for shown in (("recall", "precision", "fpr"), ("accuracy", "coverage")):
         if own := [row for row in rows if shown[0] in row]:
-            columns = ("task", "class", "point", "threshold", "split", "n", "right" if "accuracy" in shown else "positive")
+            counted = "right" if "accuracy" in shown else "positive"
+            columns = ("task", "class", "point", "threshold", "split", "n", counted)
             cells = [[*_texts(row), *(_cell(row[name]) for name in shown)] for row in own]
             headings = [f"{'FPR' if name == 'fpr' else name} [95 %]" for name in shown]
             tables.append(Table([*columns, *headings], cells, ("task", "class", "point", "split")))

@@ -1,0 +1,238 @@
+"""What is known of the samples of a split in columns, and conditions over them such as ``width * height < 1e5``.
+
+A condition has the grammar of a gallery's filters (``retrieval.filters``) and arithmetic. It is parsed, and only the
+constructs of a short list become an Arrow expression; no text is ever executed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vitrail.errors import UserError
+from vitrail.predictions import Predictions, target_texts
+from vitrail.runs import Run
+from vitrail.types import CLASS_KINDS
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from sqlglot import exp
+
+Columns = dict[str, "NDArray[np.object_] | NDArray[np.float64]"]
+"""Values of N samples by column: texts, None where missing, or numbers, NaN where missing."""
+
+OF_OUTPUTS = ("confidence", "predicted_", "confidence_")
+"""Beginnings of columns that the model made."""
+
+
+def sample_columns(
+    run: Run, predictions: Predictions, task: str, table: Path | None = None
+) -> tuple[Columns, list[str]]:
+    """Return the columns of the predicted samples, and notes on what is left out.
+
+    There are targets and predictions of all tasks (``colour``, ``predicted_colour``), the confidence of ``task`` and of
+    all others (``confidence_colour``), and of the run's data, where they are at hand, ``width``, ``height`` and the
+    columns of their table.
+
+    Args:
+        run: whose data.
+        predictions: of one split; confidences are calibrated where these are.
+        task: whose confidence is called ``confidence``.
+        table: a further table (CSV, Parquet, JSON Lines), one of whose columns has the samples' names.
+
+    Raises:
+        UserError: the table cannot be read, or has no such column.
+    """
+    columns: Columns = {"name": predictions.names, "group": predictions.groups}
+    for own, names in predictions.tasks.items():
+        kind = predictions.kind(own)
+        texts = target_texts(predictions.targets[own], names)
+        columns[own] = predictions.targets[own].astype(np.float64) if kind == "regression" else np.array(texts, object)
+        if kind in CLASS_KINDS:
+            chosen = predictions.predicted(own)
+            columns[f"predicted_{own}"] = np.array(target_texts(chosen, names), object)
+            columns[f"confidence_{own}"] = predictions.probabilities(own).max(axis=1)
+        elif kind == "regression":
+            columns[f"predicted_{own}"] = predictions.values(own)
+    if f"confidence_{task}" in columns:
+        columns["confidence"] = columns[f"confidence_{task}"]
+    further, notes = _of_data(run, predictions)
+    if table is not None:
+        further |= _joined(_read(table), predictions.names, str(table))
+    return further | columns, notes
+
+
+def _of_data(run: Run, predictions: Predictions) -> tuple[Columns, list[str]]:
+    """Columns of the run's data; none, with a note, where they are not at hand."""
+    from PIL import Image
+
+    try:
+        data = run.load_datamodule()
+        table = data.table
+    except (UserError, OSError) as error:
+        return {}, [f"Columns of the data are left out: {str(error).splitlines()[0]}"]
+    row_of = {name: row for row, name in enumerate(table.names.to_pylist())}
+    if missing := [name for name in predictions.names.tolist() if name not in row_of]:
+        return {}, [f"Columns of the data are left out: they have no {missing[0]!r}, which was predicted."]
+    rows = [row_of[name] for name in predictions.names.tolist()]
+    found: Columns = {}
+    if data.image_files and not data.generated:
+        sizes = np.full((2, len(rows)), np.nan)
+        for place, row in enumerate(rows):
+            try:
+                with Image.open(table.source(row)) as image:
+                    sizes[:, place] = image.size
+            except OSError:
+                continue
+        found |= {"width": sizes[0], "height": sizes[1]}
+    origin = Path(table.origin)
+    if origin.is_file():
+        try:
+            found |= _joined(_read(origin), predictions.names, str(origin))
+        except UserError as error:
+            return found, [f"Columns of {origin} are left out: {error}"]
+    return found, []
+
+
+def _read(path: Path) -> pd.DataFrame:
+    """A table of texts and numbers."""
+    import pandas as pd
+
+    try:
+        if path.suffix == ".parquet":
+            return pd.read_parquet(path)
+        if path.suffix in (".jsonl", ".ndjson"):
+            return pd.read_json(path, lines=True)
+        return pd.read_csv(path, sep=None, engine="python")
+    except (OSError, ValueError, ImportError) as error:
+        raise UserError(
+            f"{path}: cannot be read as CSV, Parquet or JSON Lines ({str(error).splitlines()[0]})"
+        ) from error
+
+
+def _joined(frame: pd.DataFrame, names: NDArray[np.object_], where: str) -> Columns:
+    """The rows of the samples, by the column that has their names; of several rows of a sample the first."""
+    import pandas as pd
+
+    wanted = set(names.tolist())
+    texts = [str(column) for column in frame.columns if not pd.api.types.is_numeric_dtype(frame[column])]
+    shares = {column: len(wanted.intersection(frame[column].astype(str))) for column in texts}
+    key = max(shares, key=lambda column: shares[column], default="")
+    if not key or not shares[key]:
+        raise UserError(f"{where}: no column has the names of the samples, such as {names[0]!r}")
+    frame = frame.assign(**{key: frame[key].astype(str)}).drop_duplicates(key).set_index(key).reindex(names)
+    found: Columns = {}
+    for column in frame.columns:
+        values = frame[column]
+        if pd.api.types.is_numeric_dtype(values):
+            found[str(column)] = values.to_numpy(np.float64, na_value=np.nan)
+        else:
+            found[str(column)] = np.array([None if _is_absent(one) else str(one) for one in values.tolist()], object)
+    return found
+
+
+def _is_absent(value: Any) -> bool:
+    return value is None or (isinstance(value, float) and np.isnan(value))
+
+
+def rows_where(text: str, columns: Mapping[str, NDArray[Any]]) -> NDArray[np.bool_]:
+    """Return which samples fulfil a condition, bool ``(N,)``; a comparison with a missing value is not fulfilled.
+
+    Args:
+        text: such as ``store = 'north' AND confidence < .5``; words are in single quotes.
+        columns: see ``Columns``.
+
+    Raises:
+        UserError: the condition is not understood, or names a column that does not exist.
+
+    Example:
+        >>> import numpy as np
+        >>> from evaluation.tables.columns import rows_where
+        >>> rows_where("width * height < 1e4", {"width": np.array([50.0, 200.0]), "height": np.array([80.0, 90.0])})
+        array([ True, False])
+    """
+    import pyarrow as pa
+    from sqlglot.errors import SqlglotError
+
+    from retrieval.filters import parsed
+
+    try:
+        condition = _expression(parsed(text), columns)
+        arrays = {name: pa.array(values, from_pandas=True) for name, values in columns.items()}
+        n = len(next(iter(arrays.values())))
+        kept = pa.table({**arrays, "\0row": np.arange(n)}).filter(condition)["\0row"].to_numpy()
+    except SqlglotError as error:
+        raise UserError(f"--where {text}: not understood; write it like \"store = 'north'\"") from error
+    except (pa.ArrowException, TypeError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"--where {text}: must compare texts with texts and numbers with numbers ({reason})") from error
+    except RecursionError as error:
+        raise UserError(f"--where {text[:40]} …: is nested too deep") from error
+    mask = np.zeros(n, dtype=bool)
+    mask[kept] = True
+    return mask
+
+
+def _expression(node: exp.Expr, columns: Mapping[str, NDArray[Any]]) -> Any:
+    """The Arrow expression of a syntax tree; refuses what is not on the list."""
+    import pyarrow.compute as pc
+    from sqlglot import exp
+
+    def part(name: str) -> Any:
+        return _expression(node.args[name], columns)
+
+    if isinstance(node, exp.Column) and isinstance(node.this, exp.Identifier) and not node.table:
+        return pc.field(_known(node.name, columns))
+    if isinstance(node, exp.Literal):
+        return pc.scalar(str(node.this) if node.is_string else float(node.this))
+    made: dict[type[exp.Expr], Callable[[], Any]] = {
+        exp.Paren: lambda: part("this"),
+        exp.Not: lambda: ~part("this"),
+        exp.Neg: lambda: pc.scalar(0.0) - part("this"),
+        exp.Between: lambda: (part("this") >= part("low")) & (part("this") <= part("high")),
+        exp.Is: lambda: part("this").is_null(),
+        exp.In: lambda: part("this").isin([_literal(one) for one in node.expressions]),
+    }
+    of_two: dict[type[exp.Expr], Callable[[Any, Any], Any]] = {
+        exp.And: lambda a, b: a & b,
+        exp.Or: lambda a, b: a | b,
+        exp.EQ: lambda a, b: a == b,
+        exp.NEQ: lambda a, b: a != b,
+        exp.LT: lambda a, b: a < b,
+        exp.LTE: lambda a, b: a <= b,
+        exp.GT: lambda a, b: a > b,
+        exp.GTE: lambda a, b: a >= b,
+        exp.Add: lambda a, b: a + b,
+        exp.Sub: lambda a, b: a - b,
+        exp.Mul: lambda a, b: a * b,
+        exp.Div: lambda a, b: a / b,
+    }
+    if type(node) in of_two:
+        return of_two[type(node)](part("this"), part("expression"))
+    if type(node) in made and not (isinstance(node, exp.Is) and not isinstance(node.expression, exp.Null)):
+        return made[type(node)]()
+    raise UserError(
+        f"--where: {node.sql()[:60]!r} is not allowed; use comparisons, AND, OR, NOT, IN, BETWEEN, IS NULL, + - * /"
+    )
+
+
+def _known(name: str, columns: Mapping[str, NDArray[Any]]) -> str:
+    by_case = {column.casefold(): column for column in columns}
+    if name.casefold() not in by_case:
+        close = get_close_matches(name.casefold(), by_case, n=1)
+        hint = f"did you mean {by_case[close[0]]}?" if close else f"there are {', '.join(columns)}"
+        raise UserError(f"there is no column {name!r}; {hint} (words are in single quotes: '{name}')")
+    return name if name in columns else by_case[name.casefold()]
+
+
+def _literal(node: exp.Expr) -> str | float:
+    from sqlglot import exp
+
+    if not isinstance(node, exp.Literal):
+        raise UserError(f"--where: IN takes words in single quotes or numbers; got {node.sql()[:60]!r}")
+    return str(node.this) if node.is_string else float(node.this)
