@@ -269,7 +269,7 @@ def _write_page(
     from evaluation.report import compared
     from evaluation.report.page import Page, Section
 
-    frames = comparison_frames(rows, costs)
+    frames = comparison_frames(rows, costs, checked_names(options.metrics))
     charts = compared.cost_charts(rows, costs)
     missing = [] if charts else ["No cost is known of two runs, so there is no chart of score against cost."]
     if any(math.isnan(cost.latency) for cost in costs.values()):

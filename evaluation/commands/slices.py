@@ -109,8 +109,8 @@ def _notes(found: Sequence[SliceScore], options: argparse.Namespace, metric: str
     notes = []
     if metric in TESTED:
         notes.append(
-            f"p: equal to the rest, permutations of whole groups, corrected for {len(found)} slices (Holm); differences "
-            "are to all other samples."
+            f"p: equal to the rest, permutations of whole groups, corrected for {len(found)} slices (Holm); "
+            "differences are to all other samples."
         )
     else:
         notes.append(f"{heading(metric)} is no mean over samples, so without a test; intervals are not corrected.")
