@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 
@@ -48,7 +49,8 @@ class RetrievalMetrics(OutputCollector):
 
     Logged after every validation and test, each ``sample_id`` of all processes counted once:
     ``<split>/image_to_text/<metric>``, ``<split>/text_to_image/<metric>``, and ``<split>/retrieval/mean_recall``, the
-    mean of the six recalls, by which a checkpoint can be chosen. Sanity checking does not count.
+    mean of the six recalls, by which a checkpoint can be chosen. Sanity checking does not count. Recalls of shorter
+    embeddings that are trained (``loss_options.matryoshka``) end in their length, ``val/text_to_image/R@1/64d``.
 
     An image's relevant texts are its own only, and a text's relevant image is its own only: where another image
     has the same caption word for word, that one is wrong, and being equally similar it stands before the right one. An
@@ -113,7 +115,8 @@ class RetrievalMetrics(OutputCollector):
         if not len(share.text):
             return
         # Every process computes the same, so that all agree on the best checkpoint.
-        self._found = _both_directions(_counted_once(share))
+        once = _counted_once(share)
+        self._found = _both_directions(once)
         values = {
             f"{split}/{direction.name}/{metric}": value
             for direction in self._found
@@ -121,6 +124,15 @@ class RetrievalMetrics(OutputCollector):
         }
         recalls = [direction.ranked.recall_at(k) for direction in self._found for k in RECALL_AT]
         values[f"{split}/retrieval/mean_recall"] = torch.stack(recalls).mean()
+        for length in getattr(pl_module, "shorter_lengths", []):
+            shorter = once._replace(
+                **{name: F.normalize(getattr(once, name)[:, :length], dim=-1) for name in ("image", "text")}
+            )
+            values |= {
+                f"{split}/{direction.name}/R@{k}/{length}d": direction.ranked.recall_at(k)
+                for direction in _both_directions(shorter)
+                for k in RECALL_AT
+            }
         pl_module.log_dict(values, sync_dist=True)
 
 

@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from lightning_modules.distributed import gather_rows, is_distributed, own_rows
-from lightning_modules.options import ContrastiveLoss, LogitScaleOptions
+from lightning_modules.options import ContrastiveLoss, ContrastiveOptions, LogitScaleOptions
 from lightning_modules.precision import KeepsFloat32
 from vitrail.errors import UserError
 
@@ -26,7 +26,13 @@ class Pairs(NamedTuple):
     positive_id: torch.Tensor  # int64 `(N,)`; rows that share one are positives of each other
 
 
-def info_nce(own: Pairs, scale: torch.Tensor, *, pool: Pairs | None = None, first: int = 0) -> torch.Tensor:
+LOGITS_AT_A_TIME = 2**20
+"""Logits in memory at a time; more of them are computed in blocks of rows, and again for their gradients."""
+
+
+def info_nce(
+    own: Pairs, scale: torch.Tensor, *, pool: Pairs | None = None, first: int = 0, hard_negatives: float = 0.0
+) -> torch.Tensor:
     """Symmetric InfoNCE: classify each image among all texts, and each text among all images.
 
     van den Oord et al., 2018; in this form Radford et al., "Learning Transferable Visual Models From Natural Language
@@ -37,33 +43,89 @@ def info_nce(own: Pairs, scale: torch.Tensor, *, pool: Pairs | None = None, firs
         scale: scalar factor of the cosine similarities.
         pool: pairs of all processes, by default ``own``.
         first: index of the first own pair in the pool.
+        hard_negatives: see ``label_aware_info_nce``.
 
     Returns:
         float scalar, the mean over the own pairs and both directions; log(N) at chance.
     """
-    target = torch.arange(first, first + len(own.image), device=own.image.device)
-    return _symmetric_cross_entropy(own, pool or own, scale, target)
+    pool = pool or own
+    place = torch.arange(len(pool.image), device=own.image.device)
+    own, pool = own._replace(positive_id=place[first : first + len(own.image)]), pool._replace(positive_id=place)
+    return _both_directions(own, pool, scale, hard_negatives, unique=True)
 
 
-def _symmetric_cross_entropy(own: Pairs, pool: Pairs, scale: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    to_text = F.cross_entropy(scale * own.image @ pool.text.T, target)
-    to_image = F.cross_entropy(scale * own.text @ pool.image.T, target)
-    return (to_text + to_image) / 2
-
-
-def label_aware_info_nce(own: Pairs, scale: torch.Tensor, *, pool: Pairs | None = None) -> torch.Tensor:
+def label_aware_info_nce(
+    own: Pairs, scale: torch.Tensor, *, pool: Pairs | None = None, hard_negatives: float = 0.0
+) -> torch.Tensor:
     """Symmetric InfoNCE in which all pairs with the same ``positive_id`` are positives.
 
     The target of a row is spread evenly over its positives (Yang et al., "Unified Contrastive Learning in
     Image-Text-Label Space", CVPR 2022; the outer sum of Khosla et al., "Supervised Contrastive Learning", 2020).
     Without repeated ids it equals ``info_nce``; with P positives of each row it cannot fall below log(P).
 
+    Args:
+        own: pairs of this process.
+        scale: scalar factor of the cosine similarities.
+        pool: pairs of all processes, by default ``own``, among which these are.
+        hard_negatives: β of HN-NCE (Radenovic et al., "Filtering, Distillation, and Hard Negatives for Vision-Language
+            Pre-Training", CVPR 2023): negatives are weighted by their softmax of β times the logits, times their
+            number; with 0 all have the weight 1.
+
     Returns:
-        float scalar, the mean over the own pairs, which are among the pool, and both directions.
+        float scalar, the mean over the own pairs and both directions.
     """
-    pool = pool or own
-    positive = (own.positive_id[:, None] == pool.positive_id).to(own.image.dtype)
-    return _symmetric_cross_entropy(own, pool, scale, positive / positive.sum(dim=1, keepdim=True))
+    return _both_directions(own, pool or own, scale, hard_negatives, unique=False)
+
+
+def _both_directions(own: Pairs, pool: Pairs, scale: torch.Tensor, beta: float, *, unique: bool) -> torch.Tensor:
+    """Mean cross-entropy of images among texts and texts among images."""
+
+    def towards(candidates: torch.Tensor) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+        def losses(rows: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+            logits = scale * rows @ candidates.T
+            if unique and not beta:
+                return F.cross_entropy(logits, ids, reduction="sum")
+            positive = ids[:, None] == pool.positive_id
+            if beta:
+                logits = _with_hard_negatives(logits, positive, beta)
+            target = positive.to(logits.dtype)
+            return F.cross_entropy(logits, target / target.sum(dim=1, keepdim=True), reduction="sum")
+
+        return losses
+
+    directions = ((own.image, pool.text), (own.text, pool.image))
+    to_text, to_image = (
+        _mean_over_rows(towards(candidates), (rows, own.positive_id), len(candidates))
+        for rows, candidates in directions
+    )
+    return (to_text + to_image) / 2
+
+
+def _with_hard_negatives(logits: torch.Tensor, positive: torch.Tensor, beta: float) -> torch.Tensor:
+    """Add to each negative's logit the logarithm of its weight."""
+    # A finite number, because a row may have no negatives.
+    negatives = (beta * logits).masked_fill(positive, torch.finfo(logits.dtype).min)
+    count = (~positive).sum(dim=1, keepdim=True).clamp(min=1).to(logits.dtype)
+    return torch.where(positive, logits, logits + count.log() + negatives.log_softmax(dim=1))
+
+
+def _mean_over_rows(losses: Callable[..., torch.Tensor], rows: Sequence[torch.Tensor], candidates: int) -> torch.Tensor:
+    """Mean of a loss whose logits of rows and candidates need not be in memory at once.
+
+    Blocks of rows are computed without keeping their logits, and again for their gradients, which are exact: memory-
+    efficient InfoNCE as of Cheng et al., "Breaking the Memory Barrier of Contrastive Loss", CVPR 2025, in plain torch.
+
+    Args:
+        losses: sum of the losses of some rows.
+        rows: tensors of B rows each.
+        candidates: logits of a row.
+    """
+    count = len(rows[0])
+    if count * candidates <= LOGITS_AT_A_TIME:
+        return losses(*rows) / count
+    blocks = zip(*(torch.split(tensor, max(1, LOGITS_AT_A_TIME // candidates)) for tensor in rows), strict=True)
+    sums = [checkpoint(losses, *block, use_reentrant=False, preserve_rng_state=False) for block in blocks]
+    return torch.stack(sums).sum() / count
 
 
 def sigmoid_contrastive(
@@ -78,8 +140,12 @@ def sigmoid_contrastive(
         float scalar, the sum over all texts, averaged over the own images.
     """
     pool = pool or own
-    sign = (own.positive_id[:, None] == pool.positive_id).to(own.image.dtype) * 2 - 1
-    return -F.logsigmoid(sign * (scale * own.image @ pool.text.T + bias)).sum(dim=1).mean()
+
+    def losses(rows: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+        sign = (ids[:, None] == pool.positive_id).to(rows.dtype) * 2 - 1
+        return -F.logsigmoid(sign * (scale * rows @ pool.text.T + bias)).sum()
+
+    return _mean_over_rows(losses, (own.image, own.positive_id), len(pool.text))
 
 
 class LogitScale(KeepsFloat32):
@@ -146,11 +212,21 @@ class LogitScale(KeepsFloat32):
 class ContrastiveObjective(nn.Module):
     """A contrastive loss and its logit scale."""
 
-    def __init__(self, loss: ContrastiveLoss, logit_scale: LogitScaleOptions) -> None:
+    def __init__(
+        self,
+        loss: ContrastiveLoss,
+        logit_scale: LogitScaleOptions,
+        options: ContrastiveOptions = ContrastiveOptions(),
+        embed_dim: int = 0,
+    ) -> None:
         super().__init__()
         if loss not in get_args(ContrastiveLoss):
             raise UserError(f"loss: must be one of {', '.join(get_args(ContrastiveLoss))}; got {loss!r}")
-        self.loss = loss
+        if options.hard_negatives and loss == "sigmoid":
+            raise UserError("loss_options.hard_negatives: belongs to info_nce and label_aware; leave it out")
+        if embed_dim and (wrong := [length for length in options.matryoshka if length >= embed_dim]):
+            raise UserError(f"loss_options.matryoshka: must be below the embeddings' {embed_dim}; got {wrong[0]}")
+        self.loss, self.options = loss, options
         # The name is that of version 0.1, which checkpoints and digests of weights contain.
         self.temperature = LogitScale(logit_scale, with_bias=loss == "sigmoid")
 
@@ -170,14 +246,28 @@ class ContrastiveObjective(nn.Module):
         pool, first = own, 0
         if joined and is_distributed():
             pool, first = Pairs(*(gather_rows(rows) for rows in own)), own_rows(len(own.image)).start
-        scale, bias = self.logit_scale()
+        lengths = [own.image.shape[1], *self.options.matryoshka]
         # Half precision would round small differences away.
         with torch.autocast(own.image.device.type, enabled=False):
-            if self.loss == "info_nce":
-                return info_nce(own, scale, pool=pool, first=first)
-            if self.loss == "sigmoid":
-                return sigmoid_contrastive(own, scale, bias, pool=pool)
-            return label_aware_info_nce(own, scale, pool=pool)
+            return torch.stack([self._of_length(own, pool, first, length) for length in lengths]).mean()
+
+    def _of_length(self, own: Pairs, pool: Pairs, first: int, length: int) -> torch.Tensor:
+        own, pool = shortened(own, length), shortened(pool, length)
+        scale, bias = self.logit_scale()
+        if self.loss == "sigmoid":
+            return sigmoid_contrastive(own, scale, bias, pool=pool)
+        hard = self.options.hard_negatives
+        if self.loss == "info_nce":
+            return info_nce(own, scale, pool=pool, first=first, hard_negatives=hard)
+        return label_aware_info_nce(own, scale, pool=pool, hard_negatives=hard)
+
+
+def shortened(pairs: Pairs, length: int) -> Pairs:
+    """The first numbers of the embeddings, of unit length again."""
+    if length == pairs.image.shape[1]:
+        return pairs
+    image, text = (F.normalize(rows[:, :length], dim=-1) for rows in pairs[:2])
+    return Pairs(image, text, pairs.positive_id)
 
 
 def encode_in_chunks(

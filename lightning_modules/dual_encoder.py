@@ -22,6 +22,7 @@ from lightning_modules.metrics import MeanOverSamples, SplitMetrics
 from lightning_modules.optim import is_frozen
 from lightning_modules.options import (
     ContrastiveLoss,
+    ContrastiveOptions,
     FewShotOptions,
     Freeze,
     LogitScaleOptions,
@@ -57,6 +58,7 @@ class DualEncoder(VisionTask):
             linked from the data.
         pretrained: false for random weights in both towers, whatever ``towers`` asks for.
         loss: ``label_aware`` InfoNCE, plain ``info_nce``, or ``sigmoid``.
+        loss_options: variants of it.
         logit_scale: the scale of the similarities.
         freeze: the frozen part.
         lora: low-rank adapters; the weights of both towers are frozen then.
@@ -70,6 +72,7 @@ class DualEncoder(VisionTask):
 
     Attributes:
         tasks: class names of the data's main task, if it has one.
+        shorter_lengths: lengths below that of the embeddings which are trained, too.
     """
 
     def __init__(
@@ -82,6 +85,7 @@ class DualEncoder(VisionTask):
         chunk_size: int = 0,
         pretrained: bool = True,
         loss: ContrastiveLoss = "label_aware",
+        loss_options: ContrastiveOptions = ContrastiveOptions(),
         logit_scale: LogitScaleOptions = LogitScaleOptions(),
         freeze: Freeze = "none",
         lora: LoraOptions | None = None,
@@ -107,7 +111,9 @@ class DualEncoder(VisionTask):
         self.save_hyperparameters()
         self.chunk_size = chunk_size
         scale = checked(LogitScaleOptions, logit_scale, "logit_scale")
-        self.objective = ContrastiveObjective(loss, scale)
+        variants = checked(ContrastiveOptions, loss_options, "loss_options")
+        self.objective = ContrastiveObjective(loss, scale, variants, self.towers.embed_dim)
+        self.shorter_lengths = sorted(variants.matryoshka)
         self.logit_scale_lr = scale.lr
         adapters = None if lora is None else checked(LoraOptions, lora, "lora")
         self.has_adapters = adapters is not None

@@ -131,6 +131,21 @@ class OptimOptions:
 
 
 @dataclass(frozen=True)
+class ContrastiveOptions:
+    """Variants of the contrastive loss.
+
+    Attributes:
+        matryoshka: shorter lengths of the embeddings, ``[64, 128]``, whose first numbers are trained to be embeddings
+            by themselves; the loss is the mean over all lengths (Kusupati et al., NeurIPS 2022).
+        hard_negatives: how much more similar negatives count, 0 for all alike (HN-NCE: Radenovic et al., CVPR 2023);
+            not for the sigmoid loss.
+    """
+
+    matryoshka: list[Count] = field(default_factory=list)
+    hard_negatives: NonNegative = 0.0
+
+
+@dataclass(frozen=True)
 class _AdapterOptions:
     rank: Count = 8
     alpha: int = 16
@@ -326,7 +341,7 @@ class TowerOptions:
     """The encoders: either ``model``, or ``image`` and ``text``.
 
     Attributes:
-        model: a pretrained dual encoder (CLIP, SigLIP): local folder or name on the hub.
+        model: a pretrained dual encoder of transformers (CLIP, SigLIP …) or open_clip: local folder or name on the hub.
         pretrained: whether to load the pretrained weights of ``model``.
         image: name of the image tower in timm.
         image_pretrained: true for the weights on the hub, false for random ones, or a weights file.
@@ -337,6 +352,9 @@ class TowerOptions:
         max_length: maximum length of a text in tokens, by default the model's, at most 64 with ``text``.
         embed_dim: length of the embeddings.
         projection_dropout: dropout of the projection heads.
+        patch_dropout: share of an image's patches that a training step leaves out, of vision transformers (FLIP: Li et
+            al., CVPR 2023).
+        gradient_checkpointing: recompute the activations of both towers in the backward pass (Chen et al., 2016).
     """
 
     model: str | None = None
@@ -350,6 +368,8 @@ class TowerOptions:
     max_length: Count | None = None
     embed_dim: Count = 256
     projection_dropout: Rate = 0.1
+    patch_dropout: Rate = 0.0
+    gradient_checkpointing: bool = False
 
 
 @dataclass(frozen=True)

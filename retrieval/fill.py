@@ -31,6 +31,7 @@ from retrieval.schema import (
     caption_schema,
     image_schema,
     not_unit,
+    shortened,
     value_type,
 )
 from vitrail.errors import UserError
@@ -421,7 +422,7 @@ class Chunk:
 
         sample_id = self._joined("sample_id")
         order = np.argsort(sample_id, kind="stable")
-        vectors = self._joined("image_embedding")[order]
+        vectors = shortened(self._joined("image_embedding")[order], self._identity.dim)
         _check_unit(vectors, sample_id[order])
         columns: dict[str, Any] = {"sample_id": pa.array(sample_id[order]), "vector": vector_column(vectors)}
         for task in self._identity.predicts:
@@ -471,7 +472,8 @@ class Chunk:
     def _captions(self) -> pa.Table:
         import pyarrow as pa
 
-        owner, vectors = self._joined("text_image"), self._joined("text_embedding")
+        owner = self._joined("text_image")
+        vectors = shortened(self._joined("text_embedding"), self._identity.dim)
         # An image's captions are consecutive; an empty text means none.
         starts = np.flatnonzero(np.r_[True, owner[1:] != owner[:-1]])
         number = np.arange(len(owner)) - np.repeat(starts, np.diff(np.r_[starts, len(owner)]))

@@ -217,6 +217,14 @@ def identity_of(
     )
 
 
+def shortened(vectors: NDArray[np.float32], dim: int) -> NDArray[np.float32]:
+    """Return the first numbers of embeddings ``(n, D)``, of unit length again."""
+    if vectors.shape[1] <= dim:
+        return vectors
+    cut = vectors[:, :dim]
+    return cut / np.linalg.norm(cut, axis=1, keepdims=True).clip(min=1e-12)
+
+
 def difference(there: ModelIdentity, new: ModelIdentity) -> str:
     """Return how a model that is to add images differs from the gallery's; empty where it may add them."""
     if there.weights != new.weights:

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self, cast, get_args
 
 import torch
+import torch.nn.functional as F
 from lightning.pytorch.utilities import rank_zero_warn
 from timm.data.constants import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+from timm.layers import PatchDropout
 from torch import nn
 
 from lightning_modules.encoders import open_clip
@@ -160,8 +162,11 @@ class TwoTowers(Towers):
             configuration = configuration_from_values(saved["text"])
         else:
             configuration = model_configuration(name, pretrained, "towers.text")
+        image_options = dict(options.image_options or {})
+        if options.patch_dropout:
+            image_options["patch_drop_rate"] = options.patch_dropout
         self.image = ImageEncoder(
-            options.image or "", image_size, options.image_pretrained, options.image_options, part="towers.image"
+            options.image or "", image_size, options.image_pretrained, image_options, part="towers.image"
         )
         self.text = TextEncoder(
             name,
@@ -172,6 +177,9 @@ class TwoTowers(Towers):
             directory="" if "text" in saved else model_directory(name, "towers.text"),
             rule=saved["pooling"]["rule"] if "text" in saved else None,
         )
+        if options.gradient_checkpointing:
+            self.image.checkpoint_activations()
+            _recompute_text(self.text.backbone, name)
         self.embed_dim, drop_rate = options.embed_dim, options.projection_dropout
         self.image_projection = ProjectionHead(self.image.num_features, self.embed_dim, drop_rate)
         self.text_projection = ProjectionHead(self.text.num_features, self.embed_dim, drop_rate)
@@ -227,6 +235,9 @@ class TwoTowers(Towers):
         return {"text": configuration_values(self.text.configuration), "pooling": {"rule": self.text.pooling}}
 
 
+_OF_WHOLE_MODELS = ("model", "pretrained", "max_length", "patch_dropout", "gradient_checkpointing")
+
+
 def random_towers(options: TowerOptions) -> TowerOptions:
     """The same towers without pretrained weights."""
     if options.model:
@@ -241,7 +252,7 @@ def build_towers(options: TowerOptions, image_size: int, architectures: Architec
         others = [
             one.name
             for one in fields(options)
-            if one.name not in ("model", "pretrained", "max_length") and getattr(options, one.name) != one.default
+            if one.name not in _OF_WHOLE_MODELS and getattr(options, one.name) != one.default
         ]
         if others:
             raise UserError(f"towers: {', '.join(others)} do not go with model, which has both towers; leave them out")
@@ -256,6 +267,14 @@ def build_towers(options: TowerOptions, image_size: int, architectures: Architec
     if not options.pretrained:
         raise UserError("towers.pretrained: belongs to model; for two towers give image_pretrained and text_pretrained")
     return TwoTowers(options, image_size, architectures)
+
+
+def _recompute_text(model: Any, name: str) -> None:
+    """Recompute the activations of a network of ``transformers``."""
+    try:
+        model.activation_checkpointing_enable({"use_reentrant": False})
+    except ValueError as error:
+        raise UserError(f"towers.gradient_checkpointing: {name} does not support it; leave it out") from error
 
 
 KEY = "towers.model"
@@ -378,6 +397,9 @@ class WholeModel(_JointTowers):
             )
         self.configuration = configuration
         self.model = build_model(configuration)
+        if options.gradient_checkpointing:
+            _recompute_text(self.model, self.name)
+        self._drop_patches(options.patch_dropout)
         longest = longest_text(text, cast("nn.Module", self.model.text_model))
         self.max_length = checked_length(options.max_length or longest, longest)
         self._own_the_scale()
@@ -385,6 +407,16 @@ class WholeModel(_JointTowers):
         known = self.name if not architectures and Path(self.name).is_dir() else ""
         self._set_preprocessing(known, image_processor(known, KEY) if known else None)
         self._interpolate = image_size != self.own_size
+
+    def _drop_patches(self, rate: float) -> None:
+        """Leave patches out after their position embeddings, in training."""
+        if not rate:
+            return
+        embeddings = getattr(self.model.vision_model, "embeddings", None)
+        if self.is_naflex or not hasattr(embeddings, "patch_embedding"):
+            raise UserError(f"towers.patch_dropout: {self.name} does not support it; leave it out")
+        self.patch_dropout = PatchDropout(rate, num_prefix_tokens=int(hasattr(embeddings, "class_embedding")))
+        cast("nn.Module", embeddings).register_forward_hook(lambda _, inputs, tokens: self.patch_dropout(tokens))
 
     def image_features(self, image: torch.Tensor) -> torch.Tensor:
         """See ``Towers``."""
@@ -481,13 +513,16 @@ class OpenClipModel(_JointTowers):
         self._named = _OPENAI_RESNETS.get(self.name, self.name)
         self.configuration = open_clip.Configuration(**saved) if saved else open_clip.configuration_of(self._named)
         self.image_size = image_size
-        self.model = open_clip.build(self.configuration, image_size)
+        self.model = open_clip.build(self.configuration, image_size, options.patch_dropout)
+        if options.gradient_checkpointing:
+            cast("Any", self.model).set_grad_checkpointing(True)
         if hasattr(self.model, "text_decoder"):
             del self.model.text_decoder  # of CoCa (Yu et al., TMLR 2022), which takes no part in embeddings
         self._own_the_scale()
         self.embed_dim = int(self.configuration.model_cfg["embed_dim"])
-        longest = int(self.configuration.model_cfg["text_cfg"].get("context_length", 77))
-        self.max_length = checked_length(options.max_length or longest, longest)
+        self.max_length = int(self.configuration.model_cfg["text_cfg"].get("context_length", 77))
+        if options.max_length not in (None, self.max_length):
+            raise UserError(f"towers.max_length: {self.name} pads all texts to {self.max_length} tokens; leave it out")
         how = self.configuration.preprocess_cfg
         self.normalize.load_state_dict(Normalize(tuple(how["mean"]), tuple(how["std"])).state_dict())
         self.input_options = open_clip.input_options(self.configuration)
@@ -498,7 +533,8 @@ class OpenClipModel(_JointTowers):
 
     def text_features(self, tokens: Tokens) -> torch.Tensor:
         """See ``Towers``."""
-        return cast("torch.Tensor", cast("Any", self.model).encode_text(tokens["input_ids"], normalize=False))
+        ids = F.pad(tokens["input_ids"], (0, self.max_length - tokens["input_ids"].shape[1]))
+        return cast("torch.Tensor", cast("Any", self.model).encode_text(ids, normalize=False))
 
     def backbone(self, side: Side) -> nn.Module:
         """See ``Towers``."""

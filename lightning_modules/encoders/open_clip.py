@@ -113,7 +113,7 @@ def weights_file(name: str) -> Path:
     return Path(downloaded(name, KEY, lambda: str(download_pretrained(pretrained))))
 
 
-def build(configuration: Configuration, image_size: int) -> nn.Module:
+def build(configuration: Configuration, image_size: int, patch_dropout: float = 0.0) -> nn.Module:
     """Build a network with random weights, with both towers as modules of their own.
 
     Raises:
@@ -122,6 +122,9 @@ def build(configuration: Configuration, image_size: int) -> nn.Module:
     _require()
     import open_clip
 
+    vision = configuration.model_cfg["vision_cfg"]
+    if patch_dropout and ("timm_model_name" in vision or isinstance(vision.get("layers"), list)):
+        raise UserError("towers.patch_dropout: this model's image tower does not support it; leave it out")
     with TemporaryDirectory() as folder, _quiet():
         (Path(folder) / CONFIG).write_text(json.dumps(configuration._asdict()), encoding="utf-8")
         try:
@@ -131,6 +134,7 @@ def build(configuration: Configuration, image_size: int) -> nn.Module:
                 device=torch.empty(0).device,  # without values in a context that counts
                 pretrained_text=False,
                 force_custom_text=True,
+                force_patch_dropout=patch_dropout or None,
                 force_image_size=None if image_size == own_size(configuration) else image_size,
             )
         except Exception as error:  # of its parts by timm and transformers, too

@@ -55,6 +55,12 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument("--on-bad-image", choices=("error", "skip"), help="stop at unreadable images, or list them")
     command.add_argument(
+        "--dim",
+        type=int,
+        metavar="D",
+        help="keep the first D numbers of each embedding, for models trained with loss_options.matryoshka",
+    )
+    command.add_argument(
         "--chunk", type=int, default=CHUNK, metavar="N", help=f"images a commit, in whole batches (default: {CHUNK})"
     )
 
@@ -83,6 +89,14 @@ def _filled(task: VisionTask, datamodule: ImageDataModule, uri: str, options: ar
     datamodule.image_options = {**task.input_options}
     run = str(options.run.resolve())
     identity = identity_of(task, run, task.input_options, datamodule.tasks, datamodule.task_kinds)
+    if options.dim is not None:
+        if not 1 <= options.dim <= identity.dim:
+            raise UserError(f"--dim: must be between 1 and the model's {identity.dim}; got {options.dim}")
+        trained = [*getattr(task, "shorter_lengths", []), identity.dim]
+        if options.dim not in trained:
+            lengths = ", ".join(map(str, trained))
+            sys.stderr.write(f"index: the model was trained for the lengths {lengths}, not for --dim {options.dim}\n")
+        identity = replace(identity, dim=options.dim)
     gallery = Gallery.open_or_create(uri, identity)
     _set_up(datamodule)
     return fill(

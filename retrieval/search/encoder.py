@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval.schema import ModelIdentity
+from retrieval.schema import ModelIdentity, shortened
 from vitrail.errors import UserError
 from vitrail.files import local_folder
 from vitrail.runs import Run, load_checkpoint, prepared_image
@@ -36,7 +36,7 @@ class QueryEncoder:
         self._check_texts()
         with torch.inference_mode():
             vectors: NDArray[np.float32] = self._task.encode_text(texts).float().cpu().numpy()
-        return vectors
+        return shortened(vectors, self._identity.dim)
 
     def encode_image(self, path: Path) -> NDArray[np.float32]:
         """See ``Encoder``; raises ``UserError`` if the image cannot be read."""
@@ -50,8 +50,7 @@ class QueryEncoder:
         with torch.inference_mode():
             features = encode(image[None].to(self._task.device)).float()
             vector = features if self._identity.encodes_text else F.normalize(features, dim=-1)
-        found: NDArray[np.float32] = vector[0].cpu().numpy()
-        return found
+        return shortened(vector.cpu().numpy(), self._identity.dim)[0]
 
     def reading(self, text: str) -> TextReading:
         """See ``Encoder``."""

@@ -13,7 +13,9 @@ from torch import nn
 from torch.multiprocessing.spawn import start_processes
 from torch.nn.parallel import DistributedDataParallel
 
+from lightning_modules import contrastive
 from lightning_modules.contrastive import (
+    ContrastiveObjective,
     LogitScale,
     Pairs,
     encode_in_chunks,
@@ -21,7 +23,7 @@ from lightning_modules.contrastive import (
     label_aware_info_nce,
     sigmoid_contrastive,
 )
-from lightning_modules.options import LogitScaleOptions, checked
+from lightning_modules.options import ContrastiveOptions, LogitScaleOptions, checked
 from tests.support.models import pair_batch, tiny_pair
 from vitrail.errors import UserError
 from vitrail.types import Batch
@@ -83,6 +85,7 @@ CASES: dict[str, dict[str, Any]] = {
     "label_aware": {"loss": "label_aware"},
     "sigmoid": {"loss": "sigmoid"},
     "cached": {"loss": "label_aware", "chunk_size": 2},
+    "in blocks": {"loss": "info_nce", "loss_options": {"matryoshka": [8], "hard_negatives": 0.5}},
 }
 IDS = [0, 1, 2, 3, 4, 6, 9, 12]
 
@@ -113,6 +116,7 @@ def on_one_of_two_processes(rank: int, folder: str) -> None:
     own = pair_batch(IDS[rank * 4 : rank * 4 + 4])
     found = {}
     for name, changes in CASES.items():
+        contrastive.LOGITS_AT_A_TIME = 16 if name == "in blocks" else 2**20
         step = Step(Path(folder, "clip"), changes)
         found[name] = gradients(DistributedDataParallel(step), step, own)
         dist.barrier()
@@ -255,3 +259,70 @@ def test_without_gradients_nothing_is_encoded_twice() -> None:
         encoded = encode_in_chunks(noted, [rows()], 10, nn.Identity())
     assert calls == [10, 10, 4]
     assert torch.equal(encoded, rows())
+
+
+LOSSES: dict[str, Any] = {
+    "info_nce": info_nce,
+    "label_aware": label_aware_info_nce,
+    "hard_negatives": lambda pairs, scale: label_aware_info_nce(pairs, scale, hard_negatives=0.5),
+    "sigmoid": lambda pairs, scale: sigmoid_contrastive(pairs, scale, torch.tensor(-3.0, dtype=torch.float64)),
+}
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_blocks_of_logits_have_the_loss_and_gradients_of_all_at_once(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = []
+    for logits in (2**20, 7 * 23):  # seven rows at a time
+        monkeypatch.setattr("lightning_modules.contrastive.LOGITS_AT_A_TIME", logits)
+        pairs, scale = some_pairs(23, [*range(12), *range(11)]), torch.tensor(9.0, dtype=torch.float64).requires_grad_()
+        loss = LOSSES[name](pairs, scale)
+        found.append([loss, *torch.autograd.grad(loss, [pairs.image, pairs.text, scale])])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+
+
+def test_a_large_batch_keeps_no_matrix_of_logits() -> None:
+    """Counted: no tensor that autograd saves has as many numbers as all logits, which are computed in blocks."""
+    generator = torch.Generator().manual_seed(0)
+    image, text = (F.normalize(torch.randn(2048, 8, generator=generator), dim=-1).requires_grad_() for _ in range(2))
+    saved: list[int] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: saved.append(tensor.numel()) or tensor, lambda x: x):
+        loss = info_nce(Pairs(image, text, torch.arange(2048)), torch.tensor(10.0))
+    loss.backward()  # type: ignore[no-untyped-call]  # torch's own
+    assert 0 < max(saved, default=0) < 2048 * 2048 / 4 or not saved
+
+
+def test_hard_negatives_weigh_as_in_the_paper() -> None:
+    pairs, scale, beta = some_pairs(5), torch.tensor(4.0), 0.7
+    logits = (4.0 * pairs.image @ pairs.text.T).detach().numpy()
+    expected = 0.0
+    for matrix in (logits, logits.T):
+        for row in range(5):
+            others = np.delete(matrix[row], row)
+            weights = 4 * np.exp(beta * others) / np.exp(beta * others).sum()
+            positive = np.exp(matrix[row, row])
+            expected -= np.log(positive / (positive + (weights * np.exp(others)).sum())) / 10
+    assert float(label_aware_info_nce(pairs, scale, hard_negatives=beta)) == pytest.approx(expected)
+    assert float(info_nce(pairs, scale, hard_negatives=beta)) == pytest.approx(expected)
+    alike = some_pairs(3, [1, 1, 1])  # a row without negatives
+    assert float(label_aware_info_nce(alike, scale, hard_negatives=beta)) == pytest.approx(
+        float(label_aware_info_nce(alike, scale))
+    )
+
+
+def test_shorter_embeddings_are_trained_too() -> None:
+    pairs = some_pairs(6, dtype=torch.float32)
+    options = ContrastiveOptions(matryoshka=[2, 3])
+    objective = ContrastiveObjective("info_nce", LogitScaleOptions(scale=10.0), options, 5)
+    lengths = [
+        Pairs(F.normalize(pairs.image[:, :d], dim=-1), F.normalize(pairs.text[:, :d], dim=-1), pairs.positive_id)
+        for d in (5, 2, 3)
+    ]
+    expected = sum(float(info_nce(cut, torch.tensor(10.0))) for cut in lengths) / 3
+    assert float(objective(pairs, joined=False)) == pytest.approx(expected, rel=1e-5)
+    with pytest.raises(UserError, match=r"loss_options.matryoshka: must be below the embeddings' 3; got 3"):
+        ContrastiveObjective("info_nce", LogitScaleOptions(), options, 3)
+    with pytest.raises(UserError, match=r"loss_options.hard_negatives: belongs to info_nce and label_aware"):
+        ContrastiveObjective("sigmoid", LogitScaleOptions(), ContrastiveOptions(hard_negatives=1.0))

@@ -14,9 +14,19 @@ from PIL import Image
 
 from datamodules.loading.decode import image_pixels
 from datamodules.loading.transforms import eval_transform
+from lightning_modules.checkpoint import load_task
 from lightning_modules.encoders.dual import FAMILIES, Towers, build_towers
 from lightning_modules.options import TowerOptions
-from tests.support.models import TEXTS, write_open_clip, write_whole_model
+from tests.support.models import (
+    TEXTS,
+    TinyPairs,
+    pair_batch,
+    same_weights,
+    tiny_pair,
+    tiny_trainer,
+    write_open_clip,
+    write_whole_model,
+)
 from vitrail.errors import UserError
 
 SHAPES = {"square": (64, 64), "wide": (300, 70), "tall": (41, 190), "tiny": (5, 3), "large": (640, 480)}
@@ -162,3 +172,79 @@ def test_mistakes_with_open_clip_are_one_line(tmp_path: Path) -> None:
     (folder / "open_clip_model.safetensors").unlink()
     with pytest.raises(UserError, match=r"has no weights; it needs open_clip_model.safetensors or"):
         towers.load_pretrained()
+
+
+def training_step(folder: Path, kind: str, **options: Any) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """Embeddings in training, and the gradients of a step."""
+    towers = build_towers(TowerOptions(**{"model": str(folder), **options}), 32)
+    if "model" in options or options.get("image") is None:
+        towers.load_pretrained()
+    torch.manual_seed(5)
+    towers.train()
+    pixels = torch.stack([image_pixels(images()[name].resize((32, 32)), "auto") for name in ("square", "wide")])
+    ids = torch.tensor([[1, 5, 9, 3], [1, 7, 3, 3]])
+    tokens = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    embedded = torch.cat([towers.encode_image(pixels), towers.encode_text(tokens)])  # type: ignore[arg-type]  # plain
+    embedded.square().sum().backward()  # type: ignore[no-untyped-call]  # torch's own
+    return embedded.detach(), [p.grad for p in towers.parameters() if p.grad is not None]
+
+
+@pytest.mark.parametrize("kind", ["clip", "siglip", "open_clip"])
+def test_activations_are_recomputed_and_patches_left_out_in_training_only(kind: str, tmp_path: Path) -> None:
+    folder = write_open_clip(tmp_path, "vit") if kind == "open_clip" else write_whole_model(tmp_path, kind)
+    plain, gradients = training_step(folder, kind)
+    again, recomputed = training_step(folder, kind, gradient_checkpointing=True)
+    torch.testing.assert_close(again, plain)
+    for one, other in zip(recomputed, gradients, strict=True):
+        torch.testing.assert_close(one, other)
+    fewer, _ = training_step(folder, kind, patch_dropout=0.5)
+    assert not torch.allclose(fewer[:2], plain[:2], atol=1e-3)
+    torch.testing.assert_close(fewer[2:], plain[2:])
+    towers = build_towers(TowerOptions(model=str(folder), patch_dropout=0.5), 32).eval()
+    counts: list[int] = []
+    block = (
+        towers.backbone("image").transformer.resblocks[0]
+        if kind == "open_clip"
+        else towers.backbone("image").encoder.layers[0]
+    )  # type: ignore[union-attr,operator,index]
+    block.register_forward_hook(lambda _, inputs, output: counts.append(inputs[0].shape[1]))  # type: ignore[union-attr]
+    pixels = torch.zeros(1, 3, 32, 32, dtype=torch.uint8)
+    towers.encode_image(pixels)
+    towers.train().encode_image(pixels)
+    prefix = int(kind != "siglip")
+    assert counts == [16 + prefix, 8 + prefix]
+
+
+def test_towers_without_patches_refuse_to_leave_any_out(tmp_path: Path) -> None:
+    options = [
+        {"model": str(write_whole_model(tmp_path / "align", "align"))},
+        {"model": str(write_open_clip(tmp_path / "resnet", "resnet"))},
+    ]
+    for one in options:
+        with pytest.raises(UserError, match=r"^towers.patch_dropout: .* does not support it; leave it out"):
+            build_towers(TowerOptions(**one, patch_dropout=0.5), 32)
+
+
+@pytest.mark.parametrize(("kind", "freeze"), [("vit", "early_layers"), ("resnet", "vision_only")])
+def test_models_of_open_clip_are_trained_saved_and_loaded(kind: str, freeze: str, tmp_path: Path) -> None:
+    folder = write_open_clip(tmp_path / "model", kind)
+    task = tiny_pair(tmp_path / "clip", towers={"model": str(folder)}, freeze=freeze)
+    task.load_pretrained()
+    trainable = {name for name, parameter in task.towers.model.named_parameters() if parameter.requires_grad}  # type: ignore[union-attr]  # a network
+    assert ("visual.proj" in trainable) == (kind == "vit")
+    assert "text.text_projection" in trainable
+    assert not any(name.startswith(("visual.conv1", "text.token_embedding")) for name in trainable) or kind == "resnet"
+    trainer = tiny_trainer(tmp_path)
+    trainer.fit(task, TinyPairs())
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    (folder / "open_clip_model.safetensors").unlink()  # a checkpoint has all that is needed
+    (folder / "open_clip_config.json").unlink()
+    again = load_task(tmp_path / "last.ckpt")
+    assert same_weights(again, task)
+    batch = pair_batch([1, 2, 3])
+    for one, other in zip(
+        again.predict_step(batch, 0)["logits"].values(),
+        task.eval().predict_step(batch, 0)["logits"].values(),
+        strict=True,
+    ):  # type: ignore[operator]  # a task
+        torch.testing.assert_close(one, other)
