@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import NamedTuple, get_args
+from typing import NamedTuple, cast, get_args
 
 import torch
 import torch.nn.functional as F
@@ -26,7 +26,7 @@ class Pairs(NamedTuple):
     positive_id: torch.Tensor  # int64 `(N,)`; rows that share one are positives of each other
 
 
-LOGITS_AT_A_TIME = 2**20
+LOGITS_AT_A_TIME = 2**18
 """Logits in memory at a time; more of them are computed in blocks of rows, and again for their gradients."""
 
 
@@ -287,7 +287,7 @@ def encode_in_chunks(
         network: the network of ``encode``; only the first pass updates its BatchNorm statistics.
 
     Returns:
-        ``(B, D)``.
+        ``(B, D)``. On one process ``backward`` must follow; ``torch.autograd.grad`` cannot take its gradients.
     """
     rows = len(inputs[0])
     if chunk_size == 0 or rows <= chunk_size:
@@ -299,7 +299,17 @@ def encode_in_chunks(
     def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
         return nullcontext(), _statistics_kept(network)
 
-    return torch.cat([checkpoint(encode, *chunk, use_reentrant=False, context_fn=contexts) for chunk in chunks])
+    if is_distributed():
+        # DDP and FSDP wait for the gradient of all chunks together.
+        return torch.cat([checkpoint(encode, *chunk, use_reentrant=False, context_fn=contexts) for chunk in chunks])
+
+    def again(_: torch.Tensor, *chunk: torch.Tensor) -> torch.Tensor:
+        with contexts()[torch.is_grad_enabled()]:  # without gradients in the first pass
+            return encode(*chunk)
+
+    # Each chunk adds to the gradients when it is done; in one graph all would be summed in further memory first.
+    starts = torch.zeros((), device=inputs[0].device, requires_grad=True)
+    return torch.cat([cast("torch.Tensor", checkpoint(again, starts, *chunk, use_reentrant=True)) for chunk in chunks])
 
 
 @contextmanager
