@@ -136,7 +136,7 @@ PROGRAMS = {
         "Check data sets and pack them for streaming.",
         {
             "audit": Command(
-                "datamodules.commands.audit", "what is in a data set and what is wrong with it", takes_data=True
+                "evaluation.commands.audit", "what is in a data set and what is wrong with it", takes_data=True
             ),
             "pack": Command("datamodules.commands.pack", "write shards to stream from", takes_data=True),
         },

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.markup import escape
 
+from datamodules.checks.findings import Finding, counted, find
 from datamodules.checks.near_duplicates import NEAR_FORMAT, RADII, Pairs, exact_pairs, identical_sets, near_pairs
 from datamodules.checks.verify import Arrays, ReadImage, Verification, cached
 from datamodules.files.label_csv import left_out_text
@@ -184,6 +185,7 @@ class AuditReport:
         labels: of multi-label tasks, how many samples have both of two labels, the most frequent pair first.
         numbers: of regression tasks, by split, ``samples``, ``min``, ``median``, ``mean``, ``max`` and ``std`` of the
             known numbers, and ``histogram``, counts in equal parts of the range of all splits.
+        findings: about single images, the gravest first; none for generated images.
     """
 
     data: str
@@ -207,6 +209,7 @@ class AuditReport:
     counts_files: bool = True
     labels: dict[str, list[tuple[str, str, int]]] = field(default_factory=dict)
     numbers: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
+    findings: list[Finding] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report in types that JSON knows."""
@@ -240,6 +243,7 @@ def audit(
         counts = {split: table.class_counts(split)[task] for split in SPLITS}
         classes[task] = {name: {split: counts[split][place] for split in SPLITS} for place, name in enumerate(names)}
         unknown[task] = {split: int((~known_rows(table.targets[task][masks[split]])).sum()) for split in SPLITS}
+    findings = [] if verification is None else _findings(table, verification, read_image)
     identical = None
     if verification and verification.readable.sum() > 1:
         identical = find_identical(table, verification.content, verification.readable)
@@ -265,6 +269,7 @@ def audit(
         counts_files=image_files,
         labels={task: label_pairs(table, task) for task in table.tasks if kind_of(table.kinds, task) == "multi_label"},
         numbers={task: numbers_of(table, task) for task in table.tasks if kind_of(table.kinds, task) == "regression"},
+        findings=findings,
     )
 
 
@@ -323,7 +328,7 @@ def find_leaks(
         exact = exact_pairs(verification.content, table.split_codes, readable)
     decoded = verification is not None and verification.mode == "full"
     if verification is not None and decoded and "near" not in ignored:
-        near, radius = _near(table, verification, read_image)
+        near, radius = _near(table, verification, read_image, table.split_codes)
     not_checked: dict[LeakKind, str] = {}
     if len(np.unique(table.split_codes[readable])) < 2:
         not_checked = dict.fromkeys(TITLES, "fewer than two splits have images that can be compared")
@@ -385,16 +390,22 @@ def warn_of_conflicts(table: SampleTable, verification: Verification) -> None:
         )
 
 
-def _near(table: SampleTable, verification: Verification, read_image: ReadImage) -> tuple[Pairs, int]:
-    """Near duplicates that are not identical; cached on disk."""
+def _findings(table: SampleTable, verification: Verification, read_image: ReadImage) -> list[Finding]:
+    every = np.arange(len(table))
+    return find(table, verification, *_near(table, verification, read_image, every))
+
+
+def _near(
+    table: SampleTable, verification: Verification, read_image: ReadImage, parts: NDArray[np.integer[Any]]
+) -> tuple[Pairs, int]:
+    """Near duplicates in different parts (``(N,)``) that are not identical; cached on disk."""
 
     def read_pixels(row: int) -> NDArray[np.uint8]:
         pixels: NDArray[np.uint8] = read_image(row).permute(1, 2, 0).contiguous().numpy()
         return pixels
 
     def compute() -> Arrays:
-        hashes, codes, readable = verification.perceptual, table.split_codes, verification.readable
-        pairs, radius = near_pairs(hashes, codes, readable, read_pixels)
+        pairs, radius = near_pairs(verification.perceptual, parts, verification.readable, read_pixels)
         # Equal images have equal content: a pair of them is not a near duplicate.
         equal = (verification.content[pairs[:, 0]] == verification.content[pairs[:, 1]]).all(axis=1)
         return {"pairs": pairs[~equal], "radius": np.array(radius)}
@@ -403,7 +414,8 @@ def _near(table: SampleTable, verification: Verification, read_image: ReadImage)
         if arrays["pairs"].ndim != 2 or arrays["radius"].ndim != 0:
             raise ValueError("not pairs and a radius")
 
-    arrays = cached(f"near-{NEAR_FORMAT}-{verification.key}", compute, check)
+    kind = "near" if parts is table.split_codes else "near-all"
+    arrays = cached(f"{kind}-{NEAR_FORMAT}-{verification.key}", compute, check)
     return arrays["pairs"].astype(np.int64), int(arrays["radius"])
 
 
@@ -460,6 +472,35 @@ def print_report(report: AuditReport, console: Console) -> None:
     lines = [f"row {bad.sample.row} ({bad.sample.split}): {bad.reason}" for bad in report.skipped]
     reason = "" if report.reads_images else "images are generated"
     _print_list("unreadable images", lines, "skipped" if report.skips_bad_images else "not allowed", console, reason)
+    _print_findings(report, console)
+
+
+_WORST = 3
+
+
+def _print_findings(report: AuditReport, console: Console) -> None:
+    """How many images there are of each finding, and the worst of them by name."""
+    if not report.reads_images:
+        console.print("findings about single images: not looked for (images are generated)")
+        return
+    rows = []
+    for name, found in counted(report.findings).items():
+        severities = Counter(one.severity for one in found)
+        severity = ", ".join(f"{severity} {count}" for severity, count in severities.items())
+        worst = ", ".join(f"{one.image} ({one.value:g})" for one in found[:_WORST])
+        rows.append([name, f"{len(found):,}", severity, f"{found[0].threshold:g}", worst])
+    if not rows:
+        console.print("findings about single images: none")
+        return
+    heading = "findings about single images (--findings FILE has all, --html FILE shows them)"
+    console.print(
+        Table(
+            ["finding", "images", "severity", "threshold", "worst"],
+            rows,
+            left=("finding", "severity", "worst"),
+            title=heading,
+        )
+    )
 
 
 _BARS = " ▁▂▃▄▅▆▇█"

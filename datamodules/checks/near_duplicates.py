@@ -12,6 +12,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -173,12 +174,12 @@ _BLOCK = 512
 _KEPT_THUMBNAILS = 10_000  # About 350 MB.
 
 
-def exact_pairs(content: NDArray[np.uint8], parts: NDArray[np.int8], readable: NDArray[np.bool_]) -> Pairs:
+def exact_pairs(content: NDArray[np.uint8], parts: NDArray[np.integer[Any]], readable: NDArray[np.bool_]) -> Pairs:
     """Return each image that has an identical one in another part, paired with the first of those.
 
     Args:
         content: uint8 ``(N, 32)``, hash of each image.
-        parts: int8 ``(N,)``, the split of each.
+        parts: whole numbers ``(N,)``, such as the split of each.
         readable: bool ``(N,)``.
     """
     pairs = []
@@ -204,7 +205,7 @@ def identical_sets(content: NDArray[np.uint8], readable: NDArray[np.bool_]) -> I
 
 def near_pairs(
     perceptual: NDArray[np.uint64],
-    parts: NDArray[np.int8],
+    parts: NDArray[np.integer[Any]],
     readable: NDArray[np.bool_],
     read_pixels: Callable[[int], NDArray[np.uint8]],
 ) -> tuple[Pairs, int]:
@@ -212,7 +213,7 @@ def near_pairs(
 
     Args:
         perceptual: uint64 ``(N, 6)``, hashes of each image and its crops.
-        parts: int8 ``(N,)``, the split of each.
+        parts: whole numbers ``(N,)``, such as the split of each.
         readable: bool ``(N,)``.
         read_pixels: returns uint8 ``(H, W, 3)`` for a row.
     """
@@ -251,7 +252,7 @@ def _affordable_radius(hashes: NDArray[np.uint64]) -> int:
 
 
 def _candidates(
-    perceptual: NDArray[np.uint64], parts: NDArray[np.int8], readable: NDArray[np.bool_], radius: int
+    perceptual: NDArray[np.uint64], parts: NDArray[np.integer[Any]], readable: NDArray[np.bool_], radius: int
 ) -> Pairs:
     """Pairs in different parts, one of whose boxes has nearly the hash of the other's whole."""
     rows = np.flatnonzero(readable)

@@ -132,17 +132,26 @@ def _octaves(values: NDArray[np.float64]) -> NDArray[np.float64]:
     return away
 
 
+_FLAT = 8.0  # Contrast in levels below which there are no edges that could be sharp.
+
+
+def _sharpness(facts: dict[str, NDArray[np.float64]]) -> NDArray[np.float64]:
+    """Sharpness, of flat images the median, because they are found to be dark, bright or empty instead."""
+    sharpness: NDArray[np.float64] = np.where(
+        facts["contrast"] < _FLAT, np.median(facts["sharpness"]), facts["sharpness"]
+    )
+    return sharpness
+
+
 RULES: dict[str, _Rule] = {
     "low-information": _Rule(lambda facts: facts["entropy"], 3.0, 0.3, True, "nearly one color: remove or replace it"),
     "dark": _Rule(
-        lambda facts: facts["brightness"], 50.0, 10.0, True, "underexposed: replace it, or check that it is meant"
+        lambda facts: facts["brightness"], 50.0, 20.0, True, "underexposed: replace it, or check that it is meant"
     ),
     "bright": _Rule(
         lambda facts: facts["brightness"], 225.0, 254.0, False, "overexposed or empty: replace it, or check it"
     ),
-    "blurry": _Rule(
-        lambda facts: facts["sharpness"], 100.0, 2.0, True, "replace it by a sharp one, or check that it is meant"
-    ),
+    "blurry": _Rule(_sharpness, 100.0, 2.0, True, "replace it by a sharp one, or check that it is meant"),
     "odd-size": _Rule(
         lambda facts: _octaves(facts["width"] * facts["height"]),
         3.0,

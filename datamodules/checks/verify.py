@@ -88,7 +88,7 @@ _QUEUED, _TASK = (
     512,
     16,
 )  # Images of a thread's task: handing over each image by itself would cost as much as decoding a small one.
-_ANNOUNCED, _SAMPLED = 10.0, 64  # Seconds from which the expected time is reported, after so many images.
+_ANNOUNCED, _SAMPLED = 10.0, 64  # Seconds from which the expected time is reported, and the images after which it is.
 _THREADS = min(8, os.cpu_count() or 1)
 
 
@@ -98,7 +98,7 @@ class Verification:
 
     Attributes:
         bad: reason by row of each unreadable image.
-        content: uint8 ``(N, 32)``, what tells images apart, see ``mode``; 0 for unreadable images.
+        content: uint8 ``(N, 32)``, what distinguishes images, see ``mode``; 0 for unreadable images.
         perceptual: uint64 ``(N, 6)``, difference hash of each of ``HASH_BOXES``; 0 for unreadable images and where no
             image was decoded.
         key: hash of this state of the data, for cached results that are derived from it.

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from datamodules.commands.audit import add_data_arguments, data_arguments
+from datamodules.commands.data_arguments import add_data_arguments, data_arguments
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:

@@ -450,7 +450,7 @@ def writing_sink(
 
 
 def _no_room(folder: Path, needed: int, limit: int) -> str:
-    """Why so many bytes more do not fit, and how to fix it; empty if they do."""
+    """Why ``needed`` bytes more do not fit, and how to fix it; empty if they do."""
     if needed > limit:
         return f"decoded they need about {needed / _GB:.1f} GB; raise data loader.cache_limit_gb ({limit / _GB:g})"
     existing = next(one for one in (folder, *folder.parents) if one.exists())
