@@ -50,6 +50,7 @@ class ScoredTask(VisionTask):
         task_weights: weight of each task's loss in the sum.
         thresholds: of each multi-label task the probabilities from which its labels are predicted. Each validation of a
             fit chooses those of the highest F1, and checkpoints keep them.
+        chooses_thresholds: whether any other validation does so, too, as weights need that no fit has validated.
         label_scores: of each multi-label task the scores of its labels in the latest evaluation, see
             ``heads.multi_label.MultiLabelScores.per_label``.
     """
@@ -81,6 +82,7 @@ class ScoredTask(VisionTask):
             for task, output in zip(tasks, given, strict=True)
             if isinstance(output, MultiLabelOutput)
         }
+        self.chooses_thresholds = False
         self.label_scores: dict[str, dict[str, torch.Tensor]] = {}
         self.task_weights = {**dict.fromkeys(tasks, 1.0), **(task_weights or {})}
         self.train_metrics = SplitMetrics(tasks, self.task_weights, losses_only=True)
@@ -118,7 +120,7 @@ class ScoredTask(VisionTask):
             if isinstance(scores, MultiLabelScores):
                 multi_label[task] = scores
                 scores.thresholds = torch.tensor(self.thresholds[task], dtype=torch.float64)
-                scores.chooses = split == "val" and fits
+                scores.chooses = split == "val" and (fits or self.chooses_thresholds)
         values = dict(metrics.compute())
         self.thresholds |= {task: scores.thresholds.tolist() for task, scores in multi_label.items()}
         self.label_scores = {task: dict(scores.per_label) for task, scores in multi_label.items()}

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from vitrail.errors import UserError
 from vitrail.files import write_text_atomically
-from vitrail.predictions import Predictions, read_predictions, refuse_kinds, write_predictions
+from vitrail.predictions import Predictions, read_predictions, write_predictions
 from vitrail.runs import Run, class_counts_of
 from vitrail.types import LABEL_TASK, kind_of
 
@@ -103,7 +103,7 @@ def finetuning_cost(run: Path, datamodule: ImageDataModule, base_classes: int) -
     from evaluation.statistics.base_to_novel import compare
     from lightning_modules.checkpoint import load_task
 
-    before = predict_classes(load_task(start_weights_of(run)), datamodule, "test")
+    before = predict_main_task(load_task(start_weights_of(run)), datamodule, "test")
     write_predictions(run / Run.PREDICTIONS / "test_start.parquet", before)
     return compare(read_predictions(run / Run.PREDICTIONS / "test.parquet"), before, base_classes)
 
@@ -120,8 +120,8 @@ def start_weights_of(run: Path) -> Path:
     return path
 
 
-def predict_classes(task: VisionTask, datamodule: ImageDataModule, split: str) -> Predictions:
-    """Predict the classes of all samples of a split, on the task's device.
+def predict_main_task(task: VisionTask, datamodule: ImageDataModule, split: str) -> Predictions:
+    """Predict the main task of all samples of a split, on the task's device.
 
     Raises:
         UserError: the data have no classes.
@@ -132,7 +132,7 @@ def predict_classes(task: VisionTask, datamodule: ImageDataModule, split: str) -
 
     if LABEL_TASK not in datamodule.tasks:
         raise UserError("the data have no classes to count right predictions of")
-    refuse_kinds({LABEL_TASK: kind_of(datamodule.task_kinds, LABEL_TASK)}, "right predictions")
+    kind = kind_of(datamodule.task_kinds, LABEL_TASK)
     datamodule.adopt_image_options(task.input_options)
     device = next(task.parameters()).device
     task.eval()
@@ -151,4 +151,5 @@ def predict_classes(task: VisionTask, datamodule: ImageDataModule, split: str) -
         tasks={LABEL_TASK: datamodule.class_names},
         targets={LABEL_TASK: torch.cat([output["targets"][LABEL_TASK] for output in outputs]).cpu().numpy()},
         logits={LABEL_TASK: torch.cat([output["logits"][LABEL_TASK] for output in outputs]).float().cpu().numpy()},
+        kinds={} if kind == "single_label" else {LABEL_TASK: kind},
     )

@@ -12,23 +12,27 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import math
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 
-from evaluation.commands.base_to_novel import predict_classes, start_weights_of
+from evaluation.commands.base_to_novel import predict_main_task, start_weights_of
 from evaluation.commands.ensemble import config_of
+from evaluation.statistics.scores import HEADINGS, LOWER_IS_BETTER, MAIN, scores_of
 from vitrail.console import Table
 from vitrail.errors import UserError
 from vitrail.files import read_csv, timestamped_directory, write_csv, write_text_atomically
+from vitrail.predictions import Predictions
 from vitrail.runs import Run, runs_among
 from vitrail.runtime import check_device
-from vitrail.types import LABEL_TASK
+from vitrail.types import LABEL_TASK, kind_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -37,11 +41,12 @@ if TYPE_CHECKING:
     from datamodules.base import ImageDataModule
     from lightning_modules.averaging import State
     from lightning_modules.base import VisionTask
+    from lightning_modules.classification import ScoredTask
 
     Score = Callable[[State, Sequence[int]], tuple[float, State]]
     """Validation metric of an average of some members, and its weights with statistics that fit them."""
 
-_SAME = ("_class_path", "tasks", "class_names", "image_size")
+_SAME = ("_class_path", "tasks", "class_names", "task_kinds", "image_size")
 """Hyper-parameters that the members of a soup must share."""
 
 
@@ -85,7 +90,7 @@ def run_soup(options: argparse.Namespace, rest: Sequence[str] = ()) -> None:
     best = soup.members[0]
     place = soup_folder(runs[0]) if options.runs else _sweep_soup_folder(options.sweep)
     directory = timestamped_directory(place)
-    write_weights(directory / Run.BEST, checkpoints[best], soup.state)
+    write_weights(directory / Run.BEST, checkpoints[best] | evaluator.thresholds_of(soup.state), soup.state)
     config = configs[best] | {"name": directory.parent.name, "runs": str(directory.parent.parent)}
     write_text_atomically(directory / Run.CONFIG, dump_yaml(config))
     members = [
@@ -179,8 +184,11 @@ def refuse_strangers(members: Sequence[Path], checkpoints: Sequence[dict[str, An
         )
     shapes = [{name: tuple(one.shape) for name, one in each["state_dict"].items()} for each in checkpoints]
     for run, other, theirs, fingerprint in zip(members[1:], checkpoints[1:], shapes[1:], data[1:], strict=True):
+        own, others = (
+            {**each["hyper_parameters"], **(each["hyper_parameters"].get("task_facts") or {})} for each in (first, other)
+        )
         for key in _SAME:
-            if first["hyper_parameters"].get(key) != other["hyper_parameters"].get(key):
+            if own.get(key) != others.get(key):
                 raise UserError(f"{run}: {key} differs from that of {members[0]}; only runs of one experiment average")
         names = shapes[0].keys() | theirs.keys()
         if different := sorted(name for name in names if shapes[0].get(name) != theirs.get(name)):
@@ -244,6 +252,8 @@ class _Evaluator:
         self._datamodule.adopt_image_options(self._task.input_options)
         trainer: dict[str, Any] = config.get("trainer") or {}
         self._settings: dict[str, Any] = {key: trainer.get(key) for key in ("precision", "limit_val_batches")}
+        if getattr(self._task, "thresholds", {}):
+            cast("ScoredTask", self._task).chooses_thresholds = True
         self._states = states
         self._device = torch.device(check_device("auto"))
 
@@ -264,30 +274,58 @@ class _Evaluator:
 
     def measure(self, state: State, metric: str) -> float:
         """A metric of the validation or the test split, as a run logs it."""
-        from lightning.pytorch import Trainer
-
+        if metric.startswith("test/"):
+            self.thresholds_of(state)
         self._task.load_state_dict(state)
-        with _quiet():
-            trainer = Trainer(
-                accelerator="auto",
-                devices=1,
-                logger=False,
-                enable_checkpointing=False,
-                enable_progress_bar=False,
-                enable_model_summary=False,
-                use_distributed_sampler=False,
-                **self._settings,
-            )
-            stage = trainer.test if metric.startswith("test/") else trainer.validate
-            [measured] = stage(self._task, datamodule=self._datamodule, verbose=False)
+        measured = _measured(
+            self._task, self._datamodule, "test" if metric.startswith("test/") else "val", self._settings
+        )
         if metric not in measured:
             raise UserError(f"--metric {metric}: the task does not measure it; it has {', '.join(sorted(measured))}")
         return float(measured[metric])
+
+    def thresholds_of(self, state: State) -> dict[str, Any]:
+        """The part of a checkpoint with the thresholds of multi-label tasks for some weights, chosen on validation."""
+        self._task.load_state_dict(state)
+        return chosen_thresholds(self._task, self._datamodule, self._settings)
 
     def _train_images(self) -> Iterator[torch.Tensor]:
         """Training images without augmentation."""
         for batch in self._datamodule.eval_dataloader("train"):
             yield batch["image"].to(self._device)
+
+
+def chosen_thresholds(task: VisionTask, datamodule: ImageDataModule, settings: dict[str, Any]) -> dict[str, Any]:
+    """Choose the thresholds of multi-label tasks on validation for new weights; return a checkpoint's part of them.
+
+    Those of the checkpoint that the weights were made from belong to other probabilities.
+    """
+    if not getattr(task, "thresholds", {}):
+        return {}
+    scored = cast("ScoredTask", task)
+    scored.chooses_thresholds = True
+    _measured(task, datamodule, "val", settings)
+    return {"thresholds": {name: list(values) for name, values in scored.thresholds.items()}}
+
+
+def _measured(task: VisionTask, datamodule: ImageDataModule, split: str, settings: dict[str, Any]) -> Mapping[str, Any]:
+    """All metrics of the validation or the test split."""
+    from lightning.pytorch import Trainer
+
+    with _quiet():
+        trainer = Trainer(
+            accelerator="auto",
+            devices=1,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+            **settings,
+        )
+        stage = trainer.test if split == "test" else trainer.validate
+        [measured] = stage(task, datamodule=datamodule, verbose=False)
+    return measured
 
 
 @contextmanager
@@ -322,9 +360,8 @@ def _metric(config: dict[str, Any], asked: str | None, run: Path) -> tuple[str, 
     metric = asked or chosen["monitor"]
     if not metric.startswith("val/"):
         raise UserError(f"--metric {metric}: a soup is chosen on the validation split; name a val/… metric")
-    # A loss is the only metric of ours of which less is better.
-    maximize = chosen["mode"] == "max" if metric == chosen["monitor"] else "loss" not in metric
-    return metric, maximize
+    lower_is_better = metric.rpartition("/")[2] in (*LOWER_IS_BETTER, "loss", "median_rank")
+    return metric, chosen["mode"] == "max" if metric == chosen["monitor"] else not lower_is_better
 
 
 def add_wise_ft_arguments(command: argparse.ArgumentParser) -> None:
@@ -357,19 +394,21 @@ def run_wise_ft(options: argparse.Namespace, rest: Sequence[str] = ()) -> None:
     start, end = (read_checkpoint(path) for path in (start_weights_of(options.run), run.checkpoint()))
     weights = start["state_dict"], end["state_dict"]
     base_classes = getattr(datamodule, "base_classes", 0)
-    mixtures = evaluate_mixtures(run.load_model(), *weights, datamodule, options.alphas, base_classes)
-    chosen = best_mixture(mixtures)
-    mixed = run.path / Run.CHECKPOINTS / "wise_ft.ckpt"
-    write_weights(mixed, end, interpolated_weights(*weights, chosen))
-    _write_report(run.path, mixtures)
-    mixtures_table(mixtures, chosen).show()
+    task, score = run.load_model(), MAIN[kind_of(datamodule.task_kinds, LABEL_TASK)]
+    mixtures = evaluate_mixtures(task, *weights, datamodule, options.alphas, base_classes)
+    chosen = best_mixture(mixtures, score)
+    mixed, state = run.path / Run.CHECKPOINTS / "wise_ft.ckpt", interpolated_weights(*weights, chosen)
+    task.load_state_dict(state)
+    write_weights(mixed, end | chosen_thresholds(task, datamodule, {}), state)
+    _write_report(run.path, mixtures, score)
+    mixtures_table(mixtures, chosen, score).show()
     sys.stdout.write(f"{mixed} has the weights of α = {chosen:g}\n")
 
 
 def evaluate_mixtures(
     task: VisionTask, start: State, end: State, datamodule: ImageDataModule, alphas: Sequence[float], base_classes: int
 ) -> pd.DataFrame:
-    """Measure accuracies of weights between the start and the end of a fine-tuning.
+    """Measure weights between the start and the end of a fine-tuning by the main score of the main task's kind.
 
     Args:
         task: takes the weights; zero-shot classes are computed again for each.
@@ -377,7 +416,8 @@ def evaluate_mixtures(
         end: weights at the end.
         datamodule: gives the validation and test splits.
         alphas: shares of the end, in [0, 1].
-        base_classes: number of classes that were trained, the first in label order; 0 for all.
+        base_classes: number of classes that were trained, the first in label order; 0 for all, and for tasks without
+            a single class.
 
     Returns:
         A row for each α; columns ``alpha``, ``val``, ``test`` and, where only some classes were trained, ``base`` and
@@ -388,44 +428,47 @@ def evaluate_mixtures(
     from rich.progress import track
 
     from evaluation.statistics.base_to_novel import restricted_accuracy
-    from evaluation.statistics.intervals import accuracy, known
     from lightning_modules.averaging import interpolated_weights
-    from vitrail.predictions import predicted_classes
 
     rows = []
     for alpha in track(alphas, "evaluating mixtures", console=Console(stderr=True)):
         task.load_state_dict(interpolated_weights(start, end, alpha))
-        splits = {}
-        for split in ("val", "test"):
-            predictions = predict_classes(task, datamodule, split)
-            kept = known(predictions.targets[LABEL_TASK])
-            splits[split] = predictions.targets[LABEL_TASK][kept], predictions.logits[LABEL_TASK][kept]
-        targets, logits = splits["val"]
-        # The validation split has base classes only and is evaluated among those.
-        val = accuracy(targets, predicted_classes(logits[:, : base_classes or None]))
-        targets, logits = splits["test"]
-        row = {"alpha": alpha, "val": val, "test": accuracy(targets, predicted_classes(logits))}
+        val, test = (predict_main_task(task, datamodule, split) for split in ("val", "test"))
+        row = {"alpha": alpha, "val": _main_score(val, base_classes), "test": _main_score(test, 0)}
         if base_classes:
-            row["base"] = restricted_accuracy(targets, logits, base_classes)
-            row["novel"] = restricted_accuracy(targets, logits, base_classes, novel=True)
+            kept = test.known(LABEL_TASK)
+            on_test = test.targets[LABEL_TASK][kept], test.logits[LABEL_TASK][kept], base_classes
+            row["base"], row["novel"] = restricted_accuracy(*on_test), restricted_accuracy(*on_test, novel=True)
         rows.append(row)
     return pd.DataFrame(rows)
 
 
-def best_mixture(mixtures: pd.DataFrame) -> float:
-    """Return the α with the highest validation accuracy; of equal ones the nearest to the start, which has lost least.
+def _main_score(predictions: Predictions, base_classes: int) -> float:
+    """Main score of the main task over its known targets, among the first classes where there are base classes; NaN."""
+    if not len(predictions.known(LABEL_TASK)):
+        return math.nan
+    if base_classes:  # the validation split has no others
+        names, logits = predictions.tasks[LABEL_TASK][:base_classes], predictions.logits[LABEL_TASK][:, :base_classes]
+        predictions = replace(predictions, tasks={LABEL_TASK: names}, logits={LABEL_TASK: logits})
+    score = scores_of(predictions, LABEL_TASK)[MAIN[predictions.kind(LABEL_TASK)]]
+    return float(score.statistic(np.ones((1, len(predictions.known(LABEL_TASK)))))[0])
+
+
+def best_mixture(mixtures: pd.DataFrame, score: str = "accuracy") -> float:
+    """Return the α that is best on validation; of equal ones the nearest to the start, which has lost least.
 
     Raises:
-        UserError: no validation sample has a known class.
+        UserError: the score is not defined, as where no validation sample has a known target.
     """
     if mixtures["val"].isna().any():
-        raise UserError("wise-ft: no sample of the validation split has a known class, so α cannot be chosen")
-    return float(mixtures.loc[mixtures["val"] == mixtures["val"].max(), "alpha"].min())
+        raise UserError("wise-ft: no sample of the validation split has a known target, so α cannot be chosen")
+    best = mixtures["val"].min() if score in LOWER_IS_BETTER else mixtures["val"].max()
+    return float(mixtures.loc[mixtures["val"] == best, "alpha"].min())
 
 
-def mixtures_table(mixtures: pd.DataFrame, chosen: float) -> Table:
+def mixtures_table(mixtures: pd.DataFrame, chosen: float, score: str = "accuracy") -> Table:
     """Return the mixtures as a table with the chosen one in bold."""
-    from evaluation.tables.summary import share
+    from evaluation.tables.summary import number_text
 
     columns = {"val": mixtures["val"], "test": mixtures["test"]}
     if "base" in mixtures:
@@ -434,12 +477,12 @@ def mixtures_table(mixtures: pd.DataFrame, chosen: float) -> Table:
         columns |= {"base": base, "novel": novel}
         columns["harmonic mean"] = (2 * base * novel / total.where(total != 0, 1)).astype(float)
     values = zip(mixtures["alpha"], *columns.values(), strict=True)
-    rows = [[f"{alpha:g}", *map(share, accuracies)] for alpha, *accuracies in values]
+    rows = [[f"{alpha:g}", *(number_text(score, value) for value in of_alpha)] for alpha, *of_alpha in values]
     bold = {place: "bold" for place, alpha in enumerate(mixtures["alpha"]) if alpha == chosen}
-    return Table(["α", *columns], rows, title="WiSE-FT: α chosen on val", styles=bold)
+    return Table(["α", *columns], rows, title=f"WiSE-FT: {HEADINGS[score]}; α chosen on val", styles=bold)
 
 
-def _write_report(folder: Path, mixtures: pd.DataFrame) -> None:
+def _write_report(folder: Path, mixtures: pd.DataFrame, score: str) -> None:
     """Write ``reports/wise_ft.csv`` and ``figures/wise_ft.png`` of a run directory."""
     from evaluation.report.figures import blank_figure, save_figure
 
@@ -449,7 +492,7 @@ def _write_report(folder: Path, mixtures: pd.DataFrame) -> None:
     axes = figure.add_subplot()
     for column in frame.columns[1:]:
         axes.plot(frame["alpha"], frame[column], marker="o", label=column)
-    axes.set(xlabel="α: 0 before, 1 after fine-tuning", ylabel="accuracy")
+    axes.set(xlabel="α: 0 before, 1 after fine-tuning", ylabel=HEADINGS[score])
     axes.grid(alpha=0.3)
     axes.legend()
     save_figure(figure, folder / Run.FIGURES / "wise_ft.png")

@@ -79,8 +79,7 @@ def own_experiment(options: argparse.Namespace) -> dict[str, Any]:
         data["init_args"]["image"] = {"size": _image_size(content["model"]["init_args"]["backbone"])}
         if len(tasks) > 1:
             content["model"]["class_path"] = "lightning_modules.MultiTaskClassifier"
-        if _predicts_numbers(data["init_args"]):
-            content["checkpoint"] |= {"monitor": f"val/{LABEL_TASK}/rmse", "mode": "min"}
+        content["checkpoint"] |= _selection(data["init_args"])
     elif options.backbone:
         content["model"]["init_args"]["towers"]["model"] = options.backbone
     if options.fit:
@@ -115,12 +114,16 @@ NOTHING_TO_TRAIN = (
 )
 
 
-def _predicts_numbers(arguments: Mapping[str, Any]) -> bool:
-    """Whether the main task of a table is regression."""
+def _selection(arguments: Mapping[str, Any]) -> dict[str, str]:
+    """What chooses the best epoch by the kind of a table's main task; nothing where that is one class."""
     from datamodules.table_file import TableColumns
 
     columns = arguments.get("columns")
-    return columns is not None and kind_of(TableColumns.of(columns).task_kinds, LABEL_TASK) == "regression"
+    kind = "" if columns is None else kind_of(TableColumns.of(columns).task_kinds, LABEL_TASK)
+    if kind == "multi_label":
+        # F1 is measured at thresholds chosen on the same samples: always predicting every label may look best.
+        return {"monitor": f"val/{LABEL_TASK}/mAP", "mode": "max"}
+    return {"monitor": f"val/{LABEL_TASK}/rmse", "mode": "min"} if kind == "regression" else {}
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -376,6 +376,48 @@ def write_csv(path: Path, rows: Sequence[Sequence[str]]) -> None:
         csv.writer(file, lineterminator="\n").writerows(rows)
 
 
+TAGS, GRADES = ("blue", "green", "red"), ("poor", "fair", "good")
+
+
+def labelled_rows(count: int = 48, *, size: int = 32) -> list[dict[str, Any]]:
+    """Return rows with labels of every kind: ``tags`` are the colours of up to three corners, ``price`` their number.
+
+    ``grade`` is how bright the rest is. Every eighth row has no tag, every ninth no price and every tenth no grade;
+    three in five rows are train, the others val and test in turn.
+    """
+    rows = []
+    for number in range(count):
+        draw = np.random.default_rng(number)
+        grade, tags = number % 3, [tag for place, tag in enumerate(TAGS) if number % 8 and number % 8 >> place & 1]
+        pixels = draw.integers(0, 40, (size, size, 3)).astype(np.uint8) + np.uint8(60 * grade)
+        for place, tag in enumerate(TAGS):
+            if tag in tags:
+                top, left = place // 2 * size // 2, place % 2 * size // 2
+                pixels[top : top + size // 3, left : left + size // 3] = COLOURS[tag]
+        rows.append(
+            {
+                "image": Image.fromarray(pixels),
+                "tags": tags,
+                "price": None if number % 9 == 8 else len(tags) + 0.25 + number / 1000,
+                "grade": None if number % 10 == 9 else GRADES[grade],
+                "split": ("train", "train", "train", "val", "test")[number % 5],
+            }
+        )
+    return rows
+
+
+def write_labelled(root: Path, count: int = 48) -> Path:
+    """Write ``labelled_rows`` as a CSV table, tags separated by semicolons."""
+    (root / "images").mkdir(parents=True, exist_ok=True)
+    lines = [["image", "tags", "price", "grade", "split"]]
+    for number, row in enumerate(labelled_rows(count)):
+        row["image"].save(root / "images" / f"{number:03}.png")
+        texts = ["" if row[key] is None else str(row[key]) for key in ("price", "grade", "split")]
+        lines.append([f"images/{number:03}.png", ";".join(row["tags"]) or ";", *texts])
+    write_csv(root / "labels.csv", lines)
+    return root / "labels.csv"
+
+
 SHAPES = ("disc", "square", "triangle", "ring", "cross")
 LISTS = {"train": "Flickr_8k.trainImages.txt", "val": "Flickr_8k.devImages.txt", "test": "Flickr_8k.testImages.txt"}
 GHOST = "2258277193_586949ec62.jpg.1"

@@ -12,10 +12,11 @@ import pandas as pd
 import pytest
 import torch
 import yaml
+from sklearn.metrics import average_precision_score
 from torch import nn
 
 from evaluation.__main__ import main
-from evaluation.commands.base_to_novel import finetuning_cost
+from evaluation.commands.base_to_novel import finetuning_cost, predict_main_task
 from evaluation.commands.weights import (
     best_mixture,
     best_of_sweep,
@@ -28,10 +29,12 @@ from evaluation.commands.weights import (
 from experiments.train.cli import main as experiments
 from lightning_modules.averaging import State
 from lightning_modules.checkpoint import load_task, read_checkpoint
+from lightning_modules.heads.multi_label import best_thresholds
 from tests.experiments.conftest import TINY
-from tests.support.data import write_flowers
+from tests.support.data import write_flowers, write_labelled
 from tests.support.models import write_clip
 from vitrail.errors import UserError
+from vitrail.runs import Run
 
 RUNS = [Path("a"), Path("b"), Path("c")]
 
@@ -90,6 +93,7 @@ def test_members_that_do_not_belong_together_are_refused() -> None:
         (checkpoint(state(1.0, 2.0)), "d", r"b: is another network \(w is \(2,\) there, \(1,\) in a\)"),
         (checkpoint({"v": torch.zeros(1)}), "d", r"b: is another network \(count is absent there"),
         (checkpoint(state(1.0), class_names=["y", "x"]), "d", "b: class_names differs"),
+        (checkpoint(state(1.0), task_facts={"task_kinds": {"class": "multi_label"}}), "d", "b: task_kinds differs"),
         (good, "e", "b: has other data or another division"),
     ):
         with pytest.raises(UserError, match=message):
@@ -321,7 +325,7 @@ def test_of_equal_mixtures_the_one_nearest_to_the_start_is_taken() -> None:
     table = mixtures_table(parts, 0.4)
     assert [row[-1] for row in table.rows] == ["0.400", "0.000", "–"]
     assert table.styles == {1: "bold"}
-    with pytest.raises(UserError, match="no sample of the validation split has a known class"):
+    with pytest.raises(UserError, match="no sample of the validation split has a known target"):
         best_mixture(mixtures.assign(val=float("nan")))
 
 
@@ -334,3 +338,87 @@ def test_shares_out_of_range_and_missing_files_are_refused(
     capsys.readouterr()
     assert main(["wise-ft", str(tmp_path)]) == 2
     assert "train it with callbacks.StartWeights" in capsys.readouterr().err
+
+
+MULTI_LABEL = """
+data:
+  class_path: datamodules.Table
+  init_args:
+    path: {table}
+    columns: {{label: tags, labels: [price], kinds: {{tags: multi_label, price: regression}}}}
+    image: {{size: 32}}
+    loader: {{batch_size: 8}}
+    checks: {{allow_leaks: [near]}}
+model:
+  class_path: lightning_modules.MultiTaskClassifier
+  init_args: {{backbone: test_resnet, pretrained: false, lr: 0.01}}
+trainer:
+  max_epochs: 1
+  accelerator: cpu
+  enable_progress_bar: false
+  enable_model_summary: false
+  callbacks:
+    - class_path: callbacks.StartWeights
+checkpoint: {{monitor: val/class/mAP, mode: max}}
+wandb: {{mode: disabled}}
+"""
+
+
+@pytest.fixture(scope="module")
+def of_labels(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Two trainings of a multi-label main task and a number."""
+    root = tmp_path_factory.mktemp("labels")
+    (root / "tags.yaml").write_text(MULTI_LABEL.format(table=write_labelled(root)))
+    for lr in ("0.01", "0.02"):
+        arguments = ["--config", str(root / "tags.yaml"), "--runs", str(root / "runs"), f"--model.lr={lr}"]
+        assert experiments(["fit", *arguments]) == 0
+    return sorted((root / "runs").glob("*/*"))
+
+
+def thresholds_on_validation(path: Path, run: Path) -> dict[str, list[float]]:
+    """The thresholds of the highest F1 of a checkpoint on the validation split of a run."""
+    datamodule = Run(run).datamodule
+    datamodule.setup("fit")
+    predictions = predict_main_task(load_task(path), datamodule, "val")
+    probabilities = torch.from_numpy(predictions.label_probabilities("class"))
+    targets = torch.from_numpy(predictions.targets["class"]).long()
+    return {"class": best_thresholds(probabilities, targets).tolist()}
+
+
+def test_a_soup_of_multi_label_runs_has_thresholds_of_its_own(of_labels: list[Path]) -> None:
+    assert main(["soup", *map(str, of_labels), "--method", "uniform", "--metric", "val/price/mae"]) == 0
+    made = sorted(of_labels[0].parent.with_name(f"{of_labels[0].parent.name}_soup").glob("*"))[-1]
+    members = json.loads((made / "soup.json").read_text())["members"]
+    # Of errors less is better: the first member is the best.
+    assert members[0]["val/price/mae"] < members[1]["val/price/mae"]
+    kept = read_checkpoint(made / "checkpoints" / "best.ckpt")["thresholds"]
+    assert kept["class"] == pytest.approx(
+        thresholds_on_validation(made / "checkpoints" / "best.ckpt", of_labels[0])["class"], abs=1e-5
+    )
+    for run in of_labels:
+        assert kept != read_checkpoint(run / "checkpoints" / "best.ckpt")["thresholds"]
+
+
+def test_mixtures_of_a_multi_label_task_are_chosen_by_map(
+    of_labels: list[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = of_labels[0]
+    assert main(["wise-ft", str(run), "--alphas", "0", "0.5", "1"]) == 0
+    assert "WiSE-FT: mAP; α chosen on val" in " ".join(capsys.readouterr().out.split())
+    frame = pd.read_csv(run / "reports" / "wise_ft.csv").set_index("alpha")
+    datamodule = Run(run).datamodule
+    datamodule.setup("test")
+    for alpha, name in ((0.0, "start"), (1.0, "best")):
+        for split in ("val", "test"):
+            found = predict_main_task(load_task(run / "checkpoints" / f"{name}.ckpt"), datamodule, split)
+            expected = average_precision_score(found.targets["class"], found.label_probabilities("class"))
+            assert frame[split][alpha] == pytest.approx(expected)
+    mixed = run / "checkpoints" / "wise_ft.ckpt"
+    kept = read_checkpoint(mixed)["thresholds"]
+    assert kept["class"] == pytest.approx(thresholds_on_validation(mixed, run)["class"], abs=1e-5)
+
+
+def test_of_errors_the_lowest_is_the_best_mixture() -> None:
+    mixtures = pd.DataFrame({"alpha": [0.0, 0.4, 0.9], "val": [3.5, 1.25, 1.25], "test": 10.0})
+    assert best_mixture(mixtures, "mae") == 0.4
+    assert mixtures_table(mixtures, 0.4, "mae").rows[1] == ["0.4", "1.25", "10"]

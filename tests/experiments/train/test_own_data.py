@@ -120,6 +120,12 @@ def test_numbers_and_labels_are_trained_tested_elsewhere_and_predicted(
     assert main("vitrail", ["predict", str(run.path), "photos"]) == 0
 
 
+def test_the_best_epoch_is_chosen_by_what_the_kind_needs_no_threshold_for(folder: Path) -> None:
+    write_kinds(folder, "table.csv")
+    _, text = own_data(["fit", "--data", "table.csv", "--label", "tags"])
+    assert yaml.safe_load(text)["checkpoint"] == {"monitor": "val/class/mAP", "mode": "max"}
+
+
 def test_captions_alone_train_a_dual_encoder(folder: Path) -> None:
     write_captions(folder / "captions.parquet", folder / "photos")
     write_clip(folder / "clip")
