@@ -185,7 +185,8 @@ def refuse_strangers(members: Sequence[Path], checkpoints: Sequence[dict[str, An
     shapes = [{name: tuple(one.shape) for name, one in each["state_dict"].items()} for each in checkpoints]
     for run, other, theirs, fingerprint in zip(members[1:], checkpoints[1:], shapes[1:], data[1:], strict=True):
         own, others = (
-            {**each["hyper_parameters"], **(each["hyper_parameters"].get("task_facts") or {})} for each in (first, other)
+            {**each["hyper_parameters"], **(each["hyper_parameters"].get("task_facts") or {})}
+            for each in (first, other)
         )
         for key in _SAME:
             if own.get(key) != others.get(key):

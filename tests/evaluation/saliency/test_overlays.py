@@ -17,7 +17,7 @@ from lightning_modules.dual_encoder import DualEncoder
 from lightning_modules.options import TowerOptions
 from tests.evaluation.saliency.networks import TASKS, Scenes, draw_scenes, fresh
 from tests.support.models import TEXTS, write_clip
-from vitrail.types import UNKNOWN
+from vitrail.types import UNKNOWN, TaskFacts
 
 TAGS = ("red", "blue", "round")
 
@@ -63,8 +63,7 @@ def kinds() -> tuple[MultiTaskClassifier, Scenes]:
     model = MultiTaskClassifier(
         "test_efficientnet",
         tasks,
-        task_kinds={"tags": "multi_label", "price": "regression"},
-        target_stats={"price": [20.0, 4.0]},
+        task_facts=TaskFacts({"tags": "multi_label", "price": "regression"}, target_stats={"price": [20.0, 4.0]}),
         pretrained=False,
         image_size=128,
     )
