@@ -49,14 +49,13 @@
     const text = own ? own.dataset.tip : svg ? valuesAt(svg, event.clientX, event.clientY) : "";
     if (text) showTip(text, event.clientX, event.clientY); else hideTip();
   });
-  document.addEventListener("focusin", (event) => {
-    const text = event.target.dataset && event.target.dataset.tip;
-    if (!text) { hideTip(); return; }
-    const box = event.target.getBoundingClientRect();
-    showTip(text, box.left, box.bottom - 12);
-  });
+  const showFocused = () => {
+    const own = document.activeElement, box = own.getBoundingClientRect();
+    if (own.dataset.tip) showTip(own.dataset.tip, box.left, box.bottom - 12); else hideTip();
+  };
+  document.addEventListener("focusin", showFocused);
   document.addEventListener("keydown", (event) => { if (event.key === "Escape") hideTip(); });
-  document.addEventListener("scroll", hideTip, true);
+  document.addEventListener("scroll", showFocused, true);
 
   // Tables: all rows can be sorted and searched; of many a part is in the document, more as one scrolls.
   const CHUNK = 100;
