@@ -26,7 +26,10 @@ if TYPE_CHECKING:
 SUMMARY = "export.json"
 """File in every exported folder."""
 
-FORMATS = ("onnx", "safetensors", "torch_export")
+LAYOUTS = ("timm", "transformers", "open_clip", "peft")
+"""Formats of other libraries, see ``layouts``."""
+
+FORMATS = ("onnx", "safetensors", "torch_export", *LAYOUTS)
 BATCH_SIZES = [1, 8]
 REPEATS = 10
 MIN_AGREEMENT = {"": 1.0, "int8": 0.9}
@@ -36,6 +39,7 @@ examples:
   python -m experiments export runs/NAME/TIME                              # ONNX, in runs/NAME/TIME/export/onnx
   python runs/NAME/TIME/export/onnx/predict.py photo.jpg                   # needs no PyTorch
   python -m experiments export runs/NAME/TIME --format onnx torch_export --quantize int8 --markdown
+  python -m experiments export runs/NAME/TIME --format timm                # or transformers, open_clip, peft
   python -m experiments push-to-hub runs/NAME/TIME/export/onnx --repo owner/name
 """
 
@@ -106,7 +110,9 @@ def _check(options: argparse.Namespace) -> None:
     if not 0 <= options.min_agreement <= 1:
         raise UserError(f"--min-agreement: is a share between 0 and 1, got {options.min_agreement}")
     options.format = list(dict.fromkeys(options.format))
-    needed = {"onnx": ["onnx", "onnxscript", "onnxruntime"]}
+    if options.quantize and (others := set(options.format) & set(LAYOUTS)):
+        raise UserError(f"--quantize: the layout of {min(others)} has float32 weights; leave one of the two out")
+    needed = {"onnx": ["onnx", "onnxscript", "onnxruntime"], "open_clip": ["open_clip"]}
     modules = [module for name in options.format for module in needed.get(name, [])]
     modules += ["torchao"] if options.quantize and set(options.format) - {"onnx"} else []
     from importlib.util import find_spec

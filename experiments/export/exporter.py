@@ -15,7 +15,7 @@ from torch.export import ExportedProgram
 
 from datamodules.base import ImageDataModule
 from evaluation.efficiency import BatchCost
-from experiments.export import predict_onnx
+from experiments.export import LAYOUTS, predict_onnx
 from experiments.export.graphs import (
     Runner,
     Tower,
@@ -28,6 +28,7 @@ from experiments.export.graphs import (
     write_torch_export,
 )
 from experiments.export.hub import write_card
+from experiments.export.layouts import reloaded, write_layout
 from experiments.export.parity import TOLERANCE, Form, interleaved, measure, refuse_disagreement
 from experiments.export.weights import (
     FILE,
@@ -95,6 +96,9 @@ class Exporter:
         if kind == "safetensors":
             write_weights(self._task, folder / FILE, self._metadata)
             return
+        if kind in LAYOUTS:
+            write_layout(kind, self._task, folder)
+            return
         for tower in self._towers:
             path = folder / f"{tower.name}{_SUFFIX[kind]}"
             if kind == "onnx":
@@ -129,6 +133,9 @@ class Exporter:
     def _runners(self, kind: str, folder: Path, *, compiled: bool = False) -> dict[str, Runner]:
         if kind == "safetensors":
             return {tower.name: module_runner(tower) for tower in towers_of(read_weights(folder))}
+        if kind in LAYOUTS:
+            found = reloaded(kind, self._task, folder)
+            return {tower.name: module_runner(tower) for tower in towers_of(found)}
         if kind == "onnx":
             return {tower.name: onnx_runner(folder / f"{tower.name}.onnx") for tower in self._towers}
         return {
@@ -167,7 +174,7 @@ class Exporter:
 
     def _describe(self, kind: str, folder: Path, forms: list[Form]) -> None:
         mine = [form for form in forms if form.name == OWN or form.name.startswith(f"{kind},")]
-        if kind != "safetensors":
+        if kind in ("onnx", "torch_export"):
             write_tokenizer(self._task, folder)
         if kind == "onnx":
             shutil.copyfile(str(predict_onnx.__file__), folder / "predict.py")

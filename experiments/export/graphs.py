@@ -69,13 +69,13 @@ def towers_of(task: VisionTask) -> list[Tower]:
         UserError: It is neither a classifier nor a dual encoder.
     """
     if isinstance(task, ClassificationTask):
-        return [_image_tower("model", _Classifier(_merged(task)), task, list(task.tasks))]
+        return [_image_tower("model", _Classifier(merged(task)), task, list(task.tasks))]
     if isinstance(task, DualEncoder):
         if task.few_shot is not None and task.few_shot.options.method == "cocoop":
             raise UserError("export: cocoop encodes texts for each image, which is no single graph; train coop instead")
-        merged = _merged(task)
+        whole = merged(task)
         tasks = [LABEL_TASK] if task.tasks else []
-        return [_image_tower("image", _ImageTower(merged), task, tasks), _text_tower(_TextTower(merged), task)]
+        return [_image_tower("image", _ImageTower(whole), task, tasks), _text_tower(_TextTower(whole), task)]
     raise UserError(
         f"export: a {type(task).__name__} is not made of single graphs; classifiers and dual encoders can be exported"
     )
@@ -229,15 +229,15 @@ def _batch() -> Dim:
     return Dim("batch", min=1, max=MAX_BATCH)
 
 
-def _merged(task: Any) -> Any:
-    """The task with its low-rank adapters merged into the weights."""
+def merged(task: Any) -> Any:
+    """Return a task with its low-rank adapters merged into the weights: itself if it has none."""
     if not any(hasattr(module, "lora_A") for module in task.modules()):
         return task
-    merged = copy.deepcopy(task)
-    for module in merged.modules():
+    whole = copy.deepcopy(task)
+    for module in whole.modules():
         if hasattr(module, "lora_A"):
             module.merge()
-    return merged
+    return whole
 
 
 @contextmanager

@@ -53,6 +53,10 @@ python predict.py photo.jpg --top 3
 `predict.py` needs no PyTorch.{% if meta.text %} `--text "a red mug"` compares images with texts \
 (`pip install tokenizers`).{% endif %} From the hub, whose copies of scripts are not run, it is
 `python -m experiments.export.predict_onnx --model FOLDER photo.jpg` of Vitrail.
+{%- elif kind in layouts -%}
+```python
+{{ layouts[kind] }}
+```
 {%- elif kind == "safetensors" -%}
 ```python
 from experiments.export.hub import load
@@ -131,6 +135,31 @@ None; images and texts are compared by their embeddings.
 """
 """Jinja template of ``README.md``."""
 
+_LAYOUTS = {
+    "timm": """\
+import timm
+
+model = timm.create_model("hf-hub:OWNER/NAME", pretrained=True)  # labels: model.pretrained_cfg["label_names"]""",
+    "transformers": """\
+from transformers import AutoModel, AutoImageProcessor, AutoTokenizer
+
+model = AutoModel.from_pretrained("OWNER/NAME")  # with the trained scale
+images, texts = AutoImageProcessor.from_pretrained("OWNER/NAME"), AutoTokenizer.from_pretrained("OWNER/NAME")""",
+    "open_clip": """\
+import open_clip
+
+model, transform = open_clip.create_model_from_pretrained("hf-hub:OWNER/NAME")  # with the trained scale
+tokenizer = open_clip.get_tokenizer("hf-hub:OWNER/NAME")""",
+    "peft": """\
+from peft import PeftModel
+from transformers import AutoModel
+
+model = PeftModel.from_pretrained(AutoModel.from_pretrained("BASE"), "OWNER/NAME")""",
+}
+"""How other libraries load their layouts; for folders instead of the hub see ``docs/guides/export.md``."""
+
+_WIDGET_IMAGE = "https://huggingface.co/datasets/mishig/sample_images/resolve/main/cat-dog-music.png"
+
 _RESIZING = {
     "crop": ("short side", "cropped"),
     "squash": ("both sides", "cropped"),
@@ -156,6 +185,7 @@ def write_card(
         template_str=_CARD,
         meta=metadata,
         kind=kind,
+        layouts=_LAYOUTS,
         image=image,
         parameters=_part(record, "model").get("parameters"),
         resizing=_RESIZING[image.get("resize", "crop")],
@@ -201,12 +231,20 @@ def _card_data(
     ]
     tags = ["vitrail", kind, *({"image-feature-extraction"} if metadata["text"] else ())]
     return ModelCardData(
-        library_name="vitrail",
+        library_name=kind if kind in _LAYOUTS else "vitrail",
         pipeline_tag=task,
         tags=tags,
         model_name=metadata["name"],
         eval_results=results or None,
+        widget=[_widget(metadata)],
     )
+
+
+def _widget(metadata: Mapping[str, Any]) -> dict[str, str]:
+    """An example for the hub's page to try the model on, with the model's own labels."""
+    labels = ", ".join(next(iter(metadata["tasks"].values()), []))
+    wanted = {"candidate_labels": labels} if metadata["text"] and labels else {}
+    return {"src": _WIDGET_IMAGE, "example_title": metadata["name"], **wanted}
 
 
 def _scores(files: Run, checkpoint: str) -> dict[str, list[TaskSummary]]:
@@ -313,6 +351,8 @@ def load(name: str | Path) -> VisionTask | Model:
             return Model(folder)
         except PredictError as error:
             raise UserError(str(error)) from error
+    if kind in _LAYOUTS:
+        raise UserError(f"{name}: is in the layout of {kind}; load it as its card says")
     raise UserError(f"{name}: is in the format {kind}; torch.export.load reads it, if you trust who made it")
 
 

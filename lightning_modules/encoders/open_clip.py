@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 KEY = "towers.model"
-CONFIG = "open_clip_config.json"
+CONFIG, WEIGHTS = "open_clip_config.json", OPEN_CLIP_FILES[0]
 HUB, NAMED = "hf-hub:", "open_clip:"
 
 _RESIZES = {"shortest": "crop", "squash": "squash"}

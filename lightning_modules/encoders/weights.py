@@ -452,8 +452,8 @@ def _shape(text: str) -> tuple[int, ...]:
 
 
 def copy_weights(source: nn.Module, target: nn.Module, origin: str) -> None:
-    """Copy all weights, also into a target with adapters (LoRA)."""
-    weights, expected = source.state_dict(), plain_weights(target)
+    """Copy all weights but those of adapters (LoRA), which either network may have."""
+    weights, expected = plain_weights(source), plain_weights(target)
     # Further weights of the source are unused.
     if wrong := misfits({name: weights[name] for name in weights.keys() & expected.keys()}, expected):
         raise UserError(f"{origin} does not fit: {wrong}")

@@ -107,7 +107,7 @@ def whole_model_values(kind: str) -> dict[str, Any]:
     if kind.startswith("siglip"):
         text["projection_size"] = 32
         return {"model_type": kind, "text_config": text, "vision_config": vision}
-    projection = 32 if kind == "align" else 16
+    projection = 80 if kind == "align" else 16  # the width of ALIGN's last feature map
     return {"model_type": kind, "text_config": text, "vision_config": vision, "projection_dim": projection}
 
 
