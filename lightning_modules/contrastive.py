@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import NamedTuple, cast, get_args
+from typing import NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
@@ -309,7 +309,7 @@ def encode_in_chunks(
 
     # Each chunk adds to the gradients when it is done; in one graph all would be summed in further memory first.
     starts = torch.zeros((), device=inputs[0].device, requires_grad=True)
-    return torch.cat([cast("torch.Tensor", checkpoint(again, starts, *chunk, use_reentrant=True)) for chunk in chunks])
+    return torch.cat([checkpoint(again, starts, *chunk, use_reentrant=True) for chunk in chunks])
 
 
 @contextmanager

@@ -18,7 +18,6 @@ from lightning_modules.checkpoint import load_task
 from lightning_modules.encoders.image import ImageEncoder
 from lightning_modules.encoders.weights import (
     WeightsOrigin,
-    first_line,
     hub_file,
     known_architecture,
     read_weights,
@@ -26,7 +25,7 @@ from lightning_modules.encoders.weights import (
     weights_origin,
 )
 from lightning_modules.options import DistillOptions
-from vitrail.errors import UserError
+from vitrail.errors import UserError, first_line
 from vitrail.runs import Run
 from vitrail.types import LABEL_TASK, Batch, TaskKind, kind_of
 

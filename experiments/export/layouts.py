@@ -248,7 +248,7 @@ def _write_tokenizer(task: DualEncoder, folder: Path) -> None:
         raise UserError("export: the model has no tokenizer; export a trained or pretrained one")
     pipeline = Tokenizer.from_str(tokenizer.state["pipeline"])
     unknown = json.loads(tokenizer.state["pipeline"])["model"].get("unk_token")
-    own = PreTrainedTokenizerFast(
+    own = cast("Any", PreTrainedTokenizerFast)(
         tokenizer_object=pipeline,
         pad_token=tokenizer.pad_token,
         unk_token=unknown,

@@ -27,8 +27,8 @@ import torch
 from torch import nn
 
 from lightning_modules.encoders.tokenizer import TextTokenizer, TokenizerState, pretrained_tokenizer
-from lightning_modules.encoders.weights import OPEN_CLIP_FILES, downloaded, first_line, hub_directory, read_json
-from vitrail.errors import UserError
+from lightning_modules.encoders.weights import OPEN_CLIP_FILES, downloaded, hub_directory, read_json
+from vitrail.errors import UserError, first_line
 from vitrail.types import InputOptions
 
 if TYPE_CHECKING:

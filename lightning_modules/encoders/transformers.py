@@ -18,13 +18,12 @@ from lightning_modules.encoders.weights import (
     LeftOut,
     copy_weights,
     described_misfits,
-    first_line,
     hub_directory,
     plain_weights,
     read_json,
     weight_files,
 )
-from vitrail.errors import UserError
+from vitrail.errors import UserError, first_line
 from vitrail.types import CropRounding, Interpolation, Resize
 
 Configuration = Any

@@ -50,7 +50,8 @@ class QueryEncoder:
         with torch.inference_mode():
             features = encode(image[None].to(self._task.device)).float()
             vector = features if self._identity.encodes_text else F.normalize(features, dim=-1)
-        return shortened(vector.cpu().numpy(), self._identity.dim)[0]
+        found: NDArray[np.float32] = shortened(vector.cpu().numpy(), self._identity.dim)[0]
+        return found
 
     def reading(self, text: str) -> TextReading:
         """See ``Encoder``."""

@@ -202,12 +202,9 @@ def test_activations_are_recomputed_and_patches_left_out_in_training_only(kind: 
     torch.testing.assert_close(fewer[2:], plain[2:])
     towers = build_towers(TowerOptions(model=str(folder), patch_dropout=0.5), 32).eval()
     counts: list[int] = []
-    block = (
-        towers.backbone("image").transformer.resblocks[0]
-        if kind == "open_clip"
-        else towers.backbone("image").encoder.layers[0]
-    )  # type: ignore[union-attr,operator,index]
-    block.register_forward_hook(lambda _, inputs, output: counts.append(inputs[0].shape[1]))  # type: ignore[union-attr]
+    network: Any = towers.backbone("image")
+    block = network.transformer.resblocks[0] if kind == "open_clip" else network.encoder.layers[0]
+    block.register_forward_hook(lambda _, inputs, output: counts.append(inputs[0].shape[1]))
     pixels = torch.zeros(1, 3, 32, 32, dtype=torch.uint8)
     towers.encode_image(pixels)
     towers.train().encode_image(pixels)
@@ -216,13 +213,9 @@ def test_activations_are_recomputed_and_patches_left_out_in_training_only(kind: 
 
 
 def test_towers_without_patches_refuse_to_leave_any_out(tmp_path: Path) -> None:
-    options = [
-        {"model": str(write_whole_model(tmp_path / "align", "align"))},
-        {"model": str(write_open_clip(tmp_path / "resnet", "resnet"))},
-    ]
-    for one in options:
+    for model in (write_whole_model(tmp_path / "align", "align"), write_open_clip(tmp_path / "resnet", "resnet")):
         with pytest.raises(UserError, match=r"^towers.patch_dropout: .* does not support it; leave it out"):
-            build_towers(TowerOptions(**one, patch_dropout=0.5), 32)
+            build_towers(TowerOptions(model=str(model), patch_dropout=0.5), 32)
 
 
 @pytest.mark.parametrize(("kind", "freeze"), [("vit", "early_layers"), ("resnet", "vision_only")])
@@ -246,5 +239,5 @@ def test_models_of_open_clip_are_trained_saved_and_loaded(kind: str, freeze: str
         again.predict_step(batch, 0)["logits"].values(),
         task.eval().predict_step(batch, 0)["logits"].values(),
         strict=True,
-    ):  # type: ignore[operator]  # a task
+    ):
         torch.testing.assert_close(one, other)
