@@ -296,11 +296,14 @@ class ImagePrediction:
         name: path of the image, or ``image 3`` for the fourth input without a file.
         tasks: prediction of each task, the main one first; empty for an image that could not be read.
         error: why it could not be read, else empty.
+        unknown: whether the image is unlike the training images, so that its prediction means little; None where the
+            run has no detector (``vitrail ood``).
     """
 
     name: str
     tasks: dict[str, TaskPrediction]
     error: str = ""
+    unknown: bool | None = None
 
     @property
     def main(self) -> TaskPrediction:
@@ -336,7 +339,7 @@ class ImagePrediction:
 
     def __repr__(self) -> str:
         found = ", ".join(f"{task}: {_shown(one)}" for task, one in self.tasks.items())
-        return f"<{self.name}: {found or self.error}>"
+        return f"<{self.name}: {'unknown; ' if self.unknown else ''}{found or self.error}>"
 
     def row(self, top: int = 1) -> dict[str, Any]:
         """Return the prediction as a row of a table.
@@ -349,7 +352,7 @@ class ImagePrediction:
             share the highest confidence), and ``TASK_2``, ``TASK_2_confidence`` … of the next ones; of multi-label
             tasks ``TASK`` and ``TASK_confidence`` of all predicted labels, with ``;`` between them; of regression tasks
             ``TASK`` and, where it is predicted, the standard deviation ``TASK_deviation``; ``TASK_decision`` of tasks
-            with an operating point; ``error``.
+            with an operating point; ``unknown`` where that is known; ``error``.
         """
         values: dict[str, Any] = {"image": self.name}
         for task, one in self.tasks.items():
@@ -366,7 +369,7 @@ class ImagePrediction:
                 key = f"{task}_{place + 1}" if place else task
                 values[key] = label if place else one.label or None
                 values[f"{key}_confidence"] = confidence
-        return {**values, "error": self.error or None}
+        return {**values, **({} if self.unknown is None else {"unknown": self.unknown}), "error": self.error or None}
 
 
 def _shown(one: TaskPrediction) -> str:

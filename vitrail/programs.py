@@ -89,6 +89,11 @@ PROGRAMS = {
                 "evaluation.commands.slices", "a score on parts of a split: by column, condition, the worst"
             ),
             "calibrate": Command("evaluation.commands.calibrate", "fit a temperature for each task on validation"),
+            "ood": Command(
+                "evaluation.commands.ood",
+                "recognise images unlike the training images: scores, threshold",
+                takes_data=True,
+            ),
             "explain": Command("evaluation.commands.explain", "saliency maps: Grad-CAM or attention rollout"),
             "efficiency": Command(
                 "evaluation.commands.efficiency", "parameters, operations, latency and memory of models"

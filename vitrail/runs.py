@@ -18,10 +18,12 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
 import yaml
+from numpy.typing import NDArray
 
 from vitrail.config import read_experiment
 from vitrail.errors import UserError
 from vitrail.files import file_sha256, timestamped_directory, write_text_atomically
+from vitrail.ood import Detector, marked, outputs_with_features, read_detector
 from vitrail.predictions import (
     ImagePrediction,
     OperatingPoint,
@@ -98,6 +100,29 @@ def read_calibration(run: Path) -> tuple[dict[str, float], OutputCalibration]:
     return temperatures, OutputCalibration(labels, scales, deviations)
 
 
+def read_run_detector(run: Path) -> Detector:
+    """Read what `vitrail ood` fitted for a run.
+
+    Raises:
+        UserError: it cannot be read, or belongs to another checkpoint.
+    """
+    detector = read_detector(run / Run.OOD)
+    if detector.facts.get("checkpoint_sha256") != checkpoint_digest(run):
+        raise UserError(
+            f"{run / Run.OOD}: belongs to another checkpoint than {Run.BEST}; run `vitrail ood {run}` again"
+        )
+    return detector
+
+
+def checkpoint_digest(run: Path) -> str | None:
+    """Return the SHA-256 of a run's best checkpoint; None if there is none, as in a zero-shot run."""
+    return _digest(run / Run.BEST)
+
+
+def _arrays(values: Mapping[str, Any]) -> dict[str, NDArray[np.float32]]:
+    return {name: np.asarray(value, dtype=np.float32) for name, value in values.items()}
+
+
 def _digest(path: Path) -> str | None:
     """SHA-256 of a checkpoint; None if there is none, as in a zero-shot run."""
     return file_sha256(path) if path.is_file() else None
@@ -142,7 +167,7 @@ class Run:
     CONFIG, RECORD, METRICS, SOUP = "config.yaml", "run.json", "metrics.csv", "soup.json"
     CHECKPOINTS, PREDICTIONS, FIGURES, REPORTS = "checkpoints", "predictions", "figures", "reports"
     BEST, LAST, START = "checkpoints/best.ckpt", "checkpoints/last.ckpt", "checkpoints/start.ckpt"
-    CALIBRATION = "checkpoints/calibration.json"
+    CALIBRATION, OOD = "checkpoints/calibration.json", "checkpoints/ood.safetensors"
     EVALUATIONS, ROBUSTNESS = "evaluations", "robustness"
     GALLERY, EXPORTS, EXPORT, WEIGHTS = "gallery", "export", "export.json", "model.safetensors"
 
@@ -351,14 +376,18 @@ class Run:
     def _predict_batch(self, inputs: Mapping[str, torch.Tensor], names: Sequence[str]) -> list[ImagePrediction]:
         import torch
 
+        detector = self.detector
+        batch = {key: value.to(self.model.device) for key, value in inputs.items()}
         with torch.inference_mode():
-            outputs = self.model.predict_step({key: value.to(self.model.device) for key, value in inputs.items()}, 0)
+            needed = detector is not None and detector.needs_features
+            outputs, features = outputs_with_features(self.model, batch, features=needed)
         logits = {task: values.float().cpu().numpy() for task, values in outputs["logits"].items()}
         kinds, thresholds = (getattr(self.model, name, {}) for name in ("task_kinds", "thresholds"))
         found = image_predictions(
             names, logits, self.model.tasks, self.temperatures, kinds, thresholds, self.output_calibration
         )
-        return [one.decided(self.operating_points) for one in found]
+        decided = [one.decided(self.operating_points) for one in found]
+        return decided if detector is None else marked(decided, detector, logits, features)
 
     @property
     def name(self) -> str:
@@ -538,6 +567,23 @@ class Run:
             return {}
 
     @cached_property
+    def detector(self) -> Detector | None:
+        """What `vitrail ood` fitted to recognise unknown images; None if there is none for this checkpoint."""
+        if (self.path / self.EXPORT).is_file():
+            found = self._export.get("ood")
+            return Detector(**{**found, "arrays": _arrays(found["arrays"])}) if found else None
+        if self.path.resolve().parent.name == self.EVALUATIONS:
+            return Run(self.path.resolve().parents[1]).detector
+        if not (self.path / self.OOD).is_file():
+            return None
+        try:
+            return read_run_detector(self.path)
+        except UserError as error:
+            self._problems[self.OOD] = str(error)
+            sys.stderr.write(f"{error}; until then no image is unknown\n")
+            return None
+
+    @cached_property
     def _export(self) -> dict[str, Any]:
         """Content of ``export.json``."""
         path = self.path / self.EXPORT
@@ -563,7 +609,7 @@ class Run:
     def missing(self) -> list[str]:
         """Missing or damaged parts, one sentence each; empty for a complete run."""
         # Reading each part records its problems.
-        _ = self.config, self.record, self.metrics, self.temperatures
+        _ = self.config, self.record, self.metrics, self.temperatures, self.detector
         for split in self.splits or ["test"]:
             self.predictions(split)
         latest = {str(stage.get("stage")): stage for stage in self.stages}

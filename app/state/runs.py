@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitrail.errors import UserError
+from vitrail.ood import Detector, marked, outputs_with_features
 from vitrail.predictions import ImagePrediction, OutputCalibration, image_predictions
-from vitrail.runs import Run, read_calibration
+from vitrail.runs import Run, read_calibration, read_run_detector
 from vitrail.types import TaskKind, TextReading, kind_of
 
 if TYPE_CHECKING:
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
     from evaluation.saliency.overlays import Explained
 
 Kind = Literal["classifier", "dual encoder"]
+
+_FEATURES = "\0features"
+"""Stands next to the names of tasks, none of which has it."""
 
 _LOGGER = logging.getLogger("vitrail.app")
 _BATCH = 16
@@ -64,6 +68,7 @@ class ServedRun:
         self.kinds: dict[str, TaskKind] = dict(getattr(self._model, "task_kinds", {}))
         self.notes: list[str] = []
         self.temperatures, self._calibration = self._read_calibration()
+        self._detector = self._read_detector()
         self._lock = threading.RLock()
 
     def predict(self, images: Sequence[Image | torch.Tensor]) -> list[ImagePrediction]:
@@ -79,9 +84,11 @@ class ServedRun:
         if not images:
             return []
         thresholds, names = getattr(self._model, "thresholds", {}), [self.name] * len(images)
-        return image_predictions(
-            names, self._outputs(images), self.tasks, self.temperatures, self.kinds, thresholds, self._calibration
+        outputs = self._outputs(images)
+        found = image_predictions(
+            names, outputs, self.tasks, self.temperatures, self.kinds, thresholds, self._calibration
         )
+        return found if self._detector is None else marked(found, self._detector, outputs, outputs.get(_FEATURES))
 
     def encode_images(self, images: Sequence[Image | torch.Tensor]) -> NDArray[np.float32]:
         """Return vectors of one image or more as in the run's galleries: float32 ``(N, D)``, of unit length."""
@@ -194,6 +201,14 @@ class ServedRun:
             )
         return found, of_outputs
 
+    def _read_detector(self) -> Detector | None:
+        try:
+            return read_run_detector(self.path) if (self.path / Run.OOD).is_file() else None
+        except UserError as error:
+            _LOGGER.warning("%s", error)
+            self.notes.append(f"Unknown images are not recognised: {Run.OOD} is damaged or of another checkpoint.")
+            return None
+
     def _pixels(self, images: Sequence[Image | torch.Tensor]) -> torch.Tensor:
         """uint8 ``(N, 3, size, size)`` of images, or of what ``prepared`` made of them."""
         import torch
@@ -208,7 +223,10 @@ class ServedRun:
         )
 
     def _outputs(self, images: Sequence[Image | torch.Tensor]) -> dict[str, NDArray[np.float32]]:
-        """Logits ``(N, C)`` by task, and under the empty name the vectors ``(N, D)``; N is at least 1."""
+        """Logits ``(N, C)`` by task, and under the empty name the vectors ``(N, D)``; N is at least 1.
+
+        Where the detector of unknown images needs them, the backbone's features too.
+        """
         import torch
 
         parts: dict[str, list[torch.Tensor]] = {}
@@ -216,8 +234,11 @@ class ServedRun:
             pixels = self._pixels(images[start : start + _BATCH])
             batch: dict[str, Any] = {"image": pixels, "sample_id": torch.arange(len(pixels))}
             with self._lock, torch.inference_mode():
-                outputs = self._model.predict_step({key: one.to(self._model.device) for key, one in batch.items()}, 0)
-            for name, values in {**outputs["logits"], "": outputs["image_embedding"]}.items():
+                moved = {key: one.to(self._model.device) for key, one in batch.items()}
+                needed = self._detector is not None and self._detector.needs_features
+                outputs, features = outputs_with_features(self._model, moved, features=needed)
+            others = {} if features is None else {_FEATURES: torch.from_numpy(features)}
+            for name, values in {**outputs["logits"], "": outputs["image_embedding"], **others}.items():
                 parts.setdefault(name, []).append(values.float().cpu())
         joined = {name: torch.cat(values).numpy() for name, values in parts.items()}
         if not all(np.isfinite(values).all() for values in joined.values()):

@@ -48,6 +48,12 @@ element.addEventListener('click', (event) => {
 _SHOW = "watch('value', () => { if (props.value) element.scrollIntoView({block: 'nearest'}); });"
 
 
+_UNKNOWN = (
+    '<p class="verdict verdict-none" role="status">Unknown: unlike the images that this model was trained on. What '
+    "follows is only what it comes closest to.</p>"
+)
+
+
 class Pressed(NamedTuple):
     """A pressed bar: place of its image among the uploads, name of its run, its task (empty for a text), its label."""
 
@@ -132,6 +138,7 @@ def classified_html(classified: Sequence[Classified], notes: Sequence[str] = ())
     for place, one in enumerate(classified):
         models = "".join(
             f"<section><h3>{escape(name)}</h3>"
+            + (_UNKNOWN if prediction.unknown else "")
             + "".join(_task(place, name, task, found) for task, found in prediction.tasks.items())
             + "</section>"
             for name, prediction in one.predictions.items()

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from datamodules.files.image_sources import ImageSource
-    from vitrail.predictions import ImagePrediction
+    from vitrail.predictions import ImagePrediction, TaskPrediction
 
 FORMATS = (".parquet", ".csv", ".json", ".jsonl")
 PART = 1000
@@ -168,7 +168,7 @@ def _show(predictions: Sequence[ImagePrediction], top: int) -> None:
         [
             prediction.name if place == 0 else "",
             task,
-            one.label or "(none: several are equally probable)",
+            _shown_label(prediction, one),
             ", ".join(f"{label} {confidence:.1%}" for label, confidence in one.top_k(top)),
             *([one.decision or ("" if one.decision is None else "(nothing)")] if decides else []),
         ]
@@ -184,6 +184,11 @@ def _show(predictions: Sequence[ImagePrediction], top: int) -> None:
     sys.stderr.writelines(f"{one.name}: {one.error}\n" for one in predictions if one.error)
 
 
+def _shown_label(prediction: ImagePrediction, one: TaskPrediction) -> str:
+    label = one.label or "(none: several are equally probable)"
+    return f"unknown (most like {label})" if prediction.unknown else label
+
+
 def _parts_of(output: Path) -> Path:
     return output.with_name(f".{output.name}.parts")
 
@@ -196,7 +201,9 @@ def _begin(job: Job, opened: Run, found: Sequence[ImageSource]) -> None:
     checkpoint = opened.checkpoints.get("best")
     stamp = [checkpoint.stat().st_size, checkpoint.stat().st_mtime_ns] if checkpoint else []
     points = {task: vars(point) for task, point in opened.operating_points.items()}
-    known = [dict(opened.temperatures), *([points] if points else [])]
+    detector = opened.detector
+    of_detector = [] if detector is None else [[detector.method, detector.threshold]]
+    known = [dict(opened.temperatures), *([points] if points else []), *of_detector]
     plan = json.dumps([str(job.run.resolve()), stamp, *known, job.top, job.max_pixels, PART, digest.hexdigest()])
     file = job.parts / "plan.json"
     if file.is_file() and file.read_text(encoding="utf-8") == plan:
@@ -284,10 +291,11 @@ def _joined(parts: Path, count: int) -> pd.DataFrame:
 
     frames = [read_parquet(parts / f"{number:06d}.parquet").to_pandas() for number in range(count)]
     frame: pd.DataFrame = pd.concat([part.dropna(axis="columns", how="all") for part in frames], ignore_index=True)
-    names = list(dict.fromkeys(name for part in frames for name in part.columns if name != "error"))
+    last = ("unknown", "error")
+    names = list(dict.fromkeys(name for part in frames for name in part.columns if name not in last))
     if "error" not in frame:
         frame["error"] = None
-    return frame.reindex(columns=[*names, "error"])
+    return frame.reindex(columns=[*names, *(name for name in last if name in frame)])
 
 
 def _write(frame: pd.DataFrame, path: Path) -> None:

@@ -204,6 +204,25 @@ class Model:
         moved: NDArray[np.float64] = logits / temperature + np.array(biases)
         return moved
 
+    def unknown(self, outputs: Mapping[str, NDArray[np.float32]]) -> NDArray[np.bool_] | None:
+        """Which images are unlike the training images, bool ``(B,)``; None where the export has no detector."""
+        detector = self.metadata.get("ood")
+        if not detector:
+            return None
+        logits = outputs[f"logits_{detector['task']}"].astype(np.float64)
+        several = detector["kind"] == "multi_label"
+        match detector["method"]:
+            case "msp":
+                scores = (_sigmoid(logits) if several else _softmax(logits)).max(axis=1)
+            case "mcm":
+                scores = _softmax(logits / float(detector["arrays"]["scale"])).max(axis=1)
+            case "energy":
+                scores = np.logaddexp(0, logits).sum(axis=1) if several else np.logaddexp.reduce(logits, axis=1)
+            case _:
+                scores = logits.max(axis=1)
+        below: NDArray[np.bool_] = scores < detector["threshold"]
+        return below
+
     def encode_texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Embeddings of texts.
 
@@ -489,6 +508,10 @@ def _softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
     return shares
 
 
+_KEYS = ("image", "texts", "unknown")
+"""Of an answer, next to those of the tasks."""
+
+
 def answers(model: Model, paths: Sequence[str], texts: Sequence[str], top: int) -> list[dict[str, Any]]:
     """The model's predictions for each image, as plain values.
 
@@ -512,7 +535,7 @@ def answers(model: Model, paths: Sequence[str], texts: Sequence[str], top: int) 
         answer: dict[str, Any] = {"image": path}
         shares, values = model.probabilities(outputs), model.values(outputs)
         for task, names in model.metadata["tasks"].items():
-            key = f"attribute {task}" if task in ("image", "texts") else task
+            key = f"attribute {task}" if task in _KEYS else task
             if task in values:
                 (number,), spread = values[task]
                 answer[key] = {"value": float(number), "deviation": None if spread is None else float(spread[0])}
@@ -526,6 +549,8 @@ def answers(model: Model, paths: Sequence[str], texts: Sequence[str], top: int) 
             if model.kind(task) != "multi_label" and _is_tied(outputs[f"logits_{task}"][0]):
                 highest = float(rows[0].max())
                 answer[key] = [{"label": None, "probability": highest if math.isfinite(highest) else None}]
+        if (unknown := model.unknown(outputs)) is not None:
+            answer["unknown"] = bool(unknown[0])
         if embeddings is not None:
             likeness = outputs["image_embedding"][0] @ embeddings.T
             answer["texts"] = [
@@ -570,7 +595,7 @@ def rows(model: Model, paths: Sequence[str], top: int) -> Iterator[dict[str, Any
             yield {**row, "error": str(error)}
             continue
         for task in model.metadata["tasks"]:
-            given = answer[f"attribute {task}" if task in ("image", "texts") else task]
+            given = answer[f"attribute {task}" if task in _KEYS else task]
             if isinstance(given, dict):
                 row[task] = given["value"]
                 row |= {} if given["deviation"] is None else {f"{task}_deviation": given["deviation"]}
@@ -582,6 +607,7 @@ def rows(model: Model, paths: Sequence[str], top: int) -> Iterator[dict[str, Any
             for place, one in enumerate(given):
                 key = f"{task}_{place + 1}" if place else task
                 row |= {key: one["label"], f"{key}_confidence": one["probability"]}
+        row |= {"unknown": answer["unknown"]} if "unknown" in answer else {}
         yield {**row, "error": None}
 
 
@@ -606,8 +632,10 @@ def write_rows(model: Model, paths: Sequence[str], output: Path, top: int) -> st
     partial = output.with_name(f".{output.name}.part")
     with partial.open("w", newline="", encoding="utf-8") as file:
         if kind == ".csv":
-            names = list(dict.fromkeys(name for row in found for name in row if name != "error"))
-            writer = csv.DictWriter(file, [*names, "error"], lineterminator="\n")
+            last = ("unknown", "error")
+            names = list(dict.fromkeys(name for row in found for name in row if name not in last))
+            names += [name for name in last if any(name in row for row in found)]
+            writer = csv.DictWriter(file, names, lineterminator="\n")
             writer.writeheader()
             # Text that a spreadsheet would compute gets an apostrophe in front.
             writer.writerows({name: _guarded(value) for name, value in row.items()} for row in found)
@@ -678,6 +706,8 @@ def _text(found: Sequence[Mapping[str, Any]]) -> str:
         for task, values in answer.items():
             if task == "texts":
                 lines += [f"  {value['cosine']:+.3f}  {value['text']}" for value in values]
+            elif isinstance(values, bool):
+                lines += ["  unknown: unlike the images that the model was trained on"] if values else []
             elif isinstance(values, dict):
                 spread = "" if values["deviation"] is None else f" ± {values['deviation']:.2g}"
                 lines.append(f"  {task}: {values['value']:.6g}{spread}")

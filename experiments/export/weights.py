@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 
 from experiments.export import SUMMARY
 from lightning_modules.base import VisionTask
@@ -59,6 +60,7 @@ def metadata_of(task: VisionTask, files: Run, checkpoint: str) -> dict[str, Any]
         "kinds": dict(getattr(task, "task_kinds", {})),
         "thresholds": {name: list(values) for name, values in getattr(task, "thresholds", {}).items()},
         "units": _units(task),
+        "ood": _ood(files) if checkpoint == "best" else None,
         "image": dict(task.input_options),
         "pixels": "uint8 RGB, 0 to 255, (batch, 3, size, size); normalisation is part of the graph",
         "text": _text(task),
@@ -67,6 +69,20 @@ def metadata_of(task: VisionTask, files: Run, checkpoint: str) -> dict[str, Any]
         "weights": task.weights_digest(),
         "revision": git.get("revision") if isinstance(git, dict) else None,
     }
+
+
+def _ood(files: Run) -> dict[str, Any] | None:
+    """The detector of unknown images, where logits are all that it needs; others are reported."""
+    detector = files.detector
+    if detector is None:
+        return None
+    if detector.needs_features:
+        rank_zero_info(
+            f"{files.OOD}: {detector.method} needs features, which exports lack, so they mark no unknown images; "
+            f"`vitrail ood {files.path} --method energy` keeps one that they have."
+        )
+        return None
+    return {**vars(detector), "arrays": {name: values.tolist() for name, values in detector.arrays.items()}}
 
 
 def _units(task: VisionTask) -> dict[str, str]:
