@@ -1,4 +1,4 @@
-"""Detectors of unknown images (``vitrail.ood``): how they are fitted, and how well they tell images apart."""
+"""Detectors of unknown images (``vitrail.ood``): how they are fitted, and how well they separate images."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class OodOutputs:
         logits: float ``(N, C)``, of the task that detectors use.
         features: float ``(N, D)``, of the image backbone.
         groups: object ``(N,)``.
-        targets: int64 ``(N,)``, ``UNKNOWN`` where not known; empty where nobody needs them.
+        targets: int64 ``(N,)``, ``UNKNOWN`` where not known; empty where they are not needed.
     """
 
     logits: NDArray[np.float32]
@@ -131,7 +131,7 @@ def threshold_for(scores: NDArray[np.float64], rate: float) -> float:
 
 @dataclass(frozen=True)
 class Separation:
-    """How well the scores of a method tell images of the run's test split from others.
+    """How well the scores of a method separate images of the test split from others.
 
     Attributes:
         auroc: chance that an image of the test split has the higher score, equal scores counting half; 0 to 1, higher
@@ -154,7 +154,7 @@ def separation(
     threshold: float,
     n_resamples: int = 2_000,
 ) -> Separation:
-    """Return how well scores tell two sets apart, with 95 % intervals over groups of both.
+    """Return how well scores separate two sets, with 95 % intervals over groups of both.
 
     Args:
         inside: ``(N,)``, of the test split.

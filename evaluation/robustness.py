@@ -225,7 +225,7 @@ def normalised_error(
 ) -> Estimate | None:
     """Return the mean over corruptions of the error divided by the reference's on the same samples.
 
-    Lower is better, 1 is as good as the reference; None where the reference makes no error on a corruption.
+    Lower is better, 1 equals the reference; None where the reference makes no error on a corruption.
 
     Args:
         errors: float64 ``(N, corruptions)``.
@@ -330,13 +330,27 @@ class Robustness:
         rows = []
         for name in dict.fromkeys(one.corruption for one in own):
             of_name = {one.severity: one for one in own if one.corruption == name}
-            cells = [_score(of_name[one]) if one in of_name else "–" for one in severities]
-            mean = replace(next(iter(of_name.values())), value=_mean([one.value for one in of_name.values()]))
-            kept = _mean([one.unchanged for one in of_name.values()])
-            shown = _score(mean, with_interval=name == CLEAN)
+            cells = [
+                number_text(of_name[one].score, of_name[one].value) if one in of_name else "–" for one in severities
+            ]
+            kept = float(np.mean([one.unchanged for one in of_name.values()]))
+            shown = score_text(own[0].score, self._mean_over_severities(name, task))
             rows.append([name, *cells, shown, "–" if math.isnan(kept) or name == CLEAN else f"{kept:.3f}"])
-        first = f"{task}, {HEADINGS[own[0].score]}"
-        return Table([first, *map(str, severities), "mean", "same prediction"], rows)
+        mean = f"mean {HEADINGS[own[0].score]} [95 %] (n {own[0].n} in {own[0].groups} groups)"
+        return Table([task, *map(str, severities), mean, "same prediction"], rows)
+
+    def _mean_over_severities(self, name: str, task: str) -> Estimate:
+        """The mean score with its interval, which only classes and single conditions have."""
+        results = self.results[name]
+        own = [one for one in results.conditions if one.task == task]
+        if len(own) == 1:
+            return Estimate(own[0].value, Interval(own[0].low, own[0].high))
+        value, interval = float(np.mean([one.value for one in own])), Interval(math.nan, math.nan)
+        if task in results.known:
+            rows = results.known[task]
+            right = np.mean([results.right[task, one.severity][rows] for one in own], axis=0)
+            interval = share_interval(right, results.groups[rows])
+        return Estimate(value, interval)
 
     def sentences(self) -> list[str]:
         """Return what the tables come to, one sentence each."""
@@ -353,16 +367,6 @@ class Robustness:
                     kept = with_interval(one.unchanged, Interval(one.unchanged_low, one.unchanged_high))
                     found.append(f"{task}: {one.corruption} {one.level} leaves {kept} of the predictions as they are.")
         return found
-
-
-def _score(one: Condition, *, with_interval: bool = False) -> str:
-    if with_interval:
-        return score_text(one.score, Estimate(one.value, Interval(one.low, one.high)))
-    return number_text(one.score, one.value)
-
-
-def _mean(values: Sequence[float]) -> float:
-    return float(np.mean(values))
 
 
 def robustness_of(run: Run, data: str = "test") -> Robustness | None:
@@ -404,7 +408,7 @@ def compared_robustness(
                     "run": side,
                     "data": name,
                     "task": task,
-                    "clean accuracy [95 %]": _score(first.clean(task), with_interval=True),
+                    "clean accuracy [95 %]": _clean_text(first, task),
                     "corruption error [95 %]": with_interval(*mean_corruption_error(errors, first.groups(task))),
                     "divided by reference's [95 %]": "–" if divided is None else with_interval(*divided),
                 }
@@ -415,6 +419,11 @@ def compared_robustness(
             f"severities; the last column is the mean of each corruption's error divided by that of {reference}."
         )
     return (pd.DataFrame(rows) if rows else None), notes
+
+
+def _clean_text(of: Robustness, task: str) -> str:
+    clean = of.clean(task)
+    return with_interval(clean.value, Interval(clean.low, clean.high))
 
 
 def _pooled(found: Sequence[Robustness | None], task: str) -> tuple[Robustness, NDArray[np.float64]] | None:

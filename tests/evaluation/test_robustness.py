@@ -69,6 +69,8 @@ def test_the_mean_corruption_error_is_the_mean_of_the_errors_of_the_table(tmp_pa
     assert error.interval == share_interval(errors.mean(axis=1), GROUPS[1:])
     assert any("mean corruption error" in sentence for sentence in found.sentences())
     [row] = [row for row in found.table("class").rows if row[0] == "fog"]
+    fog = corrupted[corrupted.corruption == "fog"].value.mean()
+    assert row[6].startswith(f"{fog:.3f} [")
     assert row[1:6] == [f"{value:.3f}" for value in corrupted[corrupted.corruption == "fog"].value]
 
 

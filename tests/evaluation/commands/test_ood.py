@@ -93,7 +93,7 @@ def test_tasks_of_every_kind_and_class_prompts(make: Callable[[], Path], tmp_pat
             assert float(detector.arrays["scale"]) == pytest.approx(float(model.objective.logit_scale()[0]))
         data = data_of(run)
         rows = data.split_indices("val").tolist()
-        unknown = [one.unknown for one in Run(run).predict([data.read_image(row) for row in rows])]
+        unknown = [bool(one.unknown) for one in Run(run).predict([data.read_image(row) for row in rows])]
         assert np.mean(unknown) <= 0.05 + 1e-9
 
 
