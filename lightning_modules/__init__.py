@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lightning_modules.base import VisionTask
     from lightning_modules.checkpoint import load_task
-    from lightning_modules.classification import ImageClassifier, MultiTaskClassifier
+    from lightning_modules.classification import FewShotClassifier, ImageClassifier, MultiTaskClassifier
     from lightning_modules.distributed import FullySharded
     from lightning_modules.dual_encoder import DualEncoder
     from lightning_modules.ensemble import Ensemble
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = [
     "DualEncoder",
     "Ensemble",
+    "FewShotClassifier",
     "FullySharded",
     "GenerativeClassifier",
     "ImageClassifier",
@@ -31,6 +32,7 @@ __all__ = [
 _HOMES = {
     "DualEncoder": "lightning_modules.dual_encoder",
     "Ensemble": "lightning_modules.ensemble",
+    "FewShotClassifier": "lightning_modules.classification",
     "FullySharded": "lightning_modules.distributed",
     "GenerativeClassifier": "lightning_modules.generative",
     "ImageClassifier": "lightning_modules.classification",

@@ -5,9 +5,10 @@
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, cast
+from typing import Any, Self, cast
 
 import torch
+import torch.nn.functional as F
 from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 
@@ -15,6 +16,7 @@ from lightning_modules.base import LoggedSplit, VisionTask, known_targets, real_
 from lightning_modules.distillation import Distillation, load_teacher
 from lightning_modules.encoders.image import ImageEncoder
 from lightning_modules.encoders.weights import WeightsOrigin
+from lightning_modules.few_shot import build_head, fit_task, refuse_without_texts
 from lightning_modules.finetune import add_adapter, reset_magnitudes
 from lightning_modules.heads import MultiLabelOutput, SingleLabelOutput, TaskOutput, task_outputs
 from lightning_modules.heads.multi_label import DEFAULT_THRESHOLD, MultiLabelScores
@@ -22,6 +24,7 @@ from lightning_modules.metrics import MeanLoss, SplitMetrics
 from lightning_modules.options import (
     BackboneOptions,
     ClassWeighting,
+    FewShotOptions,
     LossOptions,
     NonNegative,
     OptimOptions,
@@ -32,6 +35,7 @@ from lightning_modules.options import (
 )
 from lightning_modules.precision import Float32Linear, Float32Sequential
 from vitrail.errors import UserError
+from vitrail.predictions import refuse_kinds
 from vitrail.types import CLASS_KINDS, LABEL_TASK, Batch, InputOptions, Outputs, TaskFacts, TaskKind, kind_of
 
 _DISTILLATION = "distillation."
@@ -465,6 +469,71 @@ class ImageClassifier(ClassificationTask):
     def classify(self, features: torch.Tensor) -> dict[str, torch.Tensor]:
         """See ``ClassificationTask``."""
         return {LABEL_TASK: self.outputs[0](self.head(self.drop(features)))}
+
+
+class FewShotClassifier(ClassificationTask):
+    """Predicts a class by a linear classifier that is solved on the features of a frozen encoder, in one epoch.
+
+    For a few images of each class (``data.shots``), or a linear probe with a tuned penalty on all of them. The features
+    are of unit length, as galleries have them. What is chosen, and on what, is reported and logged as ``few_shot/…``.
+
+    Args:
+        backbone: name in timm.
+        class_names: linked from the data.
+        task_facts: kinds and statistics of the targets, linked from the data.
+        image_size: height and width in pixels, linked from the data.
+        pretrained: true for the weights on the hub, false for random ones, or the path of a weights file.
+        backbone_options: further settings of the backbone.
+        few_shot: the method, one that needs no texts.
+    """
+
+    def __init__(
+        self,
+        backbone: str,
+        class_names: list[str],
+        *,
+        task_facts: TaskFacts | None = None,
+        image_size: int = 224,
+        pretrained: bool | str = True,
+        backbone_options: BackboneOptions = BackboneOptions(),
+        few_shot: FewShotOptions = FewShotOptions(),
+    ) -> None:
+        # What is solved is not changed by the epoch that follows, which measures it.
+        super().__init__(lr=0.0, weight_decay=0.0, schedule="constant")
+        self.save_hyperparameters()
+        options = checked(FewShotOptions, few_shot, "few_shot")
+        refuse_without_texts(options)
+        self.configure_encoder(backbone, image_size, pretrained, backbone_options)
+        self.configure_tasks({LABEL_TASK: class_names}, task_facts, LossOptions())
+        refuse_kinds(self.task_kinds, "few_shot", fix="use lightning_modules.ImageClassifier")
+        self.head = build_head(options, len(class_names), self.encoder.num_features)
+        self.encoder.requires_grad_(False)
+
+    def classify(self, features: torch.Tensor) -> dict[str, torch.Tensor]:
+        """See ``ClassificationTask``."""
+        return {LABEL_TASK: self.outputs[0](self.head(F.normalize(features.float(), dim=-1)))}
+
+    def on_train_start(self) -> None:
+        """See ``VisionTask``; solve the classifier."""
+        if self.current_epoch == 0:
+            fit_task(self, self.head, self.encoder, None)
+        super().on_train_start()
+
+    def on_train_epoch_end(self) -> None:
+        """See ``VisionTask``; one epoch is enough for what is solved."""
+        super().on_train_epoch_end()
+        self.trainer.should_stop = True
+
+    def train(self, mode: bool = True) -> Self:
+        """As torch's, but the encoder stays in evaluation mode."""
+        super().train(mode)
+        self.encoder.eval()
+        return self
+
+    @property
+    def needs_images(self) -> str:
+        """See ``VisionTask``."""
+        return "a few-shot classifier needs one epoch"
 
 
 class MultiTaskClassifier(ClassificationTask):

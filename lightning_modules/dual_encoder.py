@@ -148,7 +148,8 @@ class DualEncoder(VisionTask):
         """See ``VisionTask``; solve the few-shot classifier."""
         if self.few_shot is not None and self.current_epoch == 0:
             self.on_validation_epoch_start()
-            fit_task(self, self.few_shot, self.encode_image, self.class_texts())
+            texts = self.texts_of(self.tasks[LABEL_TASK], self.class_prompts, self._context)
+            fit_task(self, self.few_shot, self.encode_image, texts)
         super().on_train_start()
 
     def on_train_epoch_end(self) -> None:
@@ -158,26 +159,31 @@ class DualEncoder(VisionTask):
             self.trainer.should_stop = True
 
     @torch.no_grad()
-    def class_texts(self) -> ClassTexts:
-        """What the text tower knows of the classes, for few-shot classifiers."""
-        return ClassTexts(self.class_embeddings(), float(self.objective.logit_scale()[0]), self._context_texts())
+    def texts_of(self, names: Sequence[str], prompts: Sequence[Sequence[str]], context: int = 4) -> ClassTexts:
+        """Return what the text tower knows of some classes, for few-shot classifiers.
 
-    def _context_texts(self) -> ContextTexts | None:
-        """The class names behind context vectors, where the few-shot classifier has some."""
-        if self.few_shot is None or self.few_shot.options.method not in ("coop", "cocoop"):
-            return None
-        if self.towers.tokenizer is None:
-            raise UserError("few_shot: the text tower has no tokenizer yet; start from pretrained weights or a run")
-        if self._contexts is None:
-            options, names = self.few_shot.options, self.tasks[LABEL_TASK]
-            self._contexts = ContextTexts(self.towers, self.towers.tokenizer, names, options.context, self.device)
-        return self._contexts
+        Args:
+            names: of the classes.
+            prompts: of each class; their embeddings are averaged.
+            context: number of context vectors; 0 where the names are not needed behind any.
+        """
+        contexts = None
+        if context and self.towers.tokenizer is not None:
+            contexts = ContextTexts(self.towers, self.towers.tokenizer, names, context, self.device)
+        return ClassTexts(self._embeddings_of(prompts), float(self.objective.logit_scale()[0]), contexts)
+
+    @property
+    def _context(self) -> int:
+        """Number of context vectors."""
+        needs = self.few_shot is not None and self.few_shot.options.method in ("coop", "cocoop")
+        return self.few_shot.options.context if needs and self.few_shot is not None else 0
 
     def classify(self, image: torch.Tensor) -> torch.Tensor:
         """Logits of the classes, float32 ``(B, C)``, of unit-length image embeddings, float ``(B, D)``."""
         if self.few_shot is not None:
-            contexts = self._context_texts() if self.few_shot.options.method == "cocoop" else None
-            return cast("torch.Tensor", self.few_shot(image, contexts))
+            if self.few_shot.options.method == "cocoop" and self._contexts is None:
+                self._contexts = self.texts_of(self.tasks[LABEL_TASK], [], self._context).context
+            return cast("torch.Tensor", self.few_shot(image, self._contexts))
         logits: torch.Tensor = self.objective.logit_scale()[0] * image @ self.class_embeddings().T
         return logits
 
@@ -320,10 +326,15 @@ class DualEncoder(VisionTask):
     def class_embeddings(self) -> torch.Tensor:
         """Unit-length means of the prompts' embeddings, float32 ``(C, D)``; computed once per evaluation."""
         if self._class_embeddings is None:
-            flat = self.encode_text([prompt for prompts in self.class_prompts for prompt in prompts])
-            parts = torch.split(flat, [len(prompts) for prompts in self.class_prompts])
-            self._class_embeddings = F.normalize(torch.stack([part.mean(dim=0) for part in parts]), dim=-1)
+            self._class_embeddings = self._embeddings_of(self.class_prompts)
         return self._class_embeddings
+
+    def _embeddings_of(self, prompts: Sequence[Sequence[str]]) -> torch.Tensor:
+        if not prompts:
+            return torch.zeros(0, self.towers.embed_dim, device=self.device)
+        flat = self.encode_text([prompt for own in prompts for prompt in own])
+        parts = torch.split(flat, [len(own) for own in prompts])
+        return F.normalize(torch.stack([part.mean(dim=0) for part in parts]), dim=-1)
 
     def _tokens(self, texts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
         if self.towers.tokenizer is None:

@@ -50,7 +50,7 @@ MAX_FOLDS = 3
 ABSENT = -1e4
 """Bias of classes without any shot, where a method knows nothing else of them."""
 
-PENALTIES = tuple(float(value) for value in np.logspace(-1, 5, 7))
+PENALTIES = tuple(float(value) for value in np.logspace(-1, 4, 6))
 DEFAULT_PENALTY = 10.0
 WEIGHTS = tuple(float(value) for value in np.logspace(-1, 2, 10))
 SHARPNESS = (0.5, 1.0, 2.0, 5.5, 10.0, 20.0, 50.0)
@@ -620,6 +620,15 @@ def build_head(options: FewShotOptions, num_classes: int, dim: int, width: int =
     return LinearHead(options, num_classes, dim)
 
 
+def refuse_without_texts(options: FewShotOptions) -> None:
+    """Refuse methods that need texts, for encoders of images alone."""
+    if options.method in TEXT_METHODS:
+        raise UserError(
+            f"few_shot.method: {options.method} needs a text tower, which this model does not have; use linear_probe "
+            "or prototypes, or a dual encoder"
+        )
+
+
 def solve_head(
     head: FewShotHead, shots: Shots, validation: Shots | None = None, texts: ClassTexts | None = None
 ) -> dict[str, float]:
@@ -637,12 +646,8 @@ def solve_head(
     Raises:
         UserError: the method needs texts and there are none, or there are no shots.
     """
-    options = head.options
-    if options.method in TEXT_METHODS and texts is None:
-        raise UserError(
-            f"few_shot.method: {options.method} needs a text tower, which this model does not have; use linear_probe "
-            "or prototypes, or a dual encoder"
-        )
+    if texts is None:
+        refuse_without_texts(head.options)
     if not len(shots.label):
         raise UserError("few_shot: the train split has no image with a known class; give it some")
     with torch.no_grad():

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from datamodules import Wares as Wares
     from lightning_modules import DualEncoder as DualEncoder
     from lightning_modules import Ensemble as Ensemble
+    from lightning_modules import FewShotClassifier as FewShotClassifier
     from lightning_modules import GenerativeClassifier as GenerativeClassifier
     from lightning_modules import ImageClassifier as ImageClassifier
     from lightning_modules import MultiTaskClassifier as MultiTaskClassifier
@@ -35,6 +36,7 @@ __all__ = [
     "DualEncoder",
     "Ensemble",
     "Fashion",
+    "FewShotClassifier",
     "Flickr8k",
     "Flowers102",
     "Gallery",
@@ -71,7 +73,14 @@ _HOMES = {
         "datamodules",
     ),
     **dict.fromkeys(
-        ("DualEncoder", "Ensemble", "GenerativeClassifier", "ImageClassifier", "MultiTaskClassifier"),
+        (
+            "DualEncoder",
+            "Ensemble",
+            "FewShotClassifier",
+            "GenerativeClassifier",
+            "ImageClassifier",
+            "MultiTaskClassifier",
+        ),
         "lightning_modules",
     ),
 }

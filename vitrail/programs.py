@@ -112,6 +112,11 @@ PROGRAMS = {
                 "logistic regression on a frozen backbone's features",
                 takes_data=True,
             ),
+            "few-shot": Command(
+                "evaluation.commands.few_shot",
+                "methods for a few images of each class on a frozen encoder's features",
+                takes_data=True,
+            ),
             "explore": Command(
                 "evaluation.commands.explore",
                 "a data set on one page: classes, colours, leaks, suspected labels",

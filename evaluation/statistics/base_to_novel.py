@@ -8,14 +8,15 @@ label order, and each half of the test samples is classified among the classes o
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluation.statistics.intervals import Estimate, Statistic, estimate, known, share_statistic
-from evaluation.statistics.pooled import in_order_of, paired_difference
+from evaluation.statistics.intervals import Estimate, Statistic, estimate, known, share_statistic, student_interval
+from evaluation.statistics.pooled import JoinedScore, in_order_of, mean_statistic, paired_difference
 from vitrail.console import Table
 from vitrail.errors import UserError
 from vitrail.predictions import Predictions, predicted_classes, refuse_kinds
@@ -145,6 +146,33 @@ def compare(
     }
     sides = [base_to_novel(one, base, n_resamples=n_resamples, seed=seed) for one in (after, before)]
     return Cost(sides[0], sides[1], *(differences[name] for name in _ESTIMATES))
+
+
+def over_seeds(runs: Sequence[Predictions], base: int | None = None) -> dict[str, JoinedScore]:
+    """Join runs that differ in their seed: base, novel and harmonic mean of each, and their means with intervals.
+
+    Args:
+        runs: predictions of the same samples.
+        base: number of base classes; None for half of them, rounded up.
+
+    Raises:
+        UserError: as ``base_to_novel``; or the samples are not the same.
+    """
+    base = checked_base(runs[0], base)
+    aligned = [runs[0], *(in_order_of(runs[0], run, LABEL_TASK, ("in the first", "in another")) for run in runs[1:])]
+    halves = [_Halves(run, base) for run in aligned]
+    found = {}
+    for name, (_, rows) in halves[0].statistics().items():
+        statistics = [one.statistics()[name][0] for one in halves]
+        values = tuple(float(one(np.ones((1, int(rows.sum()))))[0]) for one in statistics)
+        found[name] = JoinedScore(
+            values=values,
+            mean=float(np.mean(values)),
+            std=float(np.std(values, ddof=1)) if len(values) > 1 else math.nan,
+            interval=student_interval(values),
+            pooled=estimate(mean_statistic(statistics), halves[0].groups[rows], 2_000),
+        )
+    return found
 
 
 def restricted_accuracy(

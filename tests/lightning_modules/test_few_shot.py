@@ -16,6 +16,7 @@ from torch import nn
 from datamodules import Wares
 from datamodules.options import ImageOptions
 from lightning_modules.checkpoint import load_task
+from lightning_modules.classification import FewShotClassifier
 from lightning_modules.dual_encoder import DualEncoder
 from lightning_modules.few_shot import (
     ABSENT,
@@ -246,6 +247,29 @@ def test_a_fit_solves_the_head_in_one_epoch_and_its_checkpoint_predicts_the_same
         ours, theirs = task.eval().predict_step(batch, 0), again.predict_step(batch, 0)
     torch.testing.assert_close(ours["logits"]["class"], theirs["logits"]["class"])
     torch.testing.assert_close(ours["image_embedding"], task.encode_image(batch["image"]))
+
+
+@pytest.mark.parametrize("method", ["prototypes", "linear_probe"])
+def test_an_encoder_without_texts_is_solved_on_its_features(method: FewShotMethod, tmp_path: Path) -> None:
+    data = few_wares()
+    task = FewShotClassifier(
+        "test_resnet", data.class_names, image_size=32, pretrained=False, few_shot=FewShotOptions(method=method)
+    )
+    trainer = tiny_trainer(tmp_path, max_epochs=5)
+    trainer.fit(task, data)
+    assert trainer.current_epoch == 1
+    trainer.save_checkpoint(tmp_path / "best.ckpt")
+    again = load_task(tmp_path / "best.ckpt")
+    (batch,) = data.view_dataloader("train", None)
+    with torch.no_grad():
+        image = F.normalize(task.eval().encoder(batch["image"]), dim=-1)
+        head = build_head(FewShotOptions(method=method), len(data.class_names), image.shape[1])
+        solve_head(head, Shots(image, batch["label"], batch["group_id"]))
+        outputs = again.predict_step(batch, 0)
+    torch.testing.assert_close(outputs["logits"]["class"], head(image), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(outputs["image_embedding"], image)
+    with pytest.raises(UserError, match=r"few_shot\.method: tip_adapter needs a text tower"):
+        FewShotClassifier("test_resnet", ["a", "b"], few_shot=FewShotOptions("tip_adapter"))
 
 
 def test_the_fitted_head_is_that_of_the_features(tmp_path: Path) -> None:
