@@ -50,7 +50,7 @@ MAX_FOLDS = 3
 ABSENT = -1e4
 """Bias of classes without any shot, where a method knows nothing else of them."""
 
-PENALTIES = tuple(float(value) for value in np.logspace(-1, 4, 6))
+PENALTIES = (1.0, 10.0, 100.0, 1_000.0)
 DEFAULT_PENALTY = 10.0
 WEIGHTS = tuple(float(value) for value in np.logspace(-1, 2, 10))
 SHARPNESS = (0.5, 1.0, 2.0, 5.5, 10.0, 20.0, 50.0)
@@ -214,7 +214,7 @@ class LinearHead(FewShotHead):
         pairs, _ = held_out(shots, validation)
         penalty = DEFAULT_PENALTY
         if pairs:
-            held = [test.image.double() for _, test in pairs]
+            held = [test.image for _, test in pairs]
 
             def logits(candidate: float, fold: int) -> torch.Tensor:
                 weight, bias = logistic_regression(pairs[fold][0], self.num_classes, candidate)
@@ -326,19 +326,21 @@ class ClipAdapter(FewShotHead):
         """See ``FewShotHead``."""
         assert texts is not None
         self.text = texts.scale * texts.embedding
-        ratio, pairs = DEFAULT_RATIO, held_out(shots, validation)[0]
+        ratio, steps, pairs = DEFAULT_RATIO, self.options.steps, held_out(shots, validation)[0]
         if pairs:
             found = {}
             for one in RATIOS:
                 self.ratio.fill_(one)
-                self.start(shots)
-                found[one] = trajectories(self, pairs, self.options.steps, lr=1e-3)
-            held = [test.label for _, test in pairs]
-            last = {one: [fold[-1] for fold in folds] for one, folds in found.items()}
-            ratio = choose(RATIOS, lambda one, fold: last[one][fold], held)
+                found[one] = trajectories(self, pairs, steps, lr=1e-3)
+            marks = _marks(steps)
+            grid = [(one, mark) for one in RATIOS for mark in marks]
+            ratio, steps = choose(
+                grid, lambda one, fold: found[one[0]][fold][marks.index(one[1])], [test.label for _, test in pairs]
+            )
         self.ratio.fill_(ratio)
         self.start(shots)
-        return {"ratio": ratio, "steps": train(self, shots, validation, self.options.steps, lr=1e-3)}
+        descend(self, shots, self.options.steps, steps, lr=1e-3)
+        return {"ratio": ratio, "steps": steps}
 
 
 class CoCoOp(FewShotHead):
@@ -488,7 +490,7 @@ def class_means(shots: Shots, num_classes: int) -> tuple[torch.Tensor, torch.Ten
 
 
 def logistic_regression(shots: Shots, num_classes: int, penalty: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Weights, float64 ``(C, D)``, and biases of logistic regression; absent classes are never predicted.
+    """Weights, float32 ``(C, D)``, and biases of logistic regression; absent classes are never predicted.
 
     Raises:
         UserError: there are fewer than two classes.
@@ -498,13 +500,16 @@ def logistic_regression(shots: Shots, num_classes: int, penalty: float) -> tuple
     label = shots.label.cpu().numpy()
     if len(np.unique(label)) < 2:
         raise UserError("few_shot.method: linear_probe needs shots of at least two classes")
-    fitted = LogisticRegression(C=penalty, max_iter=2_000).fit(shots.image.cpu().double().numpy(), label)
-    weight, bias = torch.zeros(num_classes, shots.image.shape[1]).double(), torch.full((num_classes,), ABSENT).double()
+    fitted = LogisticRegression(C=penalty, max_iter=2_000).fit(shots.image.float().cpu().numpy(), label)
+    weight, bias = torch.zeros(num_classes, shots.image.shape[1]), torch.full((num_classes,), ABSENT)
     coefficients, intercepts = fitted.coef_, fitted.intercept_
     if len(fitted.classes_) == 2:  # the difference only
         coefficients = np.concatenate([-coefficients, coefficients]) / 2
         intercepts = np.concatenate([-intercepts, intercepts]) / 2
-    weight[fitted.classes_], bias[fitted.classes_] = torch.from_numpy(coefficients), torch.from_numpy(intercepts)
+    weight[fitted.classes_], bias[fitted.classes_] = (
+        torch.from_numpy(coefficients).float(),
+        torch.from_numpy(intercepts).float(),
+    )
     return weight.to(shots.image.device), bias.to(shots.image.device)
 
 
@@ -543,10 +548,15 @@ def train(head: Any, shots: Shots, validation: Shots | None, steps: int, *, lr: 
         folds = trajectories(head, pairs, steps, lr=lr, batch_size=batch_size)
         chosen = choose(marks, lambda mark, fold: folds[fold][marks.index(mark)], [test.label for _, test in pairs])
     head.start(shots)
-    for step in _descent(head, shots, steps, lr, batch_size):
-        if step == chosen:
-            break
+    descend(head, shots, steps, chosen, lr=lr, batch_size=batch_size)
     return chosen
+
+
+def descend(head: nn.Module, shots: Shots, planned: int, steps: int, *, lr: float, batch_size: int = 0) -> None:
+    """Take the first steps of a training that is planned to be longer, as when the number was chosen."""
+    for step in _descent(head, shots, planned, lr, batch_size):
+        if step == steps:
+            break
 
 
 def _marks(steps: int) -> list[int]:
@@ -583,7 +593,7 @@ def _descent(head: nn.Module, shots: Shots, steps: int, lr: float, batch_size: i
     """
     seen = torch.unique(shots.label)
     target = torch.searchsorted(seen, shots.label)
-    optimizer = torch.optim.AdamW(head.parameters(), lr=lr, eps=1e-4, weight_decay=0.01)
+    optimizer = torch.optim.AdamW(head.parameters(), lr=lr, eps=1e-4, weight_decay=0.01, fused=True)
     order = torch.Generator().manual_seed(0)
     rows: torch.Tensor | slice = slice(None)
     waiting = torch.zeros(0, dtype=torch.int64)

@@ -21,6 +21,7 @@ import numpy as np
 
 from evaluation.commands.summary import add_forms
 from evaluation.statistics.base_to_novel import over_seeds
+from evaluation.statistics.intervals import half_width
 from evaluation.statistics.paired import compare_joined, holm
 from evaluation.statistics.pooled import JoinedScore, join_runs
 from vitrail.console import Table, tracked
@@ -322,16 +323,9 @@ def base_to_novel_tables(
 def score_cell(score: JoinedScore, seeds: int) -> str:
     """Mean over seeds ± half of Student's interval, then the interval by group."""
     low, high = score.pooled.interval
-    half = _half(score)
+    half = half_width(score.values)
     spread = f" ± {half:.3f}" if seeds > 1 and not math.isnan(half) else ""
     return f"{score.mean:.3f}{spread} [{low:.3f}, {high:.3f}]"
-
-
-def _half(score: JoinedScore) -> float:
-    from scipy.special import stdtrit
-
-    number = len(score.values)
-    return float(stdtrit(number - 1, 0.975)) * score.std / math.sqrt(number) if number > 1 else math.nan
 
 
 def _meaning(seeds: int) -> str:

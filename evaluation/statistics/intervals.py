@@ -444,6 +444,12 @@ def wilson(share: float, trials: float, level: float = 0.95) -> Interval:
     return Interval(centre - half if share > 0 else 0.0, centre + half if share < 1 else 1.0)
 
 
+def half_width(values: Sequence[float], level: float = 0.95) -> float:
+    """Return half of Student's interval of the mean of independent runs; NaN for fewer than two."""
+    low, high = student_interval(values, level, (-math.inf, math.inf))
+    return (high - low) / 2
+
+
 def student_interval(
     values: Sequence[float], level: float = 0.95, bounds: tuple[float, float] = (0.0, 1.0)
 ) -> Interval:

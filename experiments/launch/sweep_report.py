@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import optuna
 import yaml
 from optuna.trial import FrozenTrial, TrialState
 
+from evaluation.statistics.base_to_novel import over_seeds
+from evaluation.statistics.intervals import half_width
+from evaluation.statistics.pooled import JoinedScore, join_runs
 from experiments.launch.study import ERROR, NAME, RUN, VALUES
 from experiments.launch.sweep_file import Metric
 from vitrail.console import Table
 from vitrail.files import write_csv, write_text_atomically
+from vitrail.runs import Run, class_counts_of
+from vitrail.types import LABEL_TASK
 
 if TYPE_CHECKING:
     import pandas as pd
+
+SEED = "seed_everything"
+"""The parameter whose values are repetitions of the others'."""
 
 EPOCHS, CONFIG, BEST_VALUE = "epochs", "config", "best"
 """Names under which a trial keeps what is known of it."""
@@ -81,6 +91,53 @@ def trials_table(frame: pd.DataFrame, title: str) -> Table:
     return Table(columns, rows, ("trial", "state", "run"), title, styles={0: "bold", **styles} if rows else {})
 
 
+def over_seeds_frame(trials: Sequence[FrozenTrial], metric: Metric) -> pd.DataFrame | None:
+    """Return one row for each combination of the other parameters, where ``seed_everything`` is one of several.
+
+    Columns are the parameters, ``seeds``, and for each score its mean, ``± seeds`` (half of Student's 95 % interval
+    over seeds) and, of the test split, ``low`` and ``high`` (the 95 % interval by group). Trials that were tested have
+    ``test``, the main score of the main task; those without training images of the second half of the classes also have
+    ``base``, ``novel`` and ``harmonic_mean``.
+    """
+    import pandas as pd
+
+    groups: dict[str, list[FrozenTrial]] = {}
+    for trial in trials:
+        values = dict(trial.user_attrs.get(VALUES, {}))
+        if trial.state == TrialState.COMPLETE and values.pop(SEED, None) is not None:
+            groups.setdefault(json.dumps(values, sort_keys=True), []).append(trial)
+    if not any(len(members) > 1 for members in groups.values()):
+        return None
+    rows = []
+    for key, members in groups.items():
+        row = {**json.loads(key), "seeds": len(members)}
+        own = [value_of(trial) for trial in members]
+        row |= {metric.name: float(np.mean(own)), f"{metric.name} ± seeds": half_width(own)}
+        for name, score in _tested_scores(members).items():
+            low, high = score.pooled.interval
+            row |= {name: score.mean, f"{name} ± seeds": half_width(score.values)}
+            row |= {f"{name} low": low, f"{name} high": high}
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _tested_scores(members: Sequence[FrozenTrial]) -> dict[str, JoinedScore]:
+    """Scores of the test split over the seeds; none unless all trials were tested."""
+    paths = [Path(trial.user_attrs[RUN]) for trial in members if trial.user_attrs.get(RUN)]
+    runs = [Run(path) for path in paths if path.is_dir()]
+    predictions = [found for run in runs if (found := run.predictions("test")) is not None]
+    if not predictions or len(predictions) < len(members):
+        return {}
+    task = next(iter(predictions[0].tasks))
+    scores = {"test": join_runs(predictions, task).main_score}
+    classes = {task: list(predictions[0].tasks[task])}
+    counts = (class_counts_of(runs[0].record, classes, str(runs[0].path)) or {}).get(task)
+    base = (len(classes[task]) + 1) // 2
+    if task == LABEL_TASK and counts and all(counts[:base]) and not any(counts[base:]):
+        scores |= over_seeds(predictions, base)
+    return scores
+
+
 def write_reports(folder: Path, study: optuna.Study, trials: Sequence[FrozenTrial], metric: Metric, runs: Path) -> str:
     """Write ``sweep.csv``, ``best.yaml``, ``importance.csv`` and ``importance.png``, each atomically.
 
@@ -89,13 +146,18 @@ def write_reports(folder: Path, study: optuna.Study, trials: Sequence[FrozenTria
     """
     write_csv(folder / "sweep.csv", sweep_frame(trials, metric))
     lines = [f"Table: {folder / 'sweep.csv'}"]
+    if (seeds := over_seeds_frame(trials, metric)) is None:
+        (folder / "seeds.csv").unlink(missing_ok=True)
+    else:
+        write_csv(folder / "seeds.csv", seeds)
+        lines.append(f"Over seeds: {folder / 'seeds.csv'}")
     best = best_trial(trials, metric)
     path = folder / "best.yaml"
     if best is None:
         # Those of an earlier sweep may be there.
         for name in ("best.yaml", "importance.csv", "importance.png"):
             (folder / name).unlink(missing_ok=True)
-        return lines[0]
+        return "\n".join(lines)
     write_text_atomically(path, _best_config(best, folder.name, metric, runs))
     result = f"{best.user_attrs[NAME]}, {metric.name} {value_of(best):.4g}"
     lines.append(f"Best: {result}; python -m experiments fit --config {path}")
