@@ -144,6 +144,7 @@ def commands(runs: list[str]) -> list[list[str]]:
         ["select", "--run", run, "--pool", "stripes.yaml", "--to", "next.csv", "--n", "3", "--labelled-too"],
         ["calibrate", run],
         ["summary", *runs],
+        ["slices", run],
         ["compare", *runs],
         ["report", run],
         ["explain", run, "--image", "photo.png"],

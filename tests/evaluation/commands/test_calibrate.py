@@ -12,6 +12,7 @@ from scipy.special import expit, softmax
 
 from evaluation.__main__ import main
 from evaluation.statistics.calibration import expected_calibration_error
+from tests.evaluation.predictions_fixture import make_predictions_of_every_kind
 from vitrail.predictions import Predictions, image_predictions, read_predictions, write_predictions
 from vitrail.runs import Run
 from vitrail.types import UNKNOWN
@@ -239,3 +240,60 @@ def test_labels_and_numbers_are_calibrated(
     damaged = Run(run)
     assert not damaged.output_calibration.labels
     assert any("must be finite numbers above 0" in problem for problem in damaged.missing)
+
+
+def test_operating_points_are_chosen_on_validation_and_measured_on_test(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    for number, split in enumerate(("val", "test")):
+        predictions = make_predictions_of_every_kind(n=300, seed=number)
+        write_predictions(run / "predictions" / f"{split}.parquet", predictions)
+    assert main(["calibrate", str(run), "--operating-point", "recall>=.9", "--positive", "cap", "--json"]) == 0
+    rows = [row for row in json.loads(capsys.readouterr().out) if "point" in row]
+    assert [(row["split"], row["class"]) for row in rows] == [("val", "cap"), ("test", "cap")]
+    threshold = rows[0]["threshold"]
+    for row in rows:
+        own = read_predictions(run / "predictions" / f"{row['split']}.parquet")
+        probabilities = own.probabilities("class", Run(run).temperatures["class"])[:, 1]
+        positive = own.targets["class"] == 1
+        assert row["recall"][0] == pytest.approx((probabilities[positive] >= threshold * (1 - 1e-6)).mean())
+    assert rows[0]["recall"][0] >= 0.9
+    assert main(["calibrate", str(run), "--operating-point", "fpr<=.05", "--task", "tags"]) == 0
+    assert main(["calibrate", str(run), "--operating-point", "risk<=.3", "--task", "grade"]) == 0
+    # Points of other tasks are chosen again.
+    points = Run(run).operating_points
+    assert {task: point.goal for task, point in points.items()} == {
+        "class": "recall>=0.9",
+        "tags": "fpr<=0.05",
+        "grade": "risk<=0.3",
+    }
+    assert points["class"].thresholds == {"cap": pytest.approx(threshold)}
+    test = read_predictions(run / "predictions" / "test.parquet")
+    logits = {task: test.logits[task][:1] for task in test.tasks}
+    opened = Run(run)
+    [found] = image_predictions(
+        ["x"], logits, test.tasks, opened.temperatures, test.kinds, test.thresholds, opened.output_calibration
+    )
+    decided = found.decided(points)
+    chances = dict(found.tasks["class"].top_k(None))
+    expected = "cap" if chances["cap"] >= threshold else max({**chances, "cap": 0.0}, key=lambda name: chances[name])
+    assert decided.tasks["class"].decision == expected
+    assert decided.tasks["price"].decision is None
+    assert decided.row()["class_decision"] == expected
+    unsure = found.tasks["grade"].confidence < points["grade"].thresholds[""]
+    assert decided.tasks["grade"].decision == ("" if unsure else found.tasks["grade"].label)
+    labels = {name for name, chance in found.tasks["tags"].top_k(None) if chance >= points["tags"].thresholds[name]}
+    assert set(filter(None, (decided.tasks["tags"].decision or "").split(";"))) == labels
+    capsys.readouterr()
+    for arguments, message in {
+        ("recall>=.9",): "'class' has 3 classes; say which by --positive CLASS",
+        ("recall=.9",): "must be one of recall>=X",
+        ("risk<=.1", "--task", "tags"): "'tags' has labels",
+        ("recall>=.9", "--task", "price"): "--task price: must be a task with classes or labels",
+        ("recall>=.9", "--positive", "pen"): "--positive pen: must be one of bag, cap, mug",
+    }.items():
+        assert main(["calibrate", str(run), "--operating-point", *arguments]) == 2
+        assert message in capsys.readouterr().err
+    assert main(["calibrate", str(run), "--operating-point", "none"]) == 0
+    assert Run(run).operating_points == {}

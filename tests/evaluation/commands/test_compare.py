@@ -222,5 +222,10 @@ def test_tasks_of_every_kind(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert "tags: mAP is no mean over samples, so there is no test" in printed
     assert "p-values are corrected for 3 comparisons" in printed
     assert (tmp_path / "page" / "compared_regression.csv").exists()
+    assert compare(runs, "--markdown", "--metrics", "auroc", "brier") == 0
+    printed = capsys.readouterr().out
+    assert "AUROC: difference [95 %] | Brier [95 %] | Brier: difference [95 %] | Brier: p |" in printed
+    assert "AUROC: no means over samples, so without a test" in printed
+    assert "price (regression) has no AUROC, Brier" in printed
     assert compare(runs, "--task", "price", "--reference", "best") == 0
     assert "worse model" in capsys.readouterr().out

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from sklearn.metrics import log_loss
 
 from evaluation.__main__ import main
 from evaluation.retrieval import Row, report_rows, write_report
@@ -26,7 +27,7 @@ from tests.evaluation.predictions_fixture import TASKS, make_predictions, make_p
 from tests.evaluation.test_retrieval import answers
 from vitrail.errors import UserError
 from vitrail.predictions import Predictions, read_predictions, write_predictions
-from vitrail.runs import read_class_counts
+from vitrail.runs import read_class_counts, write_temperatures
 
 
 def good_predictions(n: int = 40) -> Predictions:
@@ -462,3 +463,49 @@ def test_what_does_not_go_together_is_refused(scored_runs: list[str], capsys: py
         assert "--retrieval: is a table of its own" in capsys.readouterr().err
     assert main(["summary", "nowhere", "--retrieval"]) == 2
     assert "no such run directory" in capsys.readouterr().err
+
+
+def test_scores_that_are_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = run_of_every_kind(tmp_path)
+    assert main(["summary", str(run), "--metrics", "auroc", "nll", "accuracy@.5", "--json"]) == 0
+    rows = {row["task"]: row for row in json.loads(capsys.readouterr().out)}
+    predictions = read_predictions(run / "predictions" / "test.parquet")
+    targets = predictions.targets["class"]
+    known = targets >= 0
+    assert rows["class"]["nll"] == pytest.approx(log_loss(targets[known], predictions.probabilities("class")[known]))
+    assert rows["class"]["nll_interval"][0] < rows["class"]["nll"] < rows["class"]["nll_interval"][1]
+    assert "f1_macro" not in rows["class"]
+    assert {"auroc", "nll"} < set(rows["tags"])
+    assert main(["summary", str(run), "--metrics", "auroc", "mcc", "--markdown"]) == 0
+    printed = capsys.readouterr().out
+    assert "| majority | AUROC [95 %] | MCC [95 %] | note |" in printed
+    assert "no MCC of multi_label tasks" in printed
+    assert "no AUROC, MCC of regression tasks" in printed
+    others = [str(run_of_every_kind(tmp_path, number, noise=1.1)) for number in (1, 2)]
+    assert main(["summary", *others, "--join", "--metrics", "brier", "--markdown"]) == 0
+    assert "| Brier |" in capsys.readouterr().out
+    assert main(["summary", str(run), "--metrics", "roc"]) == 2
+    assert main(["summary", str(run), "--calibrated"]) == 2
+    errors = capsys.readouterr().err.splitlines()
+    assert "no score 'roc'" in errors[0]
+    assert "is not calibrated; run `vitrail calibrate" in errors[1]
+
+
+def test_calibrated_outputs_are_scored(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = run_of_every_kind(tmp_path)
+    write_temperatures(run, {"class": 2.0}, {})
+    assert main(["summary", str(run), "--metrics", "nll", "--calibrated", "--json"]) == 0
+    row = json.loads(capsys.readouterr().out)[0]
+    predictions = read_predictions(run / "predictions" / "test.parquet")
+    known = predictions.known("class")
+    expected = log_loss(predictions.targets["class"][known], predictions.probabilities("class", 2.0)[known])
+    assert row["nll"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_losses_of_a_few_groups_have_a_note() -> None:
+    predictions = make_predictions_of_every_kind(n=120, noise=0.0)
+    predictions.logits["class"][:] *= 10
+    predictions.logits["class"][3] = [9.0, 0.0, 0.0]
+    predictions.targets["class"][3] = 1
+    summary = summarise(predictions, {}, "run", "test", metrics=("nll",))[0]
+    assert "half of the loss is of 1 of 38 groups: the intervals of NLL and Brier may be too narrow" in summary.note

@@ -67,7 +67,8 @@ def test_a_subset_of_classes_and_one_that_the_model_lacks(run: Path, capsys: pyt
 
     assert main("vitrail", command) == 0
     printed = capsys.readouterr().out
-    assert main("vitrail", [*command, "--restrict-classes", "--name", "two"]) == 0
+    further = ["--metrics", "auroc", "nll", "--calibrated"]
+    assert main("vitrail", [*command, "--restrict-classes", "--name", "two", *further]) == 0
 
     strange = len(list((folder / "gizmo").iterdir()))
     assert "restricted to 2 of its classes" in capsys.readouterr().out
