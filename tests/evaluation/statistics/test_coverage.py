@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -11,6 +12,8 @@ import pytest
 from numpy.typing import NDArray
 from scipy.special import ndtr
 
+from evaluation.retrieval import RankedAnswers, report_rows
+from evaluation.statistics.base_to_novel import base_to_novel
 from evaluation.statistics.calibration import calibration_error
 from evaluation.statistics.intervals import (
     f1_statistic,
@@ -18,11 +21,12 @@ from evaluation.statistics.intervals import (
     share_interval,
     small_classes,
 )
-from evaluation.statistics.paired import ALPHA, sign_flip_p
+from evaluation.statistics.paired import ALPHA, compare_joined, holm, sign_flip_p
 from evaluation.statistics.pooled import paired_share_interval
 from evaluation.statistics.scores import few_large_errors, scores_of
+from evaluation.statistics.slices import permutation_p
 from vitrail.predictions import Predictions
-from vitrail.types import TaskKind
+from vitrail.types import LABEL_TASK, TaskKind
 
 Sizes = Literal["single", "equal", "unequal"]
 Sample = Callable[[np.random.Generator], tuple[float, float]]
@@ -236,8 +240,7 @@ def test_scores_of_other_kinds_in_groups_of_unequal_size(kind: TaskKind) -> None
 @pytest.mark.parametrize("kind", ["multi_label", "ordinal", "regression"])
 def test_scores_of_other_kinds(kind: TaskKind, sizes: Sizes, num_groups: int, correlation: float) -> None:
     for name, covered in score_coverage(kind, sizes, num_groups, correlation, 200).items():
-        # The rarest of the labels applies in four of twenty groups, which is reported (``small_labels``).
-        assert covered >= (0.83 if (name, num_groups) == ("mAP", 20) else 0.88), name
+        assert covered >= 0.88, name
 
 
 @pytest.mark.slow
@@ -293,3 +296,160 @@ def test_perfect_calibration_in_groups(kind: Sizes) -> None:
 @pytest.mark.parametrize("kind", ["single", "equal", "unequal"])
 def test_calibration(kind: Sizes, num_groups: int, correlation: float, shift: float) -> None:
     assert calibration_coverage(kind, num_groups, correlation, shift, 100) >= 0.84
+
+
+FURTHER = (
+    *("balanced_accuracy", "mcc", "kappa", "auroc", "average_precision", "brier", "nll", "aurc", "excess_aurc"),
+    *("accuracy@0.8", "coverage@0.1"),
+)
+
+
+def classified(
+    rng: np.random.Generator, groups: NDArray[np.int64], correlation: float, prior: tuple[float, ...], margin: float
+) -> Predictions:
+    """Each object has a class; calibrated logits with noise that is alike within groups."""
+    num_classes, n = len(prior), len(groups)
+    targets = rng.choice(num_classes, groups.max() + 1, p=prior)[groups]
+    noise = np.stack([in_groups(rng, groups, correlation) for _ in range(num_classes)], axis=1)
+    logits = (margin * (noise + margin * np.eye(num_classes)[targets])).astype(np.float32)
+    names = np.arange(n).astype(str).astype(object)
+    tasks = {LABEL_TASK: [str(label) for label in range(num_classes)]}
+    return Predictions(np.arange(n), names, groups.astype(object), tasks, {LABEL_TASK: targets}, {LABEL_TASK: logits})
+
+
+TWO, RARE, TEN = (0.5, 0.5), (0.9, 0.1), (0.1,) * 10
+
+
+def further_coverage(
+    prior: tuple[float, ...],
+    margin: float,
+    groups: NDArray[np.int64],
+    correlation: float,
+    trials: int,
+    names: tuple[str, ...] = FURTHER,
+) -> dict[str, float]:
+    """How often the interval of each score holds the truth, or is reported as perhaps too narrow."""
+    rng = np.random.default_rng(0)
+    endless = classified(np.random.default_rng(1), np.arange(40_000), 0.0, prior, margin)
+    one = np.ones((1, len(endless)))
+    truth = {name: float(score.statistic(one)[0]) for name, score in scores_of(endless, LABEL_TASK, names).items()}
+    covered = dict.fromkeys(truth, 0)
+    made = 0
+    while made < trials:
+        found = classified(rng, groups, correlation, prior, margin)
+        if len(np.unique(found.targets[LABEL_TASK])) < 2:
+            continue
+        made += 1
+        scores = scores_of(found, LABEL_TASK, names)
+        small = small_classes(found.targets[LABEL_TASK], groups)[0] > 0
+        for name, score in scores.items():
+            low, high = score.estimate(groups, 300).interval
+            noted = small and name in ("auroc", "average_precision", "balanced_accuracy")
+            if name in ("brier", "nll"):
+                losses = score.statistic.scores  # type: ignore[attr-defined]
+                noted = few_large_errors(np.sqrt(losses), groups) > 0
+            covered[name] += low - 1e-9 <= truth[name] <= high + 1e-9 or noted
+    return {name: count / trials for name, count in covered.items()}
+
+
+def test_further_scores_near_one_in_groups_of_unequal_size() -> None:
+    # Student's interval of a bootstrap covers .70 to .85 of these.
+    for name, covered in further_coverage(TWO, 3.5, groups_of("unequal", 100), 0.5, 30, FURTHER[:-1]).items():
+        assert covered >= 0.9, name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("correlation", [0.0, 0.5])
+@pytest.mark.parametrize("num_groups", [20, 100])
+@pytest.mark.parametrize("kind", ["single", "equal", "unequal"])
+@pytest.mark.parametrize("margin", [1.5, 3.5])
+@pytest.mark.parametrize("prior", [TWO, RARE, TEN])
+def test_further_scores(
+    prior: tuple[float, ...], margin: float, kind: Sizes, num_groups: int, correlation: float
+) -> None:
+    groups = groups_of(kind, num_groups)
+    for name, covered in further_coverage(prior, margin, groups, correlation, 100).items():
+        assert covered >= 0.85, name  # 100 draws: two standard errors are .04
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["single", "equal", "unequal"])
+def test_differences_of_further_scores(kind: Sizes) -> None:
+    """Two equally good models: intervals hold 0, and losses are called different in 5 % of the cases."""
+    rng, groups, trials = np.random.default_rng(0), groups_of(kind, 60), 150
+    names = ("auroc", "average_precision", "brier", "nll", "mcc", "aurc", "balanced_accuracy")
+    covered, differing = dict.fromkeys(names, 0), dict.fromkeys(("brier", "nll"), 0)
+    for _ in range(trials):
+        first = classified(rng, groups, 0.5, TWO, 1.5)
+        noise = np.stack([in_groups(rng, groups, 0.5) for _ in range(2)], axis=1)
+        logits = 1.5 * (noise + 1.5 * np.eye(2)[first.targets[LABEL_TASK]])
+        second = replace(first, logits={LABEL_TASK: logits.astype(np.float32)})
+        found = compare_joined([first], [second], LABEL_TASK, n_resamples=200, metrics=names)
+        for name in names:
+            low, high = found.scores[name].difference.interval
+            covered[name] += low <= 0 <= high
+        for name in differing:
+            differing[name] += found.scores[name].p_value < ALPHA
+    for name, count in covered.items():
+        assert count / trials >= 0.9, name
+    for name, count in differing.items():
+        assert count / trials <= 0.09, name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("share", [0.7, 0.97])
+@pytest.mark.parametrize("num_groups", [40, 200])
+@pytest.mark.parametrize("kind", ["single", "equal", "unequal"])
+def test_slices_that_differ_by_chance(kind: Sizes, num_groups: int, share: float) -> None:
+    rng, groups, trials = np.random.default_rng(0), groups_of(kind, num_groups), 60
+    sizes = np.repeat([0.05, 0.1, 0.2, 0.5], 5)[:, None]
+    below, any_below = np.zeros(2), np.zeros(2)
+    for trial in range(trials):
+        scores = right(rng, groups, share, 0.5)
+        whole = (rng.random((20, num_groups)) < sizes)[:, groups]
+        within = rng.random((20, len(groups))) < sizes
+        for place, members in enumerate((whole, within)):
+            p_values = permutation_p(scores, groups.astype(object), members, seed=trial)
+            below[place] += (p_values < ALPHA).mean()
+            any_below[place] += min(holm(p_values.tolist())) < ALPHA
+    assert (below / trials <= 0.07).all()
+    assert (any_below / trials <= 0.12).all()  # 60 draws: two standard errors are .06
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("images", "texts"), [(50, 1), (200, 1), (100, 5)])
+def test_retrieval(images: int, texts: int) -> None:
+    """Ranks of each image's texts are alike; every metric and the mean recall of both directions."""
+    rng, trials = np.random.default_rng(0), 150
+
+    def sample(count: int) -> list[RankedAnswers]:
+        hardness = rng.normal(size=count)
+        owner = np.repeat(np.arange(count), texts)
+        answers = []
+        for direction, own in (("image_to_text", np.arange(count)), ("text_to_image", owner)):
+            ranks = 1 + np.floor(np.exp(1.2 * hardness[own] + 0.8 * rng.normal(size=len(own)))).astype(np.int64)
+            answers.append(RankedAnswers(direction, ranks, 1.0 / ranks, own))
+        return answers
+
+    truth = {(row.direction, row.metric): row.value for row in report_rows(sample(50_000), n_resamples=2)}
+    covered = dict.fromkeys(truth, 0)
+    for _ in range(trials):
+        for row in report_rows(sample(images), n_resamples=300):
+            covered[row.direction, row.metric] += row.low <= truth[row.direction, row.metric] <= row.high
+    for name, count in covered.items():
+        assert count / trials >= 0.9, name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "num_groups"), [("single", 100), ("equal", 40), ("unequal", 100)])
+def test_base_to_novel(kind: Sizes, num_groups: int) -> None:
+    rng, groups, trials = np.random.default_rng(0), groups_of(kind, num_groups), 150
+    endless = base_to_novel(classified(np.random.default_rng(1), np.arange(60_000), 0.0, TEN, 1.5), n_resamples=2)
+    covered = dict.fromkeys(("base", "novel", "harmonic_mean"), 0)
+    for _ in range(trials):
+        found = base_to_novel(classified(rng, groups, 0.5, TEN, 1.5), n_resamples=300)
+        for name in covered:
+            low, high = getattr(found, name).interval
+            covered[name] += low <= getattr(endless, name).value <= high
+    for name, count in covered.items():
+        assert count / trials >= 0.88, name
