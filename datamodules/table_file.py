@@ -211,7 +211,7 @@ class Table(ImageDataModule):
     def load_table(self) -> SampleTable:
         """Read the table."""
         path = Path(self.path).expanduser().absolute()
-        arrow, features, rows, notes = _read(path, self.sep)
+        arrow, features, rows, notes = read_table(path, self.sep)
         columns, guesses = self._resolved(arrow, features, path)
         arrow, rows = self._wanted(arrow, rows, path)
         root = Path(self.root).expanduser().absolute() if self.root else path.parent
@@ -265,7 +265,7 @@ class Table(ImageDataModule):
     def resolved_columns(self) -> TableColumns:
         """Return which column is what, by their names in the table; report the kinds that were recognised."""
         path = Path(self.path).expanduser().absolute()
-        arrow, features, _, _ = _read(path, self.sep)
+        arrow, features, _, _ = read_table(path, self.sep)
         columns, guesses = self._resolved(arrow, features, path)
         for guess in guesses:
             rank_zero_info(guess)
@@ -456,7 +456,7 @@ def _require_order(columns: TableColumns, names: Mapping[str, Sequence[str]], pa
             )
 
 
-def _read(path: Path, sep: str) -> tuple[pa.Table, Mapping[str, Any], list[int], list[str]]:
+def read_table(path: Path, sep: str) -> tuple[pa.Table, Mapping[str, Any], list[int], list[str]]:
     """Return the table in columns, the types of the ``datasets`` library, the row numbers and notes."""
     import pyarrow as pa
 

@@ -122,6 +122,9 @@ PROGRAMS = {
                 "a data set on one page: classes, colours, leaks, suspected labels",
                 takes_data=True,
             ),
+            "label-issues": Command(
+                "evaluation.commands.label_issues", "labels that a run's validation or test predictions disagree with"
+            ),
             "select": Command(
                 "evaluation.commands.active_learning", "which unlabelled images to label next", takes_data=True
             ),
@@ -148,6 +151,7 @@ PROGRAMS = {
             "audit": Command(
                 "evaluation.commands.audit", "what is in a data set and what is wrong with it", takes_data=True
             ),
+            "relabel": Command("datamodules.commands.relabel", "apply corrected labels to a table, as a new table"),
             "pack": Command("datamodules.commands.pack", "write shards to stream from", takes_data=True),
         },
     ),

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from evaluation.dataset.checks import find_label_issues, label_section, leak_section, out_of_fold
+from evaluation.dataset.checks import label_section, leak_section
+from evaluation.dataset.label_issues import find_label_issues, out_of_fold
 from tests.support.runs import looks_of, small_collection
 from vitrail.errors import UserError
 
