@@ -19,7 +19,18 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "install.md"
-EXTRAS = ("retrieval", "app", "export", "sweeps", "tensorboard", "mlflow", "heic", "quantized", "sentencepiece")
+EXTRAS = (
+    "retrieval",
+    "app",
+    "export",
+    "sweeps",
+    "tensorboard",
+    "mlflow",
+    "heic",
+    "open_clip",
+    "quantized",
+    "sentencepiece",
+)
 CUDA = re.compile(r"nvidia-|cuda-|triton$")
 """Libraries for NVIDIA GPUs, which PyTorch's wheels for CPUs do not need."""
 

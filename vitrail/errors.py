@@ -137,6 +137,7 @@ _EXTRAS = {
     "onnx": "export",
     "onnxruntime": "export",
     "onnxscript": "export",
+    "open_clip": "open_clip",
     "optuna": "sweeps",
     "sqlalchemy": "sweeps",
     "sqlglot": "retrieval",

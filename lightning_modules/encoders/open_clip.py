@@ -18,7 +18,6 @@ import logging
 from collections.abc import Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
-from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
@@ -57,9 +56,8 @@ def configuration_of(name: str) -> Configuration:
     """Read the configuration of a model.
 
     Raises:
-        UserError: there is none, or open_clip is not installed.
+        UserError: there is none.
     """
-    _require()
     from open_clip import get_model_config, get_pretrained_cfg, list_models
     from open_clip.pretrained import list_pretrained_tags_by_model
     from open_clip.transform import PreprocessCfg, merge_preprocess_dict
@@ -119,7 +117,6 @@ def build(configuration: Configuration, image_size: int, patch_dropout: float = 
     Raises:
         UserError: open_clip cannot build it.
     """
-    _require()
     import open_clip
 
     vision = configuration.model_cfg["vision_cfg"]
@@ -216,11 +213,6 @@ def tokenizer_of(configuration: Configuration, name: str) -> TextTokenizer:
         "fixed_length": True,
     }
     return TextTokenizer(state)
-
-
-def _require() -> None:
-    if find_spec("open_clip") is None:
-        raise UserError(f"{KEY}: models of open_clip need it; pip install 'vitrail[open_clip]'")
 
 
 def _named(name: str) -> tuple[str, str]:
