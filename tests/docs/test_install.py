@@ -19,7 +19,7 @@ from vitrail.errors import _EXTRAS
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 SIZES = runpy.run_path(str(ROOT / "docs" / "sizes.py"))
-WITH_MESSAGES_OF_THEIR_OWN = {"bitsandbytes", "pillow_heif", "umap"}
+WITH_MESSAGES_OF_THEIR_OWN = {"bitsandbytes", "open_clip", "pillow_heif", "umap"}
 """Libraries of extras whose absence is reported where they are imported."""
 
 ENVIRONMENT_ONLY = {"IPython", "torchao", "sweeps"}
