@@ -140,9 +140,9 @@ PROGRAMS = {
         {
             "index": Command("retrieval.commands.index", "fill a gallery, or add what is new", takes_data=True),
             "search": Command("retrieval.commands.search", "find images or captions by a text or an image"),
-            "build-index": Command("retrieval.commands.build_index", "approximate index of a very large gallery"),
-            "upgrade": Command("retrieval.commands.upgrade", "rename the tables of a gallery of version 0.1"),
-            "info": Command("retrieval.commands.info", "what is in a gallery, and which model made it"),
+            "build-index": Command("retrieval.commands.gallery", "approximate index of a very large gallery"),
+            "upgrade": Command("retrieval.commands.gallery", "rename the tables of a gallery of version 0.1"),
+            "info": Command("retrieval.commands.gallery", "what is in a gallery, and which model made it"),
         },
     ),
     "datamodules": Program(
