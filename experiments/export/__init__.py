@@ -23,9 +23,6 @@ from vitrail.runs import Run
 if TYPE_CHECKING:
     from datamodules.base import ImageDataModule
 
-SUMMARY = "export.json"
-"""File in every exported folder."""
-
 LAYOUTS = ("timm", "transformers", "open_clip", "peft")
 """Formats of other libraries, see ``layouts``."""
 
@@ -144,7 +141,7 @@ def _new_folders(root: Path, names: Sequence[str]) -> Iterator[list[Path]]:
     folders = [place / name for name in names]
     try:
         for folder in folders:
-            if (old := root / folder.name).exists() and not (old / SUMMARY).is_file():
+            if (old := root / folder.name).exists() and not (old / Run.EXPORT).is_file():
                 raise UserError(f"{old}: exists and is not an export; choose another folder with --to")
             folder.mkdir(parents=True)
         yield folders

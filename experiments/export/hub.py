@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 from evaluation.statistics.scores import heading
 from evaluation.tables.summary import TaskSummary, summarise, summary_tables, train_targets_of
-from experiments.export import SUMMARY
 from vitrail.errors import UserError, first_line
 from vitrail.runs import Run
 
@@ -364,12 +363,14 @@ def summary_of(folder: Path) -> dict[str, Any]:
     """
     from vitrail.files import file_sha256
 
-    path = folder / SUMMARY
+    path = folder / Run.EXPORT
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         missing = [name for name in found["files"] if not (folder / name).is_file()]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{folder}: is not an export ({SUMMARY} is missing or damaged); run `export` first") from error
+        raise UserError(
+            f"{folder}: is not an export ({Run.EXPORT} is missing or damaged); run `export` first"
+        ) from error
     if missing:
         raise UserError(f"{folder}: lacks {', '.join(missing)}; export again, or fetch the whole folder")
     recorded: dict[str, str] = found.get("sha256", {})  # older versions recorded none

@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from lightning.pytorch.utilities import rank_zero_info
 
-from experiments.export import SUMMARY
 from lightning_modules.base import VisionTask
 from lightning_modules.checkpoint import task_from
 from lightning_modules.dual_encoder import DualEncoder
@@ -127,7 +126,7 @@ def write_tokenizer(task: VisionTask, folder: Path) -> None:
 
 def write_summary(folder: Path, values: Mapping[str, Any]) -> None:
     """Write ``export.json``: the metadata, and the measured parity and speed."""
-    (folder / SUMMARY).write_text(
+    (folder / Run.EXPORT).write_text(
         json.dumps(without_nan(values), indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
     )
 
