@@ -225,7 +225,7 @@ def compare_joined(
 
     ``first`` and ``second`` are predictions of each experiment's runs, which together have the same test samples. The
     interval and the test by group are about these very runs on other samples, ``over_seeds`` about seeds. ``metrics``
-    are the scores besides the main one, by default the usual ones of the kind (``scores.scores_of``).
+    are the scores next to the main one, by default the usual ones of the kind (``scores.scores_of``).
 
     Raises:
         UserError: as ``compare_pair`` and ``join_runs``.

@@ -255,7 +255,7 @@ def join_runs(
         names: of the runs, for messages; numbered by default.
         n_resamples: of the bootstrap.
         seed: of the bootstrap.
-        metrics: scores besides the main one, by default the usual ones of the kind (``scores.scores_of``).
+        metrics: scores next to the main one, by default the usual ones of the kind (``scores.scores_of``).
 
     Raises:
         UserError: test sets that overlap only in part, folds with different numbers of runs, seeds with other classes,

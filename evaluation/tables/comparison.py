@@ -230,7 +230,7 @@ def compare_sides(
         split: that the predictions are of.
         evaluations: of these sides on other data sets, where the reference is the same side, or the first that has
             the task there. What cannot be compared has a note.
-        metrics: scores besides the main ones, by default the usual ones.
+        metrics: scores next to the main ones, by default the usual ones.
 
     Returns:
         Rows by data set, the sides' own first, then by task, then in the order of the sides.

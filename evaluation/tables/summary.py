@@ -227,7 +227,7 @@ def summarise(
         split: name for the table.
         n_resamples: of the bootstrap.
         seed: of the bootstrap.
-        metrics: scores besides the main ones, see ``statistics.scores``; by default the usual ones.
+        metrics: scores next to the main ones, see ``statistics.scores``; by default the usual ones.
     """
     return [
         replace(
@@ -254,7 +254,7 @@ def summarise_run(
     Args:
         run: its directory.
         split: that was predicted.
-        metrics: scores besides the main ones, by default the usual ones.
+        metrics: scores next to the main ones, by default the usual ones.
         calibrated: whether outputs are calibrated before.
 
     Raises:
