@@ -56,6 +56,13 @@ def class_scores(model: nn.Module, task: str | None = None) -> Scores:
     if name not in tasks:
         raise UserError(f"task {name!r}: the model has {', '.join(tasks)}; choose one of them")
     task_model = cast("Any", model)
+    if hasattr(model, "class_embeddings") and name == LABEL_TASK:
+        if getattr(model, "few_shot", None) is not None:
+            return lambda image: task_model.classify(task_model.encode_image(image))
+        with _undisturbed(model), torch.no_grad():
+            # A copy: what was computed in inference mode before cannot take part in a gradient.
+            embeddings = task_model.class_embeddings() * task_model.objective.logit_scale()[0]
+        return lambda image: task_model.encode_image(image) @ embeddings.T
     if hasattr(model, "classify"):
 
         def scores(image: torch.Tensor) -> torch.Tensor:
@@ -64,11 +71,6 @@ def class_scores(model: nn.Module, task: str | None = None) -> Scores:
             return torch.cat([outputs[:, :1], -outputs[:, :1]], dim=1) if is_number else outputs
 
         return scores
-    if hasattr(model, "class_embeddings") and name == LABEL_TASK:
-        with _undisturbed(model), torch.no_grad():
-            # A copy: what was computed in inference mode before cannot take part in a gradient.
-            embeddings = task_model.class_embeddings() * task_model.objective.logit_scale()[0]
-        return lambda image: task_model.encode_image(image) @ embeddings.T
     raise UserError(f"{type(model).__name__}: explains neither classes nor texts; use a classifier or a dual encoder")
 
 
