@@ -20,12 +20,20 @@ import torch
 from datamodules.base import ImageDataModule
 from datamodules.files.arrow_columns import require_column, sample_columns, vocabularies
 from datamodules.files.label_csv import count_files_left_out
+from datamodules.files.target_columns import (
+    kinds_of_tasks,
+    label_vocabularies,
+    of_class_kinds,
+    other_targets,
+    require_order,
+    strata,
+)
 from datamodules.loading import decode as images
 from datamodules.options import Options
 from datamodules.splits import SplitOptions, resolve_splits, split_of_name
 from datamodules.table import SPLITS, Missing, SampleTable, composed, target_column
 from vitrail.errors import UserError
-from vitrail.types import LABEL_TASK
+from vitrail.types import LABEL_TASK, TaskKind, kind_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -193,6 +201,10 @@ class ColumnOptions(Options):
         caption: text, or several texts of which the first is taken; empty for none.
         group: the object or product that an image shows; empty for none.
         attributes: further columns, each a task of its own.
+        kinds: of columns of labels that are not ``single_label``: ``multi_label`` (lists, or texts with ``label_sep``),
+            ``ordinal`` or ``regression``.
+        label_sep: text between the labels of a multi-label cell.
+        classes: all classes of a column in their order, which ordinal columns of texts need.
     """
 
     argument: ClassVar[str] = "columns"
@@ -202,6 +214,9 @@ class ColumnOptions(Options):
     caption: str = ""
     group: str = ""
     attributes: list[str] = field(default_factory=list)
+    kinds: dict[str, TaskKind] = field(default_factory=dict)
+    label_sep: str = ""
+    classes: dict[str, list[str]] = field(default_factory=dict)
 
 
 class HubImages(ImageDataModule):
@@ -258,22 +273,25 @@ class HubImages(ImageDataModule):
             named = {chosen[split]: part for split, part in parts.items()}
             self._local_files = local_files(str(folder), self.config_name, named, self.columns.image)
         missing = Missing(self.check_options.missing or ())
-        frames = [self._frame(part, chosen[split], split, missing) for split, part in parts.items()]
+        tasks, features = self._tasks(), parts["train"].features
+        kinds = kinds_of_tasks(self.columns.kinds, tasks, self.path)
+        frames = [self._frame(part, chosen[split], split, missing, kinds) for split, part in parts.items()]
         frame = pd.concat(frames, ignore_index=True)
-        tasks = self._tasks()
-        features = parts["train"].features
         groups = frame["group"].where(frame["group"] != "", frame["name"]) if "group" in frame else frame["name"]
         frame["split"] = resolve_splits(
             self.split_options,
-            labels=frame[target_column(LABEL_TASK)],
+            labels=strata(frame[target_column(LABEL_TASK)].tolist(), kind_of(kinds, LABEL_TASK)),
             groups=groups,
             seed=self.seed,
             own=frame["split"].to_numpy(dtype=str),
             carve=True,
         )
-        known = vocabularies(frame, tasks, features, missing, sort_digits=False)
+        given = {task: self.columns.classes[name] for task, name in tasks.items() if name in self.columns.classes}
+        known = vocabularies(frame, of_class_kinds(tasks, kinds), features, missing, given, sort_digits=False)
+        known |= label_vocabularies(tasks, kinds, features, given)
+        require_order(tasks, kinds, known, self.path, "columns.classes")
         columns = {task: target_column(task) for task in tasks}
-        return SampleTable.from_frame(frame, columns, known, self.path, missing=missing.counts)
+        return SampleTable.from_frame(frame, columns, known, self.path, missing=missing.counts, kinds=kinds)
 
     def _tasks(self) -> dict[str, str]:
         """Columns of the tasks, the main one first."""
@@ -326,16 +344,38 @@ class HubImages(ImageDataModule):
             if name or key in ("image", "label"):
                 require_column(name, part.features, key, where)
 
-    def _frame(self, part: Any, theirs: str, split: str, missing: Missing) -> pd.DataFrame:
+    def _frame(
+        self, part: Any, theirs: str, split: str, missing: Missing, kinds: Mapping[str, TaskKind]
+    ) -> pd.DataFrame:
         import pandas as pd
 
         caption, group, tasks = self.columns.caption, self.columns.group, self._tasks()
         table = read_columns(part, sorted({*tasks.values(), caption, group} - {""}))
         names = [f"{theirs}/{row}" for row in range(len(part))]
         frame = pd.DataFrame({"name": names, "source": names, "split": split, "row": range(len(part))}, dtype=object)
+        where, given = f"{self.path} ({theirs})", self.columns.classes
         columns = sample_columns(
-            table, part.features, tasks, missing, f"{self.path} ({theirs})", caption=caption, group=group
+            table,
+            part.features,
+            of_class_kinds(tasks, kinds),
+            missing,
+            where,
+            caption=caption,
+            group=group,
+            given={task: given[name] for task, name in tasks.items() if name in given},
+            option="columns.classes",
+        )
+        others, _ = other_targets(
+            table,
+            part.features,
+            range(len(part)),
+            tasks,
+            kinds,
+            missing,
+            where,
+            label_sep=self.columns.label_sep,
+            classes=given,
         )
         if caption:
             columns["caption"] = [texts[0] for texts in columns["caption"]]
-        return frame.assign(**columns)
+        return frame.assign(**columns, **others)

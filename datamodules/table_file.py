@@ -19,15 +19,7 @@ from datamodules.base import ImageDataModule
 from datamodules.checks.verify import Verification, cache_directory
 from datamodules.files.arrow_columns import plain_texts, require_column, sample_columns, vocabularies
 from datamodules.files.label_csv import as_on_disk, count_files_left_out, read_label_file
-from datamodules.files.target_columns import (
-    Labels,
-    guessed_kind,
-    label_lists,
-    numbers_of,
-    one_hot_labels,
-    stratum,
-    tenths,
-)
+from datamodules.files.target_columns import guessed_kind, other_targets, require_order, strata
 from datamodules.loading.decode import MAX_BYTES
 from datamodules.options import Options, SplitName
 from datamodules.splits import SplitBy, SplitOptions, resolve_splits, split_of_name
@@ -230,12 +222,24 @@ class Table(ImageDataModule):
             given=given,
             option="columns.classes",
         )
-        others, separators = _other_targets(arrow, features, rows, columns, missing, path)
+        others, separators = other_targets(
+            arrow,
+            features,
+            rows,
+            columns.tasks,
+            kinds,
+            missing,
+            str(path),
+            label_sep=columns.label_sep,
+            guess_sep=True,
+            one_hot=columns.one_hot,
+            classes=columns.classes,
+        )
         frame = self._frame(arrow, {**values, **others}, rows, columns, path)
         self._locate_images(frame, root, path)
         frame["split"] = self._splits(frame, columns)
         names = {**given, **vocabularies(frame, of_classes, features, missing, given)}
-        _require_order(columns, names, path)
+        require_order(columns.tasks, kinds, names, str(path), "columns.classes")
         return SampleTable.from_frame(
             frame,
             {task: target_column(task) for task in columns.tasks},
@@ -258,7 +262,7 @@ class Table(ImageDataModule):
                 some = ", ".join(sorted(set(own))[:5])
                 raise UserError(f"data rows: {path} has no {name} {absent[0]!r}; it has {some}")
             keep &= np.isin(np.array(own, dtype=object), values)
-        if not keep.any():
+        if self.rows and not keep.any():
             raise UserError(f"data rows: {path} has no row with all of {self.rows}; leave one out")
         return arrow.filter(keep), [row for row, wanted in zip(rows, keep.tolist(), strict=True) if wanted]
 
@@ -338,9 +342,7 @@ class Table(ImageDataModule):
     def _splits(self, frame: pd.DataFrame, columns: TableColumns) -> Any:
         labels: Any = [""] * len(frame)
         if columns.tasks:
-            values, kind = frame[target_column(LABEL_TASK)].tolist(), kind_of(columns.task_kinds, LABEL_TASK)
-            quantiles = tenths(values) if kind == "regression" else {}
-            labels = [stratum(value, kind, quantiles) for value in values]
+            labels = strata(frame[target_column(LABEL_TASK)].tolist(), kind_of(columns.task_kinds, LABEL_TASK))
         otherwise: SplitBy = "group" if columns.group else "stratified" if columns.tasks else "random"
         return resolve_splits(
             self.split_options,
@@ -392,68 +394,6 @@ class Table(ImageDataModule):
         return count_files_left_out(
             [source for row, source in enumerate(sources) if row not in self._urls], self.table.origin
         )
-
-
-def _other_targets(
-    arrow: pa.Table,
-    features: Mapping[str, Any],
-    rows: Sequence[int],
-    columns: TableColumns,
-    missing: Missing,
-    path: Path,
-) -> tuple[dict[str, list[Any]], list[str]]:
-    """Return the targets of multi-label and regression tasks by column, and a sentence about each separator.
-
-    Raises:
-        UserError: cells do not hold what they should.
-    """
-    values: dict[str, list[Any]] = {}
-    problems: list[tuple[int, str]] = []
-    notes = []
-    for task, kind in columns.task_kinds.items():
-        name = columns.tasks[task]
-        found: list[Any]
-        wrong: list[tuple[int, str]] = []
-        if name in columns.one_hot:
-            found, wrong = one_hot_labels(arrow, columns.one_hot[name], rows, missing)
-        elif kind == "multi_label":
-            column = arrow[name].combine_chunks()
-            found, separator = label_lists(column, features.get(name), columns.label_sep, missing, task)
-            known = columns.classes.get(name)
-            wrong = _strange_labels(found, known, rows, name) if known else []
-            if separator and not columns.label_sep:
-                notes.append(f"{path}: labels of {name!r} are separated by {separator!r}.")
-        elif kind == "regression":
-            found, wrong = numbers_of(arrow[name].combine_chunks(), rows, missing, name)
-        else:
-            continue
-        values[target_column(task)] = found
-        problems += wrong
-    if problems:
-        raise table_error(str(path), problems, "correct these cells, or the options in data columns")
-    return values, notes
-
-
-def _strange_labels(
-    found: Sequence[Labels | None], known: Sequence[str], rows: Sequence[int], name: str
-) -> list[tuple[int, str]]:
-    return [
-        (row, f"{name} has {label!r}, which columns.classes lacks")
-        for row, labels in zip(rows, found, strict=True)
-        for label in labels or ()
-        if label not in known
-    ]
-
-
-def _require_order(columns: TableColumns, names: Mapping[str, Sequence[str]], path: Path) -> None:
-    """Refuse ordinal tasks whose classes have no known order."""
-    for task, kind in columns.task_kinds.items():
-        if kind == "ordinal" and task not in names:
-            name = columns.tasks[task]
-            raise UserError(
-                f"data columns.classes: {path}: {name!r} is ordinal, and its classes are no whole numbers; give them "
-                f"in their order, as in {{{name}: [poor, fair, good]}}"
-            )
 
 
 def read_table(path: Path, sep: str) -> tuple[pa.Table, Mapping[str, Any], list[int], list[str]]:

@@ -137,7 +137,10 @@ def label_texts(column: Any, names: Sequence[str], where: str) -> list[str]:
         return ["" if value is None or value < 0 else names[value] for value in values]
     if pa.types.is_integer(kind) or pa.types.is_boolean(kind):
         return ["" if value is None else str(value) for value in values]
-    raise UserError(f"{where}: holds {kind}, which is not a class; give a column of names or whole numbers")
+    raise UserError(
+        f"{where}: holds {kind}, which is not a class; give a column of names or whole numbers, or its kind "
+        "(columns.kinds: multi_label or regression)"
+    )
 
 
 def plain_column(column: Any) -> Any:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast, get_args
 
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
-from datamodules.files.arrow_columns import class_names_of, plain_texts
+from datamodules.files.arrow_columns import class_names_of, plain_texts, require_column
 from datamodules.files.label_csv import Problems
-from datamodules.table import Missing, attribute_column, composed
-from vitrail.types import TaskKind
+from datamodules.table import Missing, attribute_column, composed, table_error, target_column
+from vitrail.errors import UserError
+from vitrail.types import CLASS_KINDS, LABEL_TASK, TaskKind, kind_of
 
 SEPARATORS = ("|", ";", ",")
 """Between the labels of a cell where none is given; the one that most cells have, of equal ones the first."""
@@ -24,6 +27,9 @@ _LEAST_NUMBERS = 20
 """Different numbers, some of them with fractions, for a column to be taken for regression."""
 
 _YES, _NO = ("1", "true", "yes", "y", "x"), ("0", "false", "no", "n")
+
+_LARGEST = float(np.finfo(np.float32).max)
+"""Targets are float32."""
 
 Labels = Mapping[str, bool | None]
 
@@ -47,8 +53,7 @@ def guessed_kind(column: Any, feature: Any) -> Guess | None:
         column: Arrow array.
         feature: type of the ``datasets`` library, or None.
     """
-    kind = column.type
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+    if _is_list(column):
         return Guess("multi_label", "has lists")
     if class_names_of(feature):
         return None
@@ -65,6 +70,136 @@ def guessed_kind(column: Any, feature: Any) -> Guess | None:
     return None
 
 
+def other_targets(
+    table: pa.Table,
+    features: Mapping[str, Any],
+    rows: Sequence[int],
+    tasks: Mapping[str, str],
+    kinds: Mapping[str, TaskKind],
+    missing: Missing,
+    where: str,
+    *,
+    label_sep: str = "",
+    guess_sep: bool = False,
+    one_hot: Mapping[str, Sequence[str]] | None = None,
+    classes: Mapping[str, Sequence[str]] | None = None,
+) -> tuple[dict[str, list[Any]], list[str]]:
+    """Return the targets of multi-label and regression tasks by column, and a sentence about each guessed separator.
+
+    Args:
+        table: with their columns.
+        features: types of the ``datasets`` library, or None, of all columns that may be named.
+        rows: line of each row in the file.
+        tasks: the column of each task; those of other kinds are left out.
+        kinds: of the tasks that are not single-label.
+        missing: what counts as missing.
+        where: file or split, for errors.
+        label_sep: text between the labels of a cell.
+        guess_sep: whether the separator may be the one that most cells have.
+        one_hot: columns of the labels of tasks that have one for each.
+        classes: labels by column that others are refused beside.
+
+    Raises:
+        UserError: cells do not hold what they should.
+    """
+    values: dict[str, list[Any]] = {}
+    problems: Problems = []
+    notes = []
+    for task, name in tasks.items():
+        kind = kind_of(kinds, task)
+        if kind in CLASS_KINDS:
+            continue
+        if name in (one_hot or {}):
+            found, wrong = one_hot_labels(table, (one_hot or {})[name], rows, missing)
+            values[target_column(task)], problems = found, [*problems, *wrong]
+            continue
+        require_column(name, features, "label" if task == LABEL_TASK else "attributes", where)
+        column = table[name].combine_chunks()
+        if kind == "regression":
+            numbers, wrong = numbers_of(column, rows, missing, name)
+            values[target_column(task)] = numbers
+        else:
+            if not (label_sep or guess_sep or _is_list(column)):
+                raise UserError(
+                    f"data columns.label_sep: {where}: {name!r} holds texts; set what is between the labels of a cell, "
+                    "such as ';'"
+                )
+            labels, separator = label_lists(column, features.get(name), label_sep, missing, task)
+            known = (classes or {}).get(name)
+            wrong = _strange_labels(labels, known, rows, name) if known else []
+            values[target_column(task)] = labels
+            if separator and not label_sep:
+                notes.append(f"{where}: labels of {name!r} are separated by {separator!r}.")
+        problems += wrong
+    if problems:
+        raise table_error(where, problems, "correct these cells, or the options in data columns")
+    return values, notes
+
+
+def _is_list(column: pa.Array) -> bool:
+    return bool(pa.types.is_list(column.type) or pa.types.is_large_list(column.type))
+
+
+def _strange_labels(found: Sequence[Labels | None], known: Sequence[str], rows: Sequence[int], name: str) -> Problems:
+    return [
+        (row, f"{name} has {label!r}, which columns.classes lacks")
+        for row, labels in zip(rows, found, strict=True)
+        for label in labels or ()
+        if label not in known
+    ]
+
+
+def kinds_of_tasks(kinds: Mapping[str, str], tasks: Mapping[str, str], where: str) -> dict[str, TaskKind]:
+    """Return the kinds of tasks, given by the columns of their labels.
+
+    Raises:
+        UserError: for a kind that there is not, and for a column that is no task.
+    """
+    for name, kind in kinds.items():
+        if kind not in get_args(TaskKind):
+            known = ", ".join(get_args(TaskKind))
+            raise UserError(f"data columns.kinds: the kind of {name!r} must be one of {known}; got {kind!r}")
+        if name not in tasks.values():
+            raise UserError(
+                f"data columns.kinds: {where}: {name!r} is no column of labels; name it as columns.label or among "
+                "columns.attributes"
+            )
+    of_tasks = {task: cast("TaskKind", kinds[name]) for task, name in tasks.items() if name in kinds}
+    return {task: kind for task, kind in of_tasks.items() if kind != "single_label"}
+
+
+def of_class_kinds(tasks: Mapping[str, str], kinds: Mapping[str, TaskKind]) -> dict[str, str]:
+    """Return the tasks that have one class for each sample, with their columns."""
+    return {task: name for task, name in tasks.items() if kind_of(kinds, task) in CLASS_KINDS}
+
+
+def label_vocabularies(
+    tasks: Mapping[str, str],
+    kinds: Mapping[str, TaskKind],
+    features: Mapping[str, Any],
+    given: Mapping[str, Sequence[str]],
+) -> dict[str, list[str]]:
+    """Return the labels of multi-label tasks that are given, or those of lists of the library's ``ClassLabel``."""
+    known = {}
+    for task, name in tasks.items():
+        own = class_names_of(getattr(features.get(name), "feature", None))
+        if kind_of(kinds, task) == "multi_label" and (names := list(given.get(task, own))):
+            known[task] = names
+    return known
+
+
+def require_order(
+    tasks: Mapping[str, str], kinds: Mapping[str, TaskKind], names: Mapping[str, Sequence[str]], where: str, option: str
+) -> None:
+    """Refuse ordinal tasks whose classes have no known order; ``option`` is where users give it."""
+    for task, kind in kinds.items():
+        if kind == "ordinal" and task not in names:
+            raise UserError(
+                f"data {option}: {where}: {tasks[task]!r} is ordinal, and its classes are no whole numbers; give them "
+                f"in their order, as in {{{tasks[task]}: [poor, fair, good]}}"
+            )
+
+
 def label_lists(
     column: Any, feature: Any, separator: str, missing: Missing, task: str
 ) -> tuple[list[Labels | None], str]:
@@ -79,7 +214,7 @@ def label_lists(
         missing: what counts as missing.
         task: for the report of missing values.
     """
-    if pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
+    if _is_list(column):
         names = class_names_of(getattr(feature, "feature", None))
         lists = column.to_pylist()
         return [None if cell is None else _of_list(cell, names) for cell in lists], ""
@@ -98,6 +233,14 @@ def _of_list(cell: Sequence[Any], names: Sequence[str]) -> Labels:
 
 def _labels(parts: Sequence[str]) -> Labels:
     return {label: True for part in parts if (label := composed(part).strip())}
+
+
+def labels_of_entries(column: Any, names: Sequence[str]) -> list[Labels]:
+    """Return the labels of rows of entries, an Arrow column of lists of 1, 0 and −1 (not known), one for each name."""
+    return [
+        {name: None if entry < 0 else bool(entry) for name, entry in zip(names, row, strict=True)}
+        for row in column.to_pylist()
+    ]
 
 
 def one_hot_labels(
@@ -148,7 +291,13 @@ def _number(text: str) -> float | None:
         number = float(text)
     except ValueError:
         return None
-    return number if math.isfinite(number) else None
+    return number if math.isfinite(number) and abs(number) <= _LARGEST else None
+
+
+def strata(values: Sequence[Any], kind: TaskKind) -> NDArray[np.str_]:
+    """Return what each sample counts as where splits are stratified; the arguments are as in ``stratum``."""
+    quantiles = tenths(values) if kind == "regression" else {}
+    return np.asarray([stratum(value, kind, quantiles) for value in values], dtype=str)
 
 
 def stratum(value: Any, kind: TaskKind, quantiles: Mapping[float, int]) -> str:

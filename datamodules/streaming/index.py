@@ -25,6 +25,14 @@ from lightning.pytorch.utilities import rank_zero_warn
 from datamodules.checks.verify import cache_directory
 from datamodules.files.arrow_columns import plain_texts, require_column, sample_columns, vocabularies
 from datamodules.files.label_csv import is_left_alone
+from datamodules.files.target_columns import (
+    kinds_of_tasks,
+    label_vocabularies,
+    labels_of_entries,
+    of_class_kinds,
+    other_targets,
+    require_order,
+)
 from datamodules.loading.decode import HEIF_SUFFIXES, SUFFIXES
 from datamodules.streaming.shards import (
     INDEX_FILE,
@@ -40,7 +48,7 @@ from datamodules.table import Missing, SampleTable, composed, strings_of, target
 from vitrail.console import tracked
 from vitrail.errors import UserError
 from vitrail.files import DamagedFileError, current_keys, lock, read_parquet, write_atomically, write_parquet
-from vitrail.types import LABEL_TASK
+from vitrail.types import LABEL_TASK, TaskKind
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -387,6 +395,9 @@ class StreamColumns(TypedDict, total=False):
         key: stable name of a sample; default none, and in tar files the members' common name.
         attributes: further columns, each a task of its own; default none. Of shards that
             ``python -m datamodules pack`` wrote, the names of the tasks.
+        kinds: of columns of labels that are not ``single_label``: ``multi_label`` (lists, or texts with ``label_sep``),
+            ``ordinal`` (texts need a ``vocabulary`` in their order) or ``regression``.
+        label_sep: text between the labels of a multi-label cell.
     """
 
     image: str
@@ -395,6 +406,8 @@ class StreamColumns(TypedDict, total=False):
     group: str
     key: str
     attributes: list[str]
+    kinds: dict[str, str]
+    label_sep: str
 
 
 _USUAL: StreamColumns = {"label": "label"}
@@ -430,19 +443,24 @@ def read_streams(
         indices = index_tars(every, image)
     chosen = _choose(columns, indices[0].layout, _USUAL if is_parquet else _usual_members(indices[0]))
     tasks = _tasks(chosen, indices[0].layout)
+    kinds = kinds_of_tasks(chosen.get("kinds", {}), tasks, every[0])
     missing = missing or Missing()
     names = short_names(every)
     parts = [
-        _frame(index, chosen, tasks, vocabulary, missing, name, split, url)
+        _frame(index, chosen, tasks, kinds, vocabulary, missing, name, split, url)
         for index, name, split, url in zip(indices, names, splits, every, strict=True)
     ]
     frame = pd.concat(parts, ignore_index=True)
     _settle_names(frame, np.repeat(np.array(every), [len(part) for part in parts]), has_key=bool(chosen.get("key")))
     if strange := sorted(set(vocabulary) - set(tasks)):
         raise UserError(f"data vocabulary: {strange[0]!r} is not a task; tasks are {', '.join(tasks) or 'none'}")
-    known = vocabularies(frame, tasks, indices[0].features, missing, vocabulary)
+    layout, features = indices[0].layout, indices[0].features
+    known = vocabularies(frame, of_class_kinds(tasks, kinds), features, missing, vocabulary)
+    packed = {task: layout["labels"][name] for task, name in tasks.items() if name in layout.get("labels", {})}
+    known |= label_vocabularies(tasks, kinds, features, {**packed, **vocabulary})
+    require_order(tasks, kinds, known, every[0], "vocabulary")
     targets = {task: target_column(task) for task in tasks}
-    table = SampleTable.from_frame(frame, targets, known, origin, missing=missing.counts)
+    table = SampleTable.from_frame(frame, targets, known, origin, missing=missing.counts, kinds=kinds)
     shards = Shards(
         urls=every,
         ends=np.cumsum([len(part) for part in parts]).astype(np.int64),
@@ -470,6 +488,10 @@ def _choose(columns: StreamColumns, layout: Mapping[str, Any], usual: StreamColu
     chosen: StreamColumns = {**usual, **recorded, **columns}
     packed = {task: column for column, task in layout.get("tasks", {}).items()}
     attributes = chosen["attributes"] = [packed.get(name, name) for name in chosen.get("attributes", [])]
+    given = {packed.get(name, name): kind for name, kind in columns.get("kinds", {}).items()}
+    used = {chosen.get("label", ""), *attributes}
+    # Of tasks that are left out the kinds are, too; a name of the user's that is no task is refused later.
+    chosen["kinds"] = {name: kind for name, kind in layout.get("kinds", {}).items() if name in used} | given
     tasks = [_task(name, layout) for name in attributes]
     if taken := [task for place, task in enumerate(tasks) if task == LABEL_TASK or task in tasks[:place]]:
         raise UserError(
@@ -481,7 +503,7 @@ def _choose(columns: StreamColumns, layout: Mapping[str, Any], usual: StreamColu
 
 
 def _names(chosen: StreamColumns) -> set[str]:
-    single = {str(value) for key, value in chosen.items() if key != "attributes"}
+    single = {str(value) for key, value in chosen.items() if key not in ("attributes", "kinds", "label_sep")}
     return {*single, *chosen.get("attributes", [])} - {""}
 
 
@@ -508,6 +530,7 @@ def _frame(
     index: ShardIndex,
     chosen: StreamColumns,
     tasks: Mapping[str, str],
+    kinds: Mapping[str, TaskKind],
     vocabulary: Mapping[str, Sequence[str]],
     missing: Missing,
     name: str,
@@ -525,9 +548,31 @@ def _frame(
     frame["key"] = plain_texts(index.columns[key]) if key else [str(row) for row in range(count)]
     caption, group = chosen.get("caption", ""), chosen.get("group", "")
     columns = sample_columns(
-        index.columns, index.features, tasks, missing, url, caption=caption, group=group, given=vocabulary
+        index.columns,
+        index.features,
+        of_class_kinds(tasks, kinds),
+        missing,
+        url,
+        caption=caption,
+        group=group,
+        given=vocabulary,
     )
-    return frame.assign(**columns)
+    entries = index.layout.get("labels", {})
+    packed = {task: column for task, column in tasks.items() if column in entries}
+    others, _ = other_targets(
+        index.columns,
+        index.features,
+        range(count),
+        {task: column for task, column in tasks.items() if task not in packed},
+        kinds,
+        missing,
+        url,
+        label_sep=chosen.get("label_sep", ""),
+        classes={column: vocabulary[task] for task, column in tasks.items() if task in vocabulary},
+    )
+    for task, column in packed.items():
+        others[target_column(task)] = labels_of_entries(index.columns[column], entries[column])
+    return frame.assign(**columns, **others)
 
 
 def _tasks(chosen: StreamColumns, layout: Mapping[str, Any]) -> dict[str, str]:

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import tarfile
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -25,9 +26,8 @@ from datamodules.table import SPLITS
 from vitrail.console import tracked
 from vitrail.errors import UserError
 from vitrail.files import write_atomically, write_parquet
-from vitrail.predictions import refuse_kinds
 from vitrail.seeding import seeded_generator
-from vitrail.types import LABEL_TASK, UNKNOWN
+from vitrail.types import CLASS_KINDS, LABEL_TASK, UNKNOWN, TaskKind, kind_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -58,7 +58,6 @@ def pack(
     """
     if shard_size < 1:
         raise UserError(f"--shard-size: is {shard_size}, must be at least 1")
-    refuse_kinds(datamodule.task_kinds, "pack", fix="pack the data set without these tasks")
     datamodule.prepare_data()
     plan = [part for split in SPLITS for part in _plan(datamodule, split, shard_size)]
     try:
@@ -95,7 +94,7 @@ def _plan(datamodule: ImageDataModule, split: str, shard_size: int) -> Iterator[
 
 
 def _columns(datamodule: ImageDataModule, rows: NDArray[np.int64]) -> dict[str, list[Any]]:
-    """All columns of some samples but the images; class codes are −1 where unknown."""
+    """All columns of some samples but the images; class codes are −1 where unknown, numbers NaN."""
     table = datamodule.table
     columns: dict[str, list[Any]] = {"key": table.names.take(rows).to_pylist()}
     for task, name in task_columns(table.tasks).items():
@@ -111,8 +110,15 @@ def _schema(datamodule: ImageDataModule, *, images: bool, shards: dict[str, int]
     text = datasets.Value("string")
     features: dict[str, Any] = {"image": datasets.Image()} if images else {}
     features["key"] = text
-    names = task_columns(datamodule.tasks)
-    features |= {names[task]: datasets.ClassLabel(names=classes) for task, classes in datamodule.tasks.items()}
+    names, kinds = task_columns(datamodule.tasks), datamodule.task_kinds
+    for task, classes in datamodule.tasks.items():
+        match kind_of(kinds, task):
+            case "multi_label":  # an entry for each label: 1, 0 or -1 for unknown, which a list of classes cannot have
+                features[names[task]] = datasets.List(datasets.Value("int8"))
+            case "regression":
+                features[names[task]] = datasets.Value("float32")
+            case _:
+                features[names[task]] = datasets.ClassLabel(names=classes)
     features |= {"caption": datasets.List(text), "group": text}
     if shards is not None:
         number = datasets.Value("int64")
@@ -121,6 +127,8 @@ def _schema(datamodule: ImageDataModule, *, images: bool, shards: dict[str, int]
         "label": "label" if LABEL_TASK in datamodule.tasks else "",
         "attributes": [name for task, name in names.items() if task != LABEL_TASK],
         "tasks": {name: task for task, name in names.items()},
+        "kinds": {names[task]: kind for task, kind in kinds.items()},
+        "labels": {names[task]: list(datamodule.tasks[task]) for task, kind in kinds.items() if kind == "multi_label"},
         "caption": "caption",
         "group": "group",
         "key": "key",
@@ -185,14 +193,24 @@ def _members(datamodule: ImageDataModule, sample: dict[str, Any]) -> Iterator[tu
     """Further members of a sample: class number, first caption, and everything as JSON with class names."""
     described = {"key": sample["key"], "group": sample["group"], "caption": sample["caption"]}
     columns = task_columns(datamodule.tasks)
+    kinds = datamodule.task_kinds
     for task, names in datamodule.tasks.items():
-        code = sample[columns[task]]
-        described[columns[task]] = None if code == UNKNOWN else names[code]
-    if sample.get("label", UNKNOWN) != UNKNOWN:
+        described[columns[task]] = _described(kind_of(kinds, task), names, sample[columns[task]])
+    if kind_of(kinds, LABEL_TASK) in CLASS_KINDS and sample.get("label", UNKNOWN) != UNKNOWN:
         yield "cls", str(sample["label"]).encode()
     if sample["caption"]:
         yield "txt", sample["caption"][0].encode()
     yield "json", json.dumps(described, ensure_ascii=False).encode()
+
+
+def _described(kind: TaskKind, names: Sequence[str], target: Any) -> Any:
+    """A target for other readers: a class, a list of labels, or a number; None where not known."""
+    if kind == "multi_label":
+        known = any(entry != UNKNOWN for entry in target)
+        return [name for name, entry in zip(names, target, strict=True) if entry == 1] if known else None
+    if kind == "regression":
+        return None if math.isnan(target) else target
+    return None if target == UNKNOWN else names[target]
 
 
 def _ending(content: bytes) -> str:

@@ -16,7 +16,7 @@ from datamodules.hub_images import ColumnOptions, HubImages, ImageColumn, open_s
 from datamodules.loading.decode import ImageError
 from datamodules.options import CheckOptions, ImageOptions, LoaderOptions
 from datamodules.splits import SplitOptions
-from tests.support.data import draw_image, from_yaml, write_hub_dataset
+from tests.support.data import draw_image, from_yaml, labelled_rows, write_hub_dataset
 from vitrail.errors import UserError
 from vitrail.types import UNKNOWN
 
@@ -330,3 +330,47 @@ def test_encoded_bytes_and_paths_are_images_too(tmp_path: Path) -> None:
 def test_columns_that_are_no_images_are_refused(values: list[Any]) -> None:
     with pytest.raises(UserError, match=r"columns.image: column 'size' holds no images but "):
         ImageColumn([datasets.Dataset.from_dict({"size": values})], "size")
+
+
+def write_kinds(root: Path, *, texts: bool) -> list[dict[str, Any]]:
+    """A data set of the library with labels of every kind: lists of ``ClassLabel``, or texts with semicolons."""
+    rows = labelled_rows(20)
+    tags: Any = (
+        datasets.Value("string") if texts else datasets.List(datasets.ClassLabel(names=["red", "green", "blue"]))
+    )
+    features = datasets.Features(
+        {"image": datasets.Image(), "tags": tags, "price": datasets.Value("float64"), "grade": datasets.Value("string")}
+    )
+    lines = [{**row, "tags": ";".join(row["tags"]) or ";" if texts else row["tags"]} for row in rows]
+    table = {key: [row[key] for row in lines] for key in features}
+    datasets.Dataset.from_dict(table, features=features).save_to_disk(str(root))
+    return rows
+
+
+@pytest.mark.parametrize("texts", [False, True])
+def test_labels_of_every_kind(tmp_path: Path, texts: bool) -> None:
+    rows = write_kinds(tmp_path / "set", texts=texts)
+    columns: dict[str, Any] = {
+        "label": "tags",
+        "attributes": ["price", "grade"],
+        "kinds": {"tags": "multi_label", "price": "regression", "grade": "ordinal"},
+        "classes": {"grade": ["poor", "fair", "good"]},
+        "label_sep": ";" if texts else "",
+    }
+    data = HubImages(str(tmp_path / "set"), columns=ColumnOptions(**columns))
+    assert data.task_kinds == {"class": "multi_label", "price": "regression", "grade": "ordinal"}
+    names = ["blue", "green", "red"] if texts else ["red", "green", "blue"]  # else as the library's ClassLabel has them
+    assert data.tasks == {"class": names, "price": [], "grade": ["poor", "fair", "good"]}
+    for row, theirs in enumerate(rows):
+        assert data.table.targets["class"][row].tolist() == [int(name in theirs["tags"]) for name in names]
+        assert data.table.target_texts("grade", np.array([row])) == [theirs["grade"]]
+    known = [row["price"] for row in rows if row["price"] is not None]
+    np.testing.assert_allclose(data.table.targets["price"][~np.isnan(data.table.targets["price"])], known, rtol=1e-6)
+    if texts:
+        with pytest.raises(UserError, match=r"columns.label_sep: .* 'tags' holds texts"):
+            _ = HubImages(str(tmp_path / "set"), columns=ColumnOptions(**{**columns, "label_sep": ""})).table
+        with pytest.raises(UserError, match="'grade' is ordinal, and its classes are no whole numbers"):
+            _ = HubImages(str(tmp_path / "set"), columns=ColumnOptions(**{**columns, "classes": {}})).table
+    else:
+        with pytest.raises(UserError, match=r"which is not a class; .* or its kind"):
+            _ = HubImages(str(tmp_path / "set"), columns=ColumnOptions(label="tags")).table

@@ -27,7 +27,8 @@ from datamodules.streaming.index import (
 )
 from datamodules.streaming.shards import Shards
 from datamodules.table import SampleTable
-from tests.datamodules.streaming.shard_sets import encoded, served, write_tar
+from tests.datamodules.streaming.shard_sets import encoded, served, streamed, write_tar
+from tests.support.data import TAGS, labelled_rows
 from vitrail.errors import UserError
 from vitrail.types import UNKNOWN
 
@@ -455,3 +456,51 @@ def test_a_shard_that_is_cut_off_anywhere_is_refused(tmp_path: Path) -> None:
 def test_what_is_no_web_dataset_is_refused(samples: Any, suffix: str, message: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=message):
         scanned(str(write_tar(tmp_path / "a.tar", samples)), suffix)
+
+
+def test_labels_and_numbers_of_any_shards(tmp_path: Path) -> None:
+    rows = labelled_rows(15)
+    for number in range(2):
+        samples = [
+            (
+                f"{place:03}",
+                {"png": encoded(place), "json": {key: row[key] for key in ("tags", "price", "grade")}},
+            )
+            for place, row in enumerate(rows)
+            if place % 2 == number
+        ]
+        write_tar(tmp_path / f"train-{number}.tar", samples)
+    columns: dict[str, Any] = {
+        "label": "json.tags",
+        "attributes": ["json.price", "json.grade"],
+        "kinds": {"json.tags": "multi_label", "json.price": "regression", "json.grade": "ordinal"},
+    }
+    order = {"grade": ["poor", "fair", "good"]}
+    table = streamed(str(tmp_path), columns=columns, vocabulary=order).table
+    assert table.tasks == {"class": ["blue", "green", "red"], "price": [], "grade": ["poor", "fair", "good"]}
+    for row in range(len(table)):
+        theirs = rows[int(Path(table.name(row)).name)]
+        tags = [name for name, entry in zip(TAGS, table.targets["class"][row], strict=True) if entry == 1]
+        assert tags == sorted(theirs["tags"])
+        price, grade = table.targets["price"][row], table.targets["grade"][row]
+        assert price == pytest.approx(theirs["price"]) if theirs["price"] is not None else np.isnan(price)
+        assert grade == (UNKNOWN if theirs["grade"] is None else order["grade"].index(theirs["grade"]))
+    for changes, message in (
+        ({"kinds": {**columns["kinds"], "json.tags": "tags"}}, "must be one of single_label, multi_label"),
+        ({"kinds": {**columns["kinds"], "json.size": "regression"}}, "'json.size' is no column of labels"),
+        ({"kinds": {**columns["kinds"], "json.grade": "multi_label"}}, "columns.label_sep: .*'json.grade' holds texts"),
+        ({"kinds": {**columns["kinds"], "json.grade": "regression"}}, "json.grade '.*' must be a number"),
+    ):
+        with pytest.raises(UserError, match=message):
+            _ = streamed(str(tmp_path), columns={**columns, **changes}).table
+    with pytest.raises(UserError, match=r"data vocabulary: .*'json.grade' is ordinal, and its classes are no whole"):
+        _ = streamed(str(tmp_path), columns=columns).table
+
+
+def test_lists_of_parquet_need_a_kind(tmp_path: Path) -> None:
+    columns = {"image": [encoded(row) for row in range(6)], "label": [row["tags"] for row in labelled_rows(6)]}
+    pq.write_table(pa.table(columns), tmp_path / "train-0.parquet")
+    with pytest.raises(UserError, match=r"which is not a class; .* or its kind"):
+        _ = streamed(str(tmp_path)).table
+    table = streamed(str(tmp_path), columns={"kinds": {"label": "multi_label"}}).table
+    assert table.targets["class"].sum(axis=1).tolist() == [len(row["tags"]) for row in labelled_rows(6)]

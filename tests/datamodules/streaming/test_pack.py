@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tarfile
 from pathlib import Path
 
@@ -18,10 +19,12 @@ from datamodules.options import ImageOptions
 from datamodules.products import Products
 from datamodules.splits import SplitOptions
 from datamodules.streaming.pack import pack
+from datamodules.table_file import Table, TableColumns
 from datamodules.wares import Wares
 from tests.datamodules.streaming.shard_sets import SIZES, encoded, source, streamed, write_tar
-from tests.support.data import write_deep_folder
+from tests.support.data import write_deep_folder, write_labelled
 from vitrail.errors import UserError
+from vitrail.types import UNKNOWN
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +51,32 @@ def test_shards_hold_what_the_data_set_holds(products: Products, kind: str, tmp_
         assert data.encoded_image(row) == Path(products.table.source(theirs)).read_bytes()
         assert data.read_image(row).equal(products.read_image(theirs))
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+@pytest.mark.parametrize("kind", ["parquet", "webdataset"])
+def test_labels_of_every_kind_survive_with_what_is_unknown(kind: str, tmp_path: Path) -> None:
+    columns = TableColumns(
+        label="tags",
+        kinds={"tags": "multi_label", "price": "regression", "grade": "ordinal"},
+        classes={"grade": ["poor", "fair", "good"], "tags": ["red", "none of them", "green", "blue"]},
+    )
+    data = Table(str(write_labelled(tmp_path, 20)), columns=columns, image=ImageOptions(size=16))
+    data.table.targets["class"][4, 1] = UNKNOWN
+    data.table.targets["class"][5] = UNKNOWN
+    pack(data, tmp_path / "shards", kind, shard_size=7)  # type: ignore[arg-type]
+    found = streamed(str(tmp_path / "shards"), augment={"preset": "light"})
+    assert found.tasks == data.tasks
+    assert found.task_kinds == data.task_kinds
+    place = {name: row for row, name in enumerate(data.sample_names())}
+    order = [place[name] for name in found.sample_names()]
+    for task, targets in data.table.targets.items():
+        np.testing.assert_array_equal(found.table.targets[task], targets[order])
+    few = streamed(str(tmp_path / "shards"), columns={"attributes": ["price"]})
+    assert few.task_kinds == {"class": "multi_label", "price": "regression"}
+    if kind == "webdataset":
+        with tarfile.open(next((tmp_path / "shards").glob("train-*.tar"))) as tar:
+            described = [json.load(tar.extractfile(one)) for one in tar if one.name.endswith(".json")]  # type: ignore[arg-type]
+        assert all(isinstance(one["label"], list | None) for one in described)
 
 
 def test_train_is_mixed_and_the_others_keep_their_order(products: Products, tmp_path: Path) -> None:
