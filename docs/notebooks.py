@@ -50,6 +50,10 @@ def execute(source: Path, cache: Path = CACHE) -> Path:
         resources = {"metadata": {"path": folder}}
         client: Any = NotebookClient(notebook, timeout=1800, kernel_name="python3", resources=resources)
         client.execute(env={**os.environ, **environment})
+    for cell in notebook.cells:
+        # Progress bars, notes of libraries, and this machine's folders.
+        if "outputs" in cell:
+            cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
     notebook.metadata[KEY] = digest(source)
     cache.mkdir(parents=True, exist_ok=True)
     partial = cache / f".{source.name}.part"

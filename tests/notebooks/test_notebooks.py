@@ -57,12 +57,18 @@ def test_notebook_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_the_site_shows_an_executed_notebook_only_while_it_is_that_of_its_source(tmp_path: Path) -> None:
     script = runpy.run_path(str(ROOT / "docs" / "notebooks.py"))
     source = tmp_path / "sum.ipynb"
-    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1 + 1")]), source)
+    nbformat.write(
+        nbformat.v4.new_notebook(
+            cells=[nbformat.v4.new_code_cell("import sys; print('note', file=sys.stderr)\n1 + 1")]
+        ),
+        source,
+    )
     assert script["executed"](source, tmp_path / "cache") is None
     made = script["execute"](source, tmp_path / "cache")
     assert made == script["executed"](source, tmp_path / "cache")
     [cell] = nbformat.read(made, as_version=4).cells
-    assert cell.outputs[0]["data"]["text/plain"] == "2"
+    [output] = cell.outputs
+    assert output["data"]["text/plain"] == "2"
     assert not nbformat.read(source, as_version=4).cells[0].outputs
     nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1 + 2")]), source)
     assert script["executed"](source, tmp_path / "cache") is None
