@@ -118,18 +118,19 @@ PROGRAMS = {
                 takes_data=True,
             ),
             "explore": Command(
-                "evaluation.commands.explore",
+                "evaluation.commands.dataset.explore",
                 "a data set on one page: classes, colours, leaks, suspected labels",
                 takes_data=True,
             ),
             "label-issues": Command(
-                "evaluation.commands.label_issues", "labels that a run's validation or test predictions disagree with"
+                "evaluation.commands.dataset.label_issues",
+                "labels that a run's validation or test predictions disagree with",
             ),
             "select": Command(
-                "evaluation.commands.active_learning", "which unlabelled images to label next", takes_data=True
+                "evaluation.commands.dataset.active_learning", "which unlabelled images to label next", takes_data=True
             ),
             "learning-curve": Command(
-                "evaluation.commands.active_learning",
+                "evaluation.commands.dataset.active_learning",
                 "accuracy by number of labels, over several seeds",
                 takes_data=True,
             ),
@@ -149,7 +150,7 @@ PROGRAMS = {
         "Check data sets and pack them for streaming.",
         {
             "audit": Command(
-                "evaluation.commands.audit", "what is in a data set and what is wrong with it", takes_data=True
+                "evaluation.commands.dataset.audit", "what is in a data set and what is wrong with it", takes_data=True
             ),
             "relabel": Command("datamodules.commands.relabel", "apply corrected labels to a table, as a new table"),
             "pack": Command("datamodules.commands.pack", "write shards to stream from", takes_data=True),

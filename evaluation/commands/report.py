@@ -196,7 +196,7 @@ def data_of_run(files: Run, options: argparse.Namespace, rest: Sequence[str]) ->
 
 
 def _leaks(datamodule: ImageDataModule | None, why_not: str) -> Section:
-    from evaluation.commands.explore import collection_of
+    from evaluation.commands.dataset.explore import collection_of
     from evaluation.dataset.checks import leak_section
 
     title = "Leaks between splits"

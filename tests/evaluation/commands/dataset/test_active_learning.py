@@ -8,7 +8,7 @@ import pytest
 from scipy.special import entr, expit, logit
 
 from evaluation.__main__ import main
-from evaluation.commands.active_learning import long_tailed
+from evaluation.commands.dataset.active_learning import long_tailed
 from evaluation.dataset.active_learning import k_centre_greedy
 from experiments.train.cli import main as experiments
 from retrieval.__main__ import main as retrieval

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datamodules.table import composed
-from evaluation.commands.explore import add_data_arguments, collection_of, data_of, gallery_vectors
+from evaluation.commands.dataset.explore import add_data_arguments, collection_of, data_of, gallery_vectors
 from evaluation.dataset.active_learning import STRATEGIES, VARIANCE, Labelled, Pool, ranking, to_label
 from vitrail.errors import UserError
 from vitrail.predictions import LABEL_SEPARATOR, Predictions, check_finite, known_rows, task_predictions
