@@ -1,4 +1,4 @@
-"""Make the documentation's screenshots of the web application, with a run of the quickstart and generated images.
+"""Make the documentation's screenshots of the web application and the report, with a run of the quickstart.
 
 ``python docs/screenshots.py`` trains the quickstart, or takes ``--run RUN``, serves it with ``vitrail app``, and drives
 Debian's chromium (``make browser``).
@@ -61,6 +61,7 @@ def main() -> None:
         try:
             wait_until_served()
             shoot_all(Path(folder))
+            shoot_report(Path(folder), run)
         finally:
             server.terminate()
             server.wait()
@@ -92,6 +93,18 @@ def shoot_all(folder: Path) -> None:
         page.locator("#classify-overlay img").nth(1).wait_for()
         page.wait_for_timeout(3000)
         shoot(page, "app_classify.png")
+        browser.close()
+
+
+def shoot_report(folder: Path, run: Path) -> None:
+    """Write the report of the run, and the image of its first screen."""
+    subprocess.run([sys.executable, "-m", "vitrail", "report", str(run), "--to", str(folder)], check=True)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 1280, "height": 860})
+        page.goto((folder / "report.html").as_uri())
+        page.locator(".tile img").first.wait_for()
+        shoot(page, "report.png")
         browser.close()
 
 

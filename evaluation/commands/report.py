@@ -103,7 +103,7 @@ def _remove_old_files(folder: Path, written: set[str]) -> None:
 
 def parts_of(files: Run, options: argparse.Namespace, rest: Sequence[str]) -> tuple[Summary, list[Section]]:
     """Make the summary and all sections in order; those that cannot be made report what is missing."""
-    from evaluation.report import images, labels, sections
+    from evaluation.report import images, labels, robustness, sections, thresholds
     from evaluation.report.summary import run_summary
     from evaluation.tables.summary import summarise, train_targets_of
 
@@ -135,8 +135,12 @@ def parts_of(files: Run, options: argparse.Namespace, rest: Sequence[str]) -> tu
             ]
         details += [labels.labels_section(labelled, counts, split)] if labelled.tasks else []
         details += [labels.numbers_section(numbers, split)] if numbers.tasks else []
+        with_thresholds = predictions.of_kinds(*CLASS_KINDS, "multi_label")
+        details += [thresholds.thresholds_section(with_thresholds, split)] if with_thresholds.tasks else []
     made = [
         *details,
+        robustness.corruptions_section(files),
+        *([robustness.other_data_section(files)] if files.evaluations else []),
         *_gallery_sections(files, options, next(iter(tasks), ""), read),
         images.curves_section(files),
         sections.efficiency_section(files),

@@ -209,6 +209,14 @@ class _Frame:
         if name:
             element.set("data-name", _text(name))
 
+    def band(self, x: NDArray[np.float64], low: NDArray[np.float64], high: NDArray[np.float64], cls: str) -> None:
+        """Shade what is between two lines; clipped to the axes."""
+        known = np.isfinite(low) & np.isfinite(high)
+        x, edges = x[known], [np.clip(one[known], self.y.low, self.y.high) for one in (low, high)]
+        corners = [*zip(x, edges[1], strict=True), *zip(x[::-1], edges[0][::-1], strict=True)]
+        points = " ".join(f"{self.across(a):.2f},{self.up(b):.2f}" for a, b in corners)
+        _add(self.root, "polygon", cls=f"band {cls}", points=points)
+
     def span(self, low: float, high: float, cls: str) -> None:
         """Shade a range of x."""
         begin, end = self.across(low), self.across(high)
@@ -260,6 +268,8 @@ def line_chart(
     marked: float | None = None,
     unit: bool = False,
     diagonal: bool = False,
+    bands: Mapping[str, tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]] | None = None,
+    caption: str = "",
 ) -> Chart:
     """Draw lines.
 
@@ -274,6 +284,8 @@ def line_chart(
         marked: value of x with a dotted line.
         unit: whether both axes go from 0 to 1.
         diagonal: whether a line from corner to corner is drawn, of what chance does.
+        bands: x, lower and upper ends of y around a line, float64 ``(N,)``, by its name.
+        caption: of the chart.
     """
     every = [np.concatenate([values[axis] for values in series.values()]) for axis in (0, 1)]
     x, y = (
@@ -296,9 +308,11 @@ def line_chart(
     legend = []
     for number, (name, (own_x, own_y)) in enumerate(series.items()):
         key = f"h{(number if hues is None else hues[number]) % HUES}{' dashed' if name in dashed else ''}"
+        if bands and name in bands:
+            frame.band(*bands[name], key)
         frame.line(*_thinned(own_x, own_y), key, name)
         legend.append((name, key))
-    return Chart(title, frame.root, legend)
+    return Chart(title, frame.root, legend if len(legend) > 1 else [], caption=caption)
 
 
 def reliability_chart(title: str, bins: ReliabilityBins, score: str = "accuracy") -> Chart:

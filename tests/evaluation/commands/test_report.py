@@ -28,6 +28,7 @@ TITLES = (
     "Confusions",
     "Classes",
     "Calibration",
+    "Thresholds",
     "Embedding map",
     "Retrieval examples",
     "Training",
@@ -66,7 +67,7 @@ def predictions_of(run: Path) -> Predictions:
 def test_page_has_every_section_and_stands_alone(run: Path) -> None:
     text = (run / "report.html").read_text(encoding="utf-8")
     assert tuple(re.findall("<h2>(.*?)</h2>", text)) == ("How sure", "What to do next", *TITLES, "Missing")
-    assert re.findall("<dt>(.*?)</dt>", text) == ["Efficiency"]
+    assert re.findall("<dt>(.*?)</dt>", text) == ["Corrupted images", "Efficiency"]
     parser = Checked()
     parser.feed(text)
     assert parser.open == []
@@ -116,7 +117,7 @@ def test_mistakes_show_their_images_worst_first(run: Path) -> None:
 
 def test_markdown_says_the_same_and_its_links_lead_somewhere(run: Path) -> None:
     text = (run / "report.md").read_text(encoding="utf-8")
-    in_order = (*TITLES[:8], "Efficiency", *TITLES[8:])
+    in_order = (*TITLES[:6], "Corrupted images", *TITLES[6:9], "Efficiency", *TITLES[9:])
     assert tuple(re.findall("^## (.*)$", text, re.MULTILINE)) == in_order
     links = re.findall(r"\]\((report/[^)]+)\)", text)
     assert len(links) > 20

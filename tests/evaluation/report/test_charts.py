@@ -106,7 +106,7 @@ def test_a_histogram_counts_every_sample() -> None:
     assert sum(int(tip.rpartition(": ")[2].split()[0]) for tip in bars) == 300
 
 
-def test_a_class_can_be_told_from_all_others() -> None:
+def test_every_class_is_in_the_legend() -> None:
     labels = [f"c{number:02}" for number in range(45)] * 2
     chart = map_chart("PCA", np.random.default_rng(0).normal(size=(90, 2)), labels, labels)
     assert [int(one.attrib["data-class"]) for one in chart.root.iter("circle")] == [*range(45)] * 2
