@@ -64,8 +64,8 @@ def thresholds_section(predictions: Predictions, split: str) -> Section:
     if section.charts:
         section.paragraphs.insert(
             0,
-            "Each class is separated from all others, each label from its absence, by its probability. Risk is the share "
-            "of errors among the images that are predicted where the least confident are left out; AURC is its mean. "
+            "Each class is separated from all others, each label from its absence, by its probability. Risk is the "
+            "share of errors among what is predicted where the least confident images are left out; AURC is its mean. "
             "Bands are 95 % intervals by group at each threshold.",
         )
     return section
