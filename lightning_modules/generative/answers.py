@@ -16,17 +16,10 @@ import torch
 
 from lightning_modules.generative.model import Prefix, VisionLanguageModel
 from lightning_modules.generative.prompts import Prompts
-from lightning_modules.generative.scoring import ROOT, LabelScorer, LabelTrie
+from lightning_modules.generative.scoring import LabelScorer, LabelTrie
 from lightning_modules.options import AnswerOptions, checked
 from vitrail.errors import UserError
 from vitrail.types import LABEL_TASK
-
-
-class Generated(NamedTuple):
-    """B generated texts."""
-
-    tokens: list[list[int]]  # with the end token, if it was reached
-    log_likelihood: torch.Tensor  # float32 `(B,)`, of each whole text
 
 
 def generate_label(model: VisionLanguageModel, prefix: Prefix, trie: LabelTrie) -> tuple[list[int], torch.Tensor]:
@@ -36,42 +29,13 @@ def generate_label(model: VisionLanguageModel, prefix: Prefix, trie: LabelTrie) 
         Indices of the labels, and float32 ``(B,)``: the log-likelihood of each among all labels.
     """
     label_of = {path[-1]: number for number, path in enumerate(trie.paths)}
-    nodes = [ROOT] * len(prefix.hidden)
-    likelihood = torch.zeros(len(nodes), device=prefix.hidden.device)
-    while True:
-        logits = model.logits(prefix.hidden)
-        allowed = torch.full_like(logits, -torch.inf)
-        for row, node in enumerate(nodes):
-            # Finished rows continue with any token, which changes nothing.
-            tokens = list(trie.children[node]) or [0]
-            allowed[row, tokens] = logits[row, tokens]
-        best, chosen = allowed.log_softmax(dim=-1).max(dim=-1)
-        likelihood = likelihood + best
-        nodes = [
-            trie.children[node][token] if trie.children[node] else node
-            for node, token in zip(nodes, chosen.tolist(), strict=True)
-        ]
-        if all(not trie.children[node] for node in nodes):
-            return [label_of[node] for node in nodes], likelihood
-        prefix = model.extend(prefix, chosen[:, None])
+    end_id = trie.tokens[trie.paths[0][-1]]
 
+    def allowed(tokens: list[int]) -> list[int]:
+        return list(trie.children[trie.node_of(tokens)]) or [end_id]
 
-def generate(model: VisionLanguageModel, prefix: Prefix, end_id: int, longest: int) -> Generated:
-    """Generate greedily, up to the end token."""
-    generated: list[list[int]] = [[] for _ in prefix.hidden]
-    likelihood = torch.zeros(len(generated), device=prefix.hidden.device)
-    going = torch.ones_like(likelihood, dtype=torch.bool)
-    for step in range(longest):
-        best, chosen = model.logits(prefix.hidden).log_softmax(dim=-1).max(dim=-1)
-        likelihood = likelihood + best * going
-        for tokens, token, goes_on in zip(generated, chosen.tolist(), going.tolist(), strict=True):
-            if goes_on:
-                tokens.append(token)
-        going = going & (chosen != end_id)
-        if step + 1 == longest or not going.any():
-            break
-        prefix = model.extend(prefix, chosen[:, None])
-    return Generated(generated, likelihood)
+    found = model.generate(prefix, end_id, max(map(len, trie.paths)), allowed)
+    return [label_of[trie.node_of(tokens)] for tokens in found.tokens], found.log_likelihood
 
 
 def words_of(text: str) -> tuple[str, ...]:
@@ -191,7 +155,7 @@ class Question:
             numbers, likelihood = generate_label(model, prefix, self.scorer.trie)
             chosen = torch.tensor(numbers, device=device)
             return Answers(generated_logits(chosen, likelihood, len(self.labels)), None)
-        generated = generate(model, prefix, self.prompts.end_id, self._longest)
+        generated = model.generate(prefix, self.prompts.end_id, self._longest)
         found = [self._matcher(self.prompts.text(tokens)) for tokens in generated.tokens]
         named = torch.tensor([one is not None for one in found], device=device)
         chosen = torch.tensor([one or 0 for one in found], device=device)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -41,8 +41,23 @@ class Prefix(NamedTuple):
 
     cache: Any  # keys and values of every layer
     hidden: torch.Tensor  # float `(B, D)`, of the last token
+    last: torch.Tensor  # int64 `(B,)`, the last token
     length: int  # number of tokens
     position: int  # of the next token; smaller than `length`, because an image takes few positions
+
+
+class Generated(NamedTuple):
+    """B generated texts."""
+
+    tokens: list[list[int]]  # with the end token, if it was reached
+    log_likelihood: torch.Tensor  # float32 `(B,)`, of each whole text, among what was allowed
+
+
+def _copied(cache: Any) -> Any:
+    """A cache that may grow: layers replace their tensors instead of changing them, so shallow copies are enough."""
+    copied = copy.copy(cache)
+    copied.layers = [copy.copy(layer) for layer in cache.layers]
+    return copied
 
 
 def patches_of(pixels: torch.Tensor, patch: int, merge: int, frames: int) -> torch.Tensor:
@@ -190,7 +205,8 @@ class VisionLanguageModel(nn.Module):
             use_cache=True,
         )
         position = int(positions.max()) + 1
-        return Prefix(outputs.past_key_values, outputs.last_hidden_state[:, -1], len(ids), position)
+        last = torch.full((batch,), ids[-1], device=device)
+        return Prefix(outputs.past_key_values, outputs.last_hidden_state[:, -1], last, len(ids), position)
 
     def extend(self, prefix: Prefix, tokens: torch.Tensor) -> Prefix:
         """Continue B texts by tokens, int64 ``(B, n)``, or ``(n,)`` for the same continuation."""
@@ -200,7 +216,7 @@ class VisionLanguageModel(nn.Module):
         steps = torch.arange(tokens.shape[1], device=tokens.device)
         hidden, cache = self._continue(prefix, tokens, prefix.position + steps, None)
         length = tokens.shape[1]
-        return Prefix(cache, hidden[:, -1], prefix.length + length, prefix.position + length)
+        return Prefix(cache, hidden[:, -1], tokens[:, -1], prefix.length + length, prefix.position + length)
 
     def extend_tree(
         self, prefix: Prefix, tokens: torch.Tensor, depths: torch.Tensor, attends: torch.Tensor
@@ -247,9 +263,7 @@ class VisionLanguageModel(nn.Module):
     def _continue(
         self, prefix: Prefix, tokens: torch.Tensor, positions: torch.Tensor, mask: torch.Tensor | None
     ) -> tuple[torch.Tensor, Any]:
-        # Layers replace the tensors of a cache instead of changing them, so shallow copies are enough.
-        cache = copy.copy(prefix.cache)
-        cache.layers = [copy.copy(layer) for layer in prefix.cache.layers]
+        cache = _copied(prefix.cache)
         outputs = self.model.model(
             input_ids=tokens,
             position_ids=positions.expand(3, len(tokens), -1),
@@ -258,6 +272,44 @@ class VisionLanguageModel(nn.Module):
             use_cache=True,
         )
         return outputs.last_hidden_state, outputs.past_key_values
+
+    def generate(
+        self,
+        prefix: Prefix,
+        end_id: int,
+        longest: int,
+        allowed: Callable[[list[int]], list[int]] | None = None,
+    ) -> Generated:
+        """Continue B texts greedily, by ``transformers``, up to the end token.
+
+        Args:
+            prefix: the texts; their cache is shared and stays as it is.
+            end_id: id of the end token.
+            longest: maximum number of tokens.
+            allowed: the tokens that may follow those generated so far; by default all.
+        """
+        batch, start = len(prefix.hidden), prefix.length
+        cache = _copied(prefix.cache)
+        cache.crop(-1)  # the last token is read again for its logits
+        self.model.model.rope_deltas = torch.full((batch, 1), prefix.position - start, device=prefix.last.device)
+        ids = torch.zeros(batch, start, dtype=torch.int64, device=prefix.last.device)
+        ids[:, -1] = prefix.last
+        follows = None if allowed is None else lambda _, tokens: allowed(tokens[start:].tolist())
+        found = self.model.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            past_key_values=cache,
+            prefix_allowed_tokens_fn=follows,
+            max_new_tokens=longest,
+            **{"do_sample": False, "temperature": None, "top_p": None, "top_k": None, "repetition_penalty": 1.0},
+            **{"eos_token_id": end_id, "pad_token_id": end_id, "return_dict_in_generate": True, "output_scores": True},
+        )
+        scores = self.model.compute_transition_scores(found.sequences, found.scores, normalize_logits=True)
+        tokens = found.sequences[:, start:]
+        ended = (tokens == end_id).int()
+        going = (ended.cumsum(dim=1) - ended) == 0
+        texts = [row[mask].tolist() for row, mask in zip(tokens, going, strict=True)]
+        return Generated(texts, scores.masked_fill(~going, 0.0).sum(dim=1).float())
 
     def _grid(self, batch: int, device: torch.device | None = None) -> torch.Tensor:
         rows = self.side // self.patch

@@ -58,6 +58,13 @@ class LabelTrie:
             path.append(node)
         self.paths.append(path)
 
+    def node_of(self, tokens: Sequence[int]) -> int:
+        """Node of a label's first tokens; ``ROOT`` for none."""
+        node = ROOT
+        for token in tokens:
+            node = self.children[node].get(token, node)  # what follows an end is padding
+        return node
+
 
 def trie_of(labels: Sequence[Sequence[int]]) -> LabelTrie:
     """The trie of these labels."""

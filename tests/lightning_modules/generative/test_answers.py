@@ -9,7 +9,6 @@ from lightning_modules.generative.answers import (
     LabelMatcher,
     Question,
     checked_answers,
-    generate,
     generate_label,
     generated_logits,
     label_texts,
@@ -67,9 +66,9 @@ IMAGE = images(5)
 TEXTS = [name.replace("_", " ") for name in LABELS["class"]]
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> VisionLanguageModel:
-    return tiny_model(tmp_path_factory.mktemp("model"))
+@pytest.fixture(scope="module", params=["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
+def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> VisionLanguageModel:
+    return tiny_model(tmp_path_factory.mktemp(request.param), request.param)
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +116,7 @@ def test_only_labels_are_generated_and_the_same_as_by_the_library(
         expected = by_the_library(model, ids, row, prefix_allowed_tokens_fn=allowed, max_new_tokens=20)
         assert labels[number] == expected
     # Without the constraint, the model generates none of them.
-    free = generate(model, model.read(model.encode_images(IMAGE), ids), 2, 8)
+    free = model.generate(model.read(model.encode_images(IMAGE), ids), 2, 8)
     assert not any(tokens in labels for tokens in free.tokens)
 
 
@@ -143,7 +142,7 @@ def test_the_likelihood_of_a_label_is_that_among_labels(
 @pytest.mark.parametrize("longest", [1, 6])
 def test_free_answers_are_those_of_the_library(model: VisionLanguageModel, ids: list[int], longest: int) -> None:
     assert model.prompts is not None
-    generated = generate(model, model.read(model.encode_images(IMAGE), ids), model.prompts.end_id, longest)
+    generated = model.generate(model.read(model.encode_images(IMAGE), ids), model.prompts.end_id, longest)
     for row, tokens in enumerate(generated.tokens):
         assert tokens == by_the_library(model, ids, row, max_new_tokens=longest)
         plain = plain_likelihoods(model, IMAGE[row : row + 1], ids, tokens).sum()
@@ -153,9 +152,9 @@ def test_free_answers_are_those_of_the_library(model: VisionLanguageModel, ids: 
 @torch.no_grad()
 def test_an_answer_ends_at_its_end_token(model: VisionLanguageModel, ids: list[int]) -> None:
     prefix = model.read(model.encode_images(IMAGE), ids)
-    endless = generate(model, prefix, -1, 6)
+    endless = model.generate(prefix, 399, 6)
     end_id = endless.tokens[0][2]
-    generated = generate(model, prefix, end_id, 6)
+    generated = model.generate(prefix, end_id, 6)
     for tokens, whole in zip(generated.tokens, endless.tokens, strict=True):
         assert tokens == (whole[: whole.index(end_id) + 1] if end_id in whole else whole)
     assert len(generated.tokens[0]) <= 3
