@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import pickle
 import shutil
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +26,9 @@ from lightning_modules.checkpoint import load_task
 from lightning_modules.dual_encoder import DualEncoder
 from tests.support.runs import kinds_run
 from vitrail.errors import UserError
+from vitrail.ood import Detector, write_detector
 from vitrail.predictions import read_predictions
-from vitrail.runs import write_temperatures
+from vitrail.runs import Run, checkpoint_digest, write_temperatures
 
 ANY = Image.new("RGB", (60, 40), (200, 30, 30))
 
@@ -217,3 +220,36 @@ def test_a_diverged_model_is_refused(copied: Path) -> None:
     torch.save(checkpoint, path)
     with pytest.raises(UserError, match="not finite"):
         ServedRun(copied).predict([ANY])
+
+
+@pytest.mark.parametrize("method", ["energy", "mahalanobis"])
+def test_unknown_images_are_those_of_predict(copied: Path, context: AppContext, method: str) -> None:
+    data = load_datamodule(copied / "config.yaml")
+    images = images_of(data, list(range(6)))
+    plain = Run(copied).predict(images)
+    features = Run(copied).model.image_features
+    pixels = torch.stack([ServedRun(copied, device="cpu").prepared(data.read_image(row)) for row in range(6)])
+    with torch.inference_mode():
+        found = features(pixels.to(Run(copied).model.device)).float().cpu().numpy()
+    arrays = {"whitening": np.eye(found.shape[1], dtype=np.float32), "means": found[:1]}
+    detector = Detector(method, "class", "single_label", -math.inf, 0.9, arrays)
+    with torch.inference_mode():
+        logits = Run(copied).model.predict_step({"image": pixels, "sample_id": torch.arange(6)}, 0)["logits"]["class"]
+    threshold = float(np.median(detector.scores(logits.numpy(), found)))
+    facts = {"checkpoint_sha256": checkpoint_digest(copied)}
+    write_detector(copied / Run.OOD, replace(detector, threshold=threshold, facts=facts))
+
+    served = [one.unknown for one in ServedRun(copied, device="cpu").predict(images)]
+
+    assert served == [one.unknown for one in Run(copied).predict(images)]
+    assert served.count(True) == 3
+    assert [one.unknown for one in plain] == [None] * 6
+
+
+def test_a_detector_that_cannot_be_used_is_noted(copied: Path) -> None:
+    (copied / Run.OOD).write_bytes(b"no tensors")
+
+    run = ServedRun(copied, device="cpu")
+
+    assert any("Unknown images are not recognised" in note for note in run.notes)
+    assert run.predict([ANY])[0].unknown is None

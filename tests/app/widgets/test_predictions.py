@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import re
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -177,3 +178,14 @@ def test_every_kind_has_its_own_form() -> None:
     directions = [[(task, label) for label in ("higher", "lower")] for task in ("price", "plain")]
     assert pressed[:5] == [("tags", "dog"), ("tags", "cat"), ("tags", "owl"), *directions[0]]
     assert pressed[5:] == [*(("grade", name) for name in grade.classes), *directions[1]]
+
+
+def test_an_unknown_image_is_marked_before_its_classes() -> None:
+    known = classified(["cap", "mug"], [0.125, 0.875])
+    [prediction] = known.predictions.values()
+    marked = Classified(known.upload, {"run": replace(prediction, unknown=True)})
+
+    assert "Unknown: unlike the images" in HtmlPage(classified_html([marked])).text
+    assert "Unknown" not in classified_html(
+        [known, Classified(known.upload, {"run": replace(prediction, unknown=False)})]
+    )

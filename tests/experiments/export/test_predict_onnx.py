@@ -490,3 +490,42 @@ def test_every_kind_as_text_and_json(wares: list[str], capsys: pytest.CaptureFix
     assert f"  price: {answer['price']['value']:.6g} ± {answer['price']['deviation']:.2g}" in lines
     tags = ", ".join(f"{one['label']} ({one['probability']:.2f})" for one in answer["tags"]) or "(no prediction)"
     assert f"  tags: {tags}" in lines
+
+
+@pytest.mark.parametrize("method", ["msp", "max_logit", "energy", "knn"])
+def test_unknown_images_are_those_of_the_run_where_logits_are_enough(
+    tmp_path: Path, method: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = Path(shutil.copytree(products_run(), tmp_path / "run"))
+    data = data_of(run)
+    paths = [str(data.table.source(row)) for row in range(8)]
+    assert vitrail("vitrail", ["ood", str(run), "--method", method, "--rate", "0.5"]) == 0
+    folder = exported(run, "onnx")
+
+    found = answers(Model(folder, threads=1), paths, [], 1)
+    assert main([*paths, "--model", str(folder)]) == 0
+    printed = capsys.readouterr()
+    assert main([*paths, "--model", str(folder), "--to", str(tmp_path / "found.csv")]) == 0
+
+    known = [one.unknown for one in Run(run).predict(paths)]
+    if method == "knn":
+        assert not any("unknown" in one for one in found)
+        assert "knn needs features" in printed.err
+        assert "unknown" not in pd.read_csv(tmp_path / "found.csv")
+    else:
+        assert [one["unknown"] for one in found] == known
+        assert printed.out.count("unknown: unlike the images") == known.count(True)
+        assert pd.read_csv(tmp_path / "found.csv")["unknown"].tolist() == known
+        assert 0 < known.count(True) < 8
+
+
+def test_an_export_of_weights_marks_what_its_run_does(tmp_path: Path) -> None:
+    run = Path(shutil.copytree(flowers_run(), tmp_path / "run"))
+    data = data_of(run)
+    paths = [str(data.table.source(row)) for row in range(8)]
+    assert vitrail("vitrail", ["ood", str(run), "--method", "mcm", "--rate", "0.5"]) == 0
+
+    found = Run(exported(run, "safetensors")).predict(paths)
+
+    assert [one.unknown for one in found] == [one.unknown for one in Run(run).predict(paths)]
+    assert {one.unknown for one in found} == {True, False}
