@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import shutil
 import struct
 import subprocess
 import sys
 import zlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,8 @@ from PIL import Image
 
 from datamodules.loading.decode import read_image
 from datamodules.loading.transforms import eval_transform
-from experiments.export.predict_onnx import Model, PredictError, answers, main, prepared, write_rows
+from experiments.export.predict_onnx import Model, PredictError, _text, answers, main, prepared, write_rows
+from experiments.export.weights import metadata_of
 from lightning_modules.checkpoint import load_task
 from tests.support.runs import (
     data_of,
@@ -32,9 +35,11 @@ from tests.support.runs import (
     products_run,
 )
 from vitrail.files import read_csv
+from vitrail.ood import Detector
 from vitrail.predictions import read_predictions
 from vitrail.programs import main as vitrail
 from vitrail.runs import Run
+from vitrail.types import TaskKind
 
 ALONE = """
 import runpy, sys
@@ -492,34 +497,45 @@ def test_every_kind_as_text_and_json(wares: list[str], capsys: pytest.CaptureFix
     assert f"  tags: {tags}" in lines
 
 
-@pytest.mark.parametrize("method", ["msp", "max_logit", "energy", "knn"])
-def test_unknown_images_are_those_of_the_run_where_logits_are_enough(
-    tmp_path: Path, method: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    run = Path(shutil.copytree(products_run(), tmp_path / "run"))
-    data = data_of(run)
+@pytest.mark.parametrize("method", ["msp", "max_logit", "energy", "mcm"])
+@pytest.mark.parametrize("kind", ["single_label", "multi_label"])
+def test_unknown_images_are_those_of_the_detector(kind: TaskKind, method: str) -> None:
+    data = data_of(products_run())
     paths = [str(data.table.source(row)) for row in range(8)]
-    assert vitrail("vitrail", ["ood", str(run), "--method", method, "--rate", "0.5"]) == 0
-    folder = exported(run, "onnx")
+    model = Model(products_onnx(), threads=1)
+    logits = np.concatenate([model(model.read(path)[None])["logits_class"] for path in paths])
+    detector = Detector(method, "class", kind, 0.0, 0.5, {"scale": np.array(7, np.float32)})
+    detector = replace(detector, threshold=float(np.median(detector.scores(logits, None))))
+    metadata = {**model.metadata, "ood": json.loads(json.dumps({**vars(detector), "arrays": {"scale": 7.0}}))}
+    outputs = {"logits_class": logits}
+    assert model.unknown(outputs) is None
 
-    found = answers(Model(folder, threads=1), paths, [], 1)
-    assert main([*paths, "--model", str(folder)]) == 0
-    printed = capsys.readouterr()
-    assert main([*paths, "--model", str(folder), "--to", str(tmp_path / "found.csv")]) == 0
+    model.metadata = metadata
 
-    known = [one.unknown for one in Run(run).predict(paths)]
-    if method == "knn":
-        assert not any("unknown" in one for one in found)
-        assert "knn needs features" in printed.err
-        assert "unknown" not in pd.read_csv(tmp_path / "found.csv")
-    else:
-        assert [one["unknown"] for one in found] == known
-        assert printed.out.count("unknown: unlike the images") == known.count(True)
-        assert pd.read_csv(tmp_path / "found.csv")["unknown"].tolist() == known
-        assert 0 < known.count(True) < 8
+    found = model.unknown(outputs)
+    assert found is not None
+    assert np.array_equal(found, detector.scores(logits, None) < detector.threshold)
+    assert found.sum() == 4
 
 
-def test_an_export_of_weights_marks_what_its_run_does(tmp_path: Path) -> None:
+def test_unknown_images_are_marked_in_texts_and_tables(tmp_path: Path) -> None:
+    data = data_of(products_run())
+    paths = [str(data.table.source(row)) for row in range(4)]
+    model = Model(products_onnx(), threads=1)
+    detector = {"method": "max_logit", "task": "class", "kind": "single_label", "arrays": {}, "threshold": math.inf}
+    model.metadata = {**model.metadata, "ood": detector}
+
+    found = answers(model, paths, [], 1)
+    write_rows(model, [*paths, "none.png"], tmp_path / "found.csv", 1)
+
+    assert [one["unknown"] for one in found] == [True] * 4
+    assert _text(found).count("unknown: unlike the images") == 4
+    frame = pd.read_csv(tmp_path / "found.csv")
+    assert list(frame.columns[-2:]) == ["unknown", "error"]
+    assert frame["unknown"][:4].all()
+
+
+def test_only_what_logits_are_enough_for_is_exported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     run = Path(shutil.copytree(flowers_run(), tmp_path / "run"))
     data = data_of(run)
     paths = [str(data.table.source(row)) for row in range(8)]
@@ -529,3 +545,6 @@ def test_an_export_of_weights_marks_what_its_run_does(tmp_path: Path) -> None:
 
     assert [one.unknown for one in found] == [one.unknown for one in Run(run).predict(paths)]
     assert {one.unknown for one in found} == {True, False}
+    assert vitrail("vitrail", ["ood", str(run), "--method", "knn"]) == 0
+    assert metadata_of(Run(run).model, Run(run), "best")["ood"] is None
+    assert "knn needs features, which exports lack" in caplog.text
