@@ -509,7 +509,7 @@ class Run:
             UserError: nothing was fitted for the checkpoint that made them.
         """
         temperatures, outputs = self.temperatures_for(split), self.output_calibration
-        if not temperatures and (self.other_checkpoint(split) or outputs == OutputCalibration()):
+        if not self.is_calibrated or (self.other_checkpoint(split) and "best" in self.checkpoints):
             raise UserError(f"{self.path}: is not calibrated; run `vitrail calibrate {self.path}` first")
         scaled = {task: logits / np.float32(temperatures.get(task, 1.0)) for task, logits in predictions.logits.items()}
         return outputs.apply(replace(predictions, logits=scaled))
@@ -552,12 +552,17 @@ class Run:
             self._problems[self.CALIBRATION] = str(error)
             return OutputCalibration()
 
+    @property
+    def is_calibrated(self) -> bool:
+        """Whether `calibrate` fitted anything for the best checkpoint."""
+        return bool(self.temperatures) or self.output_calibration != OutputCalibration()
+
     @cached_property
     def operating_points(self) -> dict[str, OperatingPoint]:
         """Operating points that ``calibrate --operating-point`` chose, by task; see ``temperatures``."""
         if self.path.resolve().parent.name == self.EVALUATIONS:
             return Run(self.path.resolve().parents[1]).operating_points
-        if not self.temperatures and self.output_calibration == OutputCalibration():
+        if not self.is_calibrated or (self.path / self.EXPORT).is_file():
             return {}
         try:
             content = json.loads((self.path / self.CALIBRATION).read_text(encoding="utf-8"))

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from unicodedata import normalize
 
-from evaluation.commands.summary import add_metrics
+from evaluation.commands.summary import add_forms, add_metrics
 from evaluation.robustness import compared_robustness
 from evaluation.statistics.scores import TESTED, checked_names, heading, is_defined
 from evaluation.tables.comparison import (
@@ -28,6 +28,7 @@ from evaluation.tables.comparison import (
     evaluations_of,
     parts,
     sides_of,
+    values_of,
 )
 from evaluation.tables.summary import refuse_other_configurations
 from vitrail.console import Table
@@ -75,7 +76,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         help="what the others are compared with: the first, or the most accurate here (default: first)",
     )
     add_metrics(command)
-    command.add_argument("--markdown", action="store_true", help="print a Markdown table")
+    add_forms(command)
     command.add_argument(
         "--html",
         type=Path,
@@ -112,14 +113,16 @@ def run(options: argparse.Namespace, rest: Sequence[str] = ()) -> None:
     extra = {} if corrupted is None else {"corrupted": corrupted}
     if options.html is not None:
         _write_page(options, rest, sides, rows, costs, notes, extra)
-    if options.markdown:
+    if options.json:
+        Table((), (), values={"rows": [values_of(row) for row in rows], "notes": notes}).show(as_json=True)
+    elif options.markdown:
         sys.stdout.write("".join(f"{_table(frame).markdown()}\n\n" for frame in [*frames.values(), *extra.values()]))
         sys.stdout.write("".join(f"* {sentence}\n" for sentence in notes))
     else:
         for part in (_parts(frames) | extra).values():
             _table(part).show()
         sys.stdout.write("".join(f"{sentence}\n" for sentence in notes))
-    if options.html is not None:
+    if options.html is not None and not options.json:
         sys.stdout.write(f"{options.html} has the page\n")
 
 

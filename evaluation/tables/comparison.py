@@ -386,6 +386,19 @@ def _measured_with(run: Run) -> str:
     return "" if isinstance(found, str) or found[1] is None else found[1].first
 
 
+def values_of(row: ComparedRow) -> dict[str, Any]:
+    """Return the numbers of a row for JSON: of each score its value, and the difference to the reference."""
+    scores: dict[str, dict[str, Any]] = {}
+    for name, own in row.joined.scores.items():
+        scores[name] = {"value": own.pooled.value, "interval": own.pooled.interval}
+        if (made := row.score(name)) is not None:
+            scores[name] |= {"difference": made.difference.value, "difference_interval": made.difference.interval}
+            scores[name] |= {"p_value": row.p_values.get(name, math.nan)}
+    fixed = {"run": row.side, "data": row.data, "task": row.joined.task, "runs": list(row.joined.runs)}
+    sizes = {"n": row.joined.n, "groups": row.joined.groups, "reference": row.reference}
+    return {**fixed, **sizes, "scores": scores, "p_value": row.p_value, "verdict": row.verdict, "note": row.note}
+
+
 COST_COLUMNS = ("parameters", "train min", "ms/image")
 """Those of ``comparison_frame`` that are the same for all tasks."""
 

@@ -85,6 +85,8 @@ def run(options: argparse.Namespace, rest: Sequence[str]) -> None:
         UserError: the data have no class of the model's, or run and data cannot be read.
     """
     opened, metrics = Run(options.run), checked_names(options.metrics)
+    if options.calibrated and not opened.is_calibrated:
+        raise UserError(f"{opened.path}: is not calibrated; run `vitrail calibrate {opened.path}` first")
     wanted: dict[str, list[int]] = {}
     if options.corrupt:
         from experiments.train.robustness import chosen

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from dataclasses import replace
@@ -227,5 +228,12 @@ def test_tasks_of_every_kind(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert "AUROC: difference [95 %] | Brier [95 %] | Brier: difference [95 %] | Brier: p |" in printed
     assert "AUROC: no means over samples, so without a test" in printed
     assert "price (regression) has no AUROC, Brier" in printed
+    assert compare(runs, "--json", "--metrics", "brier", "auroc") == 0
+    found = json.loads(capsys.readouterr().out)
+    second = next(row for row in found["rows"] if row["task"] == "class" and not row["reference"])
+    low, high = second["scores"]["brier"]["difference_interval"]
+    assert low < second["scores"]["brier"]["difference"] < high < 0
+    assert second["scores"]["brier"]["p_value"] < 0.01
+    assert second["scores"]["auroc"]["p_value"] is None
     assert compare(runs, "--task", "price", "--reference", "best") == 0
     assert "worse model" in capsys.readouterr().out

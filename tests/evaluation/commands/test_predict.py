@@ -154,3 +154,19 @@ def test_mistakes_are_one_line(
     assert main("vitrail", ["predict", str(run), *options]) == 2
 
     assert message in capsys.readouterr().err
+
+
+def test_operating_points_have_a_column(
+    run: Path, photos: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    shutil.copytree(run, tmp_path / "pointed")
+    assert main("vitrail", ["calibrate", "pointed", "--operating-point", "coverage>=.5", "--task", "colour"]) == 0
+    capsys.readouterr()
+    assert main("vitrail", ["predict", "pointed", "photos", "--to", "out.csv"]) == 0
+    found = read_csv(Path("out.csv")).fillna("")
+    [threshold] = Run("pointed").operating_points["colour"].thresholds.values()
+    expected = found["colour"].where(found["colour_confidence"] >= threshold - 1e-6, "")
+    assert found["colour_decision"].tolist() == expected.tolist()
+    assert "class_decision" not in found
+    assert main("vitrail", ["predict", "pointed", photos[0]]) == 0
+    assert "at the operating point" in " ".join(capsys.readouterr().out.split())
