@@ -406,7 +406,7 @@ class DualEncoder(VisionTask):
     @property
     def ready_without_training(self) -> bool:
         """Whether all weights are pretrained, so that zero-shot predictions make sense."""
-        return self.towers.wholly_pretrained
+        return self.towers.wholly_pretrained and self.few_shot is None
 
     @property
     def referenced(self) -> str:
@@ -430,6 +430,8 @@ class DualEncoder(VisionTask):
     def on_fit_start(self) -> None:
         """Fetch pretrained weights; train a tokenizer if none came with them."""
         super().on_fit_start()
+        # A few-shot classifier leaves the towers as they were fetched, so checkpoints need not hold them.
+        self._as_fetched = self.few_shot is not None and self._fetched
         if self.towers.tokenizer is None:
             training_texts = getattr(getattr(self.trainer, "datamodule", None), "training_texts", list)
             # The first process decides, so that all have the same.

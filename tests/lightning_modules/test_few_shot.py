@@ -233,6 +233,7 @@ def test_a_fit_solves_the_head_in_one_epoch_and_its_checkpoint_predicts_the_same
     data = few_wares()
     task = wares_pair(tmp_path / "clip", data, few_shot=FewShotOptions(method=method, steps=4), lr=0.1)
     task.load_pretrained()
+    assert not task.ready_without_training  # the towers are, the classifier is not
     before = {name: value.clone() for name, value in task.towers.state_dict().items()}
     trainer = tiny_trainer(tmp_path, max_epochs=5)
     trainer.fit(task, data)
@@ -240,6 +241,8 @@ def test_a_fit_solves_the_head_in_one_epoch_and_its_checkpoint_predicts_the_same
     assert all(torch.equal(value, before[name]) for name, value in task.towers.state_dict().items())
     assert {"val/class/accuracy", "val/loss", "train/loss"} <= set(trainer.callback_metrics)
     trainer.save_checkpoint(tmp_path / "best.ckpt")
+    saved = torch.load(tmp_path / "best.ckpt", weights_only=True)["state_dict"]
+    assert not any(name.startswith("towers.model.") for name in saved)  # named by their origin
     again = load_task(tmp_path / "best.ckpt")
     assert same_weights(task, again)
     batch = next(iter(data.eval_dataloader("test")))
