@@ -7,7 +7,7 @@ They are solved in one go on all features, without an optimizer's epochs, in sec
 - ``linear_probe``: logistic regression (as in Radford et al., ICML 2021), its penalty C chosen.
 - ``lp_plus_plus``: linear weights plus a multiple of each class's text embedding (Huang et al., LP++, CVPR 2024,
   arXiv 2404.02285), by block-coordinate steps whose sizes follow from the features. It has nothing to choose.
-- ``tip_adapter``: a cache of the images beside the zero-shot logits (Zhang et al., Tip-Adapter, ECCV 2022, arXiv
+- ``tip_adapter``: a cache of the images added to the zero-shot logits (Zhang et al., Tip-Adapter, ECCV 2022, arXiv
   2111.03930), its weight and sharpness chosen; ``tip_adapter_f`` fine-tunes the cache.
 - ``clip_adapter``: a bottleneck on the image embeddings (Gao et al., CLIP-Adapter, IJCV 2024, arXiv 2110.04544), its
   share chosen.
