@@ -589,11 +589,15 @@ def _encode_targets(
     unseen: dict[str, dict[str, int]] = {}
     for task, column in targets.items():
         kind = kind_of(kinds, task)
+        rows = np.asarray(frame["row"] if "row" in frame else range(2, len(frame) + 2), dtype=np.int64).tolist()
         if kind == "multi_label":
-            tasks[task], values[task], unseen[task] = _encode_labels(frame[column], vocabularies.get(task), in_train)
+            cells = _label_cells(frame[column].tolist(), task, rows, origin)
+            tasks[task], values[task], unseen[task] = _encode_labels(cells, vocabularies.get(task), in_train)
         elif kind == "regression":
             tasks[task], unseen[task] = [], {}
-            values[task] = np.asarray(frame[column], dtype=np.float32)
+            values[task] = _encode_numbers(frame[column], task, rows, in_train, origin)
+        elif kind == "ordinal" and task not in vocabularies:
+            raise UserError(f"{origin}: task {task!r} is ordinal; give its classes in their order as its vocabulary")
         if kind not in CLASS_KINDS:
             if not known_rows(values[task][in_train]).any():
                 raise UserError(f"{origin}: task {task!r} has no known value in the train split; drop the task")
@@ -608,13 +612,61 @@ def _encode_targets(
     return tasks, values, unseen
 
 
+def _encode_numbers(
+    column: pd.Series[Any], task: str, rows: Sequence[int], in_train: NDArray[np.bool_], origin: str
+) -> NDArray[np.float32]:
+    """Targets of a regression task, float32 ``(N,)``, NaN where not known.
+
+    Raises:
+        UserError: a cell is no number, or the numbers need more digits than float32 has.
+    """
+    import pandas as pd
+
+    numbers = pd.to_numeric(column, errors="coerce").to_numpy(np.float64, na_value=np.nan)
+    is_empty = (column.isna() | (column == "")).to_numpy(bool)
+    wrong = np.flatnonzero((np.isnan(numbers) & ~is_empty) | (np.abs(numbers) > np.finfo(np.float32).max))
+    if len(wrong):
+        cells = ((rows[row], column.iloc[row]) for row in wrong.tolist())
+        problems = [(row, f"{task} {str(cell)!r} must be a number, or empty (not known)") for row, cell in cells]
+        raise table_error(origin, problems, "correct these cells")
+    values = numbers.astype(np.float32)
+    known = numbers[in_train & ~np.isnan(numbers)]
+    if len(known) and np.nanmax(np.abs(values - numbers)) > 1e-3 * known.std() > 0:
+        raise UserError(
+            f"{origin}: numbers of {task!r} differ by less than float32 can hold, such as {known[0]:.10g}; subtract a "
+            "constant from all of them"
+        )
+    return values
+
+
+def _label_cells(
+    cells: Sequence[Any], task: str, rows: Sequence[int], origin: str
+) -> list[Mapping[str, bool | None] | None]:
+    """Cells of a multi-label column as mappings; None where not known.
+
+    Raises:
+        UserError: a cell is a text or a number; a text would be taken for a list of letters.
+    """
+    is_nothing = [cell is None or (isinstance(cell, float) and np.isnan(cell)) for cell in cells]
+    problems = [
+        (row, f"{task} {cell!r} must be a list of labels, or None (not known)")
+        for row, cell, nothing in zip(rows, cells, is_nothing, strict=True)
+        if not nothing and (isinstance(cell, str) or not isinstance(cell, Iterable))
+    ]
+    if problems:
+        raise table_error(origin, problems, "correct these cells")
+    return [
+        None if nothing else cell if isinstance(cell, Mapping) else dict.fromkeys(cell, True)
+        for cell, nothing in zip(cells, is_nothing, strict=True)
+    ]
+
+
 def _encode_labels(
-    column: pd.Series[Any], vocabulary: Sequence[str] | None, in_train: NDArray[np.bool_]
+    cells: Sequence[Mapping[str, bool | None] | None],
+    vocabulary: Sequence[str] | None,
+    in_train: NDArray[np.bool_],
 ) -> tuple[list[str], NDArray[np.int8], dict[str, int]]:
     """Labels, targets ``(N, C)`` and counts of the labels that the vocabulary lacks, of a multi-label column."""
-    cells: list[Mapping[str, bool | None] | None] = [
-        cell if cell is None or isinstance(cell, Mapping) else dict.fromkeys(cell, True) for cell in column.tolist()
-    ]
     in_use = {name for cell, train in zip(cells, in_train.tolist(), strict=True) if train for name in cell or ()}
     names = sorted(in_use) if vocabulary is None else list(vocabulary)
     place = {name: index for index, name in enumerate(names)}

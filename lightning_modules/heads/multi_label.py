@@ -123,6 +123,8 @@ class MultiLabelScores(Metric):
         seen = (targets != UNKNOWN).any(dim=1)
         targets = targets[seen].long()
         probabilities = dim_zero_cat(self.logits).cpu()[seen].double().sigmoid()
+        # NaN would rank first, as if the model were sure: it counts against the model.
+        probabilities = torch.where(probabilities.isnan(), (targets != 1).double(), probabilities)
         if self.chooses and len(targets):
             self.thresholds = best_thresholds(probabilities, targets)
         ranking, decided = ranking_scores(probabilities, targets), label_scores(probabilities, targets, self.thresholds)

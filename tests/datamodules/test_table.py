@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import tracemalloc
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -8,7 +9,7 @@ import pytest
 
 from datamodules.table import SampleTable, table_error
 from vitrail.errors import UserError
-from vitrail.types import UNKNOWN
+from vitrail.types import UNKNOWN, TaskKind
 
 
 def small_frame() -> pd.DataFrame:
@@ -198,3 +199,34 @@ def test_large_tables_hold_no_python_object_per_row() -> None:
     assert len(table.split_indices("val")) == rows // 10
     assert sum(table.class_counts()["class"]) == rows * 9 // 10
     assert blocks < 5_000
+
+
+def of_kind(kind: TaskKind, cells: list[Any]) -> SampleTable:
+    """A table of five samples, the first three train, with one task."""
+    names = [f"image {row}" for row in range(len(cells))]
+    rows = {"name": names, "source": names, "split": ["train"] * 3 + ["val", "test"], "price": cells}
+    return SampleTable.from_frame(pd.DataFrame(rows), {"class": "price"}, kinds={"class": kind})
+
+
+@pytest.mark.parametrize(
+    ("kind", "cells", "message"),
+    [
+        ("regression", [1, 2, 3, np.inf, 5], r"labels\.csv:5: class 'inf' must be a number"),
+        ("regression", [1, 1e39, 3, 4, 5], r"labels\.csv:3: class '1e\+39' must be a number"),
+        ("regression", ["1", "dear", "3", "", "5"], r"labels\.csv:3: class 'dear' must be a number"),
+        ("regression", [1e9, 1e9 + 1, 1e9 + 2, 1e9, 1e9], "differ by less than float32 can hold, such as 1000000000"),
+        ("multi_label", [["a"], "ab", ["b"], None, []], r"labels\.csv:3: class 'ab' must be a list of labels"),
+        ("multi_label", [["a"], 3, ["b"], None, []], r"labels\.csv:3: class 3 must be a list of labels"),
+        ("ordinal", ["good", "bad", "good", "", "bad"], "is ordinal; give its classes in their order"),
+    ],
+)
+def test_targets_that_would_be_taken_for_others_are_refused(kind: TaskKind, cells: list[Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        of_kind(kind, cells)
+
+
+def test_empty_cells_of_numbers_and_labels_are_unknown() -> None:
+    values = of_kind("regression", ["1", None, "2.5", "", np.nan]).targets["class"]
+    np.testing.assert_array_equal(values, np.array([1, np.nan, 2.5, np.nan, np.nan], np.float32))
+    labels = of_kind("multi_label", [["a"], np.nan, ["b"], None, []]).targets["class"]
+    assert labels.tolist() == [[1, 0], [UNKNOWN, UNKNOWN], [0, 1], [UNKNOWN, UNKNOWN], [0, 0]]

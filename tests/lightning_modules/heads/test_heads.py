@@ -135,6 +135,14 @@ def test_unknown_labels_count_in_no_score() -> None:
     assert float(found["exact_match"]) == pytest.approx(right.mean(), abs=1e-6)
 
 
+def test_outputs_that_are_no_numbers_count_against_the_model() -> None:
+    targets = torch.tensor([[1, 0], [0, 1], [1, 1], [0, 0]], dtype=torch.int8)
+    scores = MultiLabelScores(2)
+    scores.update(torch.full((4, 2), float("nan")), targets)
+    found = {name: float(value) for name, value in scores.compute().items()}
+    assert found == {"mAP": 0.5, "auroc": 0.0, "f1_micro": 0.0, "f1_macro": 0.0, "exact_match": 0.0}
+
+
 def test_thresholds_have_the_highest_f1_of_each_label() -> None:
     probabilities, targets = normal(N, C).double().sigmoid(), some_labels()
     targets[:, 4] = 0
