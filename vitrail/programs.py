@@ -122,6 +122,10 @@ PROGRAMS = {
                 "a data set on one page: classes, colours, leaks, suspected labels",
                 takes_data=True,
             ),
+            "export-dataset": Command(
+                "evaluation.commands.export_dataset",
+                "labels, predictions, vectors and findings for FiftyOne, or as Parquet",
+            ),
             "label-issues": Command(
                 "evaluation.commands.dataset.label_issues",
                 "labels that a run's validation or test predictions disagree with",

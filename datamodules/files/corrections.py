@@ -81,11 +81,9 @@ def exported_corrections(folder: Path, tag: str) -> list[Correction]:
         if tag not in sample.get("tags", ()):
             continue
         name = str(sample.get("vitrail_name") or sample.get("filepath", ""))
-        for task in sample.get("vitrail_tasks") or ["ground_truth"]:
-            if (label := _exported(sample.get(task))) is not None:
-                found.append(
-                    Correction(number, name, LABEL_TASK if task == "ground_truth" else task, label, reason=f"tag {tag}")
-                )
+        for field, task in (sample.get("vitrail_tasks") or {"ground_truth": LABEL_TASK}).items():
+            if (label := _exported(sample.get(field))) is not None:
+                found.append(Correction(number, name, task, label, reason=f"tag {tag}"))
     if not found:
         raise UserError(f"{path}: no sample has the tag {tag!r} and a label; tag the corrected ones in FiftyOne")
     return found
