@@ -88,7 +88,7 @@ _QUEUED, _TASK = (
     512,
     16,
 )  # Images of a thread's task: handing over each image by itself would cost as much as decoding a small one.
-_ANNOUNCED, _SAMPLED = 10.0, 64  # Seconds from which the expected time is reported, and the images after which it is.
+_ANNOUNCED, _SAMPLED = 10.0, 256  # Seconds from which the expected time is reported, and the images after which it is.
 _THREADS = min(8, os.cpu_count() or 1)
 
 
