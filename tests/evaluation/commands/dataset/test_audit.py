@@ -63,7 +63,7 @@ def test_findings_are_a_table_a_summary_and_a_page(
     page = (tmp_path / "page" / "audit.html").read_text()
     assert "<h2>near-duplicate-across-splits</h2>" in page
     assert "http" not in page.replace("http-equiv", ""), "nothing is loaded from elsewhere"
-    assert page.count("data:image/jpeg") == sum(2 if other else 1 for _, _, other in found)
+    assert page.count('src="data:image/jpeg') == sum(2 if other else 1 for _, _, other in found)
 
 
 def test_near_duplicates_of_one_group_weigh_less(root: Path) -> None:
