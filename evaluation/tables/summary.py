@@ -88,6 +88,7 @@ class TaskSummary:
             and labels likewise of the NLL or Brier score.
         metrics: scores that were asked for; none for the usual ones.
         calibrated: whether the outputs are calibrated.
+        thin_classes: of few classes, how many have too few groups for the interval of balanced accuracy.
     """
 
     run: str
@@ -108,6 +109,7 @@ class TaskSummary:
     few_errors: int = 0
     metrics: tuple[str, ...] = ()
     calibrated: bool = False
+    thin_classes: int = 0
 
     @property
     def main(self) -> str:
@@ -161,6 +163,11 @@ class TaskSummary:
             notes.append("one group: its interval is a guess" if one_class else "one group: no intervals")
         if self.small_classes:
             notes.append(small_classes_note(self.small_classes, self.classes, self.kind, self.metrics))
+        if self.thin_classes and "balanced_accuracy" in self.metrics:
+            notes.append(
+                f"{self.thin_classes} of {self.classes} classes have fewer than {statistics.THIN_GROUPS} groups: the "
+                "interval of balanced accuracy may be too narrow"
+            )
         if self.few_errors:
             what, scores = ("squared error", "RMSE and R²") if self.kind == "regression" else ("loss", "NLL and Brier")
             notes.append(
@@ -345,7 +352,7 @@ def _summarise_task(
     targets, groups, kind = own.targets[task], own.groups, own.kind(task)
     constant = ConstantPrediction(source="split" if train.counts is None else "train")
     scores = dict.fromkeys(names_of(kind, metrics), _NOTHING)
-    small, occurring, unanswered, few_errors = 0, 0, 0, 0
+    small, occurring, unanswered, few_errors, thin = 0, 0, 0, 0, 0
     if len(own):
         constant = constant_prediction(own, task, train)
         found = scores_of(own, task, metrics)
@@ -357,6 +364,7 @@ def _summarise_task(
         few_errors = few_large_errors(own.values(task) - targets, groups)
     else:
         small, occurring = statistics.small_classes(targets, groups)
+        thin = statistics.small_classes(targets, groups, statistics.THIN_GROUPS)[0] if occurring < 10 else 0
         unanswered = int((own.predicted(task) == UNKNOWN).sum())
     return TaskSummary(
         run="",
@@ -374,6 +382,7 @@ def _summarise_task(
         classes=occurring,
         few_errors=few_errors,
         metrics=metrics,
+        thin_classes=0 if small else thin,
     )
 
 

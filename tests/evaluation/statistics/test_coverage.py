@@ -16,6 +16,7 @@ from evaluation.retrieval import RankedAnswers, report_rows
 from evaluation.statistics.base_to_novel import base_to_novel
 from evaluation.statistics.calibration import calibration_error
 from evaluation.statistics.intervals import (
+    THIN_GROUPS,
     f1_statistic,
     group_interval,
     share_interval,
@@ -342,9 +343,11 @@ def further_coverage(
         made += 1
         scores = scores_of(found, LABEL_TASK, names)
         small = small_classes(found.targets[LABEL_TASK], groups)[0] > 0
+        thin = len(prior) < 10 and small_classes(found.targets[LABEL_TASK], groups, THIN_GROUPS)[0] > 0
         for name, score in scores.items():
             low, high = score.estimate(groups, 300).interval
             noted = small and name in ("auroc", "average_precision", "balanced_accuracy")
+            noted |= thin and name == "balanced_accuracy"
             if name in ("brier", "nll"):
                 losses = score.statistic.scores  # type: ignore[attr-defined]
                 noted = few_large_errors(np.sqrt(losses), groups) > 0

@@ -509,3 +509,13 @@ def test_losses_of_a_few_groups_have_a_note() -> None:
     predictions.targets["class"][3] = 1
     summary = summarise(predictions, {}, "run", "test", metrics=("nll",))[0]
     assert "half of the loss is of 1 of 38 groups: the intervals of NLL and Brier may be too narrow" in summary.note
+
+
+def test_few_classes_of_few_groups_have_a_note_next_to_balanced_accuracy() -> None:
+    predictions = make_predictions_of_every_kind(n=120)
+    by_class = summarise(predictions, {}, "run", "test", metrics=("balanced_accuracy",), n_resamples=50)[0]
+    assert not by_class.thin_classes  # about thirty groups each
+    fewer = predictions.take(np.arange(40))
+    by_class = summarise(fewer, {}, "run", "test", metrics=("balanced_accuracy",), n_resamples=50)[0]
+    assert "3 of 3 classes have fewer than 20 groups: the interval of balanced accuracy" in by_class.note
+    assert "20 groups" not in summarise(fewer, {}, "run", "test", n_resamples=50)[0].note
