@@ -97,7 +97,7 @@ def other_targets(
         label_sep: text between the labels of a cell.
         guess_sep: whether the separator may be the one that most cells have.
         one_hot: columns of the labels of tasks that have one for each.
-        classes: labels by column that others are refused beside.
+        classes: labels by column; with them others are refused.
 
     Raises:
         UserError: cells do not hold what they should.

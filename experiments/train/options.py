@@ -1,4 +1,4 @@
-"""What ``fit``, ``validate``, ``test`` and ``predict`` take besides classes' arguments, and their help in short."""
+"""Options of ``fit``, ``validate``, ``test`` and ``predict`` that belong to no class, and the help in short."""
 
 from __future__ import annotations
 
