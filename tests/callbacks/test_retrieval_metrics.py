@@ -7,6 +7,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
+import torch.nn.functional as F
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from callbacks import RetrievalMetrics
@@ -66,6 +67,23 @@ def test_both_directions_are_logged_and_reported(tmp_path: Path, capsys: pytest.
     printed = capsys.readouterr().out
     assert "test: retrieval" in printed
     assert all(name in printed for name in (*METRICS, *DIRECTIONS))
+
+
+def test_recalls_of_shorter_embeddings_are_logged_by_their_length(tmp_path: Path) -> None:
+    task, trainer = TinyDualEncoder(), tiny_trainer(tmp_path, callbacks=[RetrievalMetrics()])
+    task.shorter_lengths = [3]
+    trainer.test(task, datamodule=TinyPairs(), verbose=False)
+    images, texts, owner = embeddings()
+    short = [F.normalize(rows[:, :3], dim=1) for rows in (images, texts)]
+    ids = torch.arange(len(images))
+    ranked = {
+        "image_to_text": rank_queries(short[0], short[1], ids, owner),
+        "text_to_image": rank_queries(short[1], short[0], owner, ids),
+    }
+    for direction, expected_ranks in ranked.items():
+        for k in (1, 5, 10):
+            logged = float(trainer.callback_metrics[f"test/{direction}/R@{k}/3d"])
+            assert logged == pytest.approx(float(expected_ranks.recall_at(k)))
 
 
 def test_checkpoint_is_chosen_by_mean_recall(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,6 +16,8 @@ from evaluation.__main__ import main as evaluation
 from experiments.__main__ import main as experiments
 from lightning_modules.checkpoint import load_task, read_checkpoint
 from retrieval.__main__ import main as retrieval
+from retrieval.gallery import Gallery
+from retrieval.search.encoder import load_encoder
 from tests.experiments.conftest import only_run
 from tests.support.data import write_products
 from tests.support.models import write_whole_model
@@ -130,3 +132,21 @@ def test_what_was_trained_is_never_left_out(place: Place, tmp_path: Path) -> Non
     start = read_checkpoint(place.run / "checkpoints" / "best.ckpt")["state_dict"]
     assert state.keys() == start.keys()
     assert any(not torch.equal(state[name], start[name]) for name in state if name.startswith("towers.model."))
+
+
+def test_a_gallery_of_shorter_embeddings_is_searched_like_any_other(
+    place: Place, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, gallery = str(place.run), str(tmp_path / "gallery")
+    assert retrieval(["index", "--run", run, "--gallery", gallery, "--dim", "8", "--splits", "test"]) == 0
+    assert "trained for the lengths 16, not for --dim 8" in capsys.readouterr().err
+    opened = Gallery.open(gallery)
+    assert opened.identity.dim == 8
+    encoder = load_encoder(opened)
+    (vector,) = encoder.encode_texts(["a red bottle"])
+    with torch.no_grad():
+        whole = Run(place.run).load_model().encode_text(["a red bottle"])[0, :8]
+    torch.testing.assert_close(torch.from_numpy(vector), torch.nn.functional.normalize(whole, dim=0))
+    assert retrieval(["search", "a red bottle", "--gallery", gallery, "--top-k", "3"]) == 0
+    assert retrieval(["index", "--run", run, "--gallery", str(tmp_path / "other"), "--dim", "17"]) == 2
+    assert "--dim: must be between 1 and the model's 16; got 17" in capsys.readouterr().err
