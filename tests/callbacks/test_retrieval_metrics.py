@@ -70,7 +70,8 @@ def test_both_directions_are_logged_and_reported(tmp_path: Path, capsys: pytest.
 
 
 def test_recalls_of_shorter_embeddings_are_logged_by_their_length(tmp_path: Path) -> None:
-    task, trainer = TinyDualEncoder(), tiny_trainer(tmp_path, callbacks=[RetrievalMetrics()])
+    task: Any = TinyDualEncoder()
+    trainer = tiny_trainer(tmp_path, callbacks=[RetrievalMetrics()])
     task.shorter_lengths = [3]
     trainer.test(task, datamodule=TinyPairs(), verbose=False)
     images, texts, owner = embeddings()
