@@ -53,11 +53,13 @@ class Cost:
 
     Attributes:
         parameters: number of the model's.
+        trainable: of these, those that the last phase of the training trained.
         minutes: of training, all fits of a run together.
         latency: milliseconds an image on the CPU one by one, median.
     """
 
     parameters: float
+    trainable: float
     minutes: float
     latency: float
 
@@ -318,7 +320,7 @@ def _corrected(rows: Sequence[ComparedRow]) -> list[ComparedRow]:
 
 def cost_of(side: Side) -> Cost:
     """Return a side's cost by its records."""
-    return Cost(*(_mean([read(run) for run in side.runs]) for read in (_parameters, _minutes, _latency)))
+    return Cost(*(_mean([read(run) for run in side.runs]) for read in (_parameters, _trainable, _minutes, _latency)))
 
 
 def caveats(sides: Sequence[Side], split: str = "test") -> list[str]:
@@ -370,6 +372,13 @@ def _parameters(run: Run) -> float:
     return float(count) if isinstance(count, int) else math.nan
 
 
+def _trainable(run: Run) -> float:
+    model: Any = run.record.get("model")
+    counts = [stage["trainable"] for stage in run.stages if isinstance(stage.get("trainable"), int)]
+    count = counts[-1] if counts else model.get("trainable") if isinstance(model, dict) else None
+    return float(count) if isinstance(count, int) else math.nan
+
+
 def _minutes(run: Run) -> float:
     fits = [stage_minutes(stage) for stage in run.stages if stage.get("stage") == "fit"]
     return float(sum(fits)) if fits else math.nan
@@ -399,7 +408,7 @@ def values_of(row: ComparedRow) -> dict[str, Any]:
     return {**fixed, **sizes, "scores": scores, "p_value": row.p_value, "verdict": row.verdict, "note": row.note}
 
 
-COST_COLUMNS = ("parameters", "train min", "ms/image")
+COST_COLUMNS = ("parameters", "trainable", "train min", "ms/image")
 """Those of ``comparison_frame`` that are the same for all tasks."""
 
 
@@ -429,7 +438,14 @@ def _cells(row: ComparedRow, cost: Cost, metrics: Sequence[str]) -> dict[str, st
     main, several = joined.main, len(joined.runs) > 1
     own = joined.main_score
     spread = f"{number_text(main, own.mean)} ± {number_text(main, own.std)}" if several else "–"
-    costs = (_number(cost.parameters, ",.0f"), _number(cost.minutes, ".1f"), _number(cost.latency, ".2f"))
+    # Where all of a model is trained the number would only be there twice; without such a model there is no column.
+    is_part = cost.trainable < cost.parameters
+    costs = (
+        _number(cost.parameters, ",.0f"),
+        _number(cost.trainable, ",.0f") if is_part else "–",
+        _number(cost.minutes, ".1f"),
+        _number(cost.latency, ".2f"),
+    )
     others: dict[str, str] = {}
     for name in shown(joined.task_kind, metrics):
         if name != main:

@@ -110,6 +110,9 @@ class RunRecorder(Callback):
             if best.best_epoch is not None:
                 self._stage["best"]["epoch"] = best.best_epoch
         self._stage["epochs"] = trainer.current_epoch
+        if stage == "fit":
+            # The model's facts are of the beginning: later phases may train more of it.
+            self._stage["trainable"] = parameter_count(pl_module, trainable_only=True)
         self._end(trainer, pl_module, "interrupted" if trainer.interrupted else "finished")
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:

@@ -186,6 +186,17 @@ def test_runs_and_their_cost(runs: list[Path]) -> None:
     assert "Latencies were not measured together" in caveats(sides)[0]
 
 
+def test_what_a_part_of_the_model_trained_is_a_column(runs: list[Path]) -> None:
+    sides = sides_of(runs, "test", join=False)
+    rows = compare_sides(sides, ["class"], n_resamples=50)
+    assert "trainable" not in comparison_frame(rows, {side.name: cost_of(side) for side in sides})
+    stage = {"stage": "fit", "started": "2026-01-01T10:00:00", "exit": "finished", "trainable": 12}
+    change_record(runs[0], stages=[stage])
+    costs = {side.name: cost_of(side) for side in sides_of(runs, "test", join=False)}
+    frame = comparison_frame(rows, costs)
+    assert dict(zip(frame["run"], frame["trainable"], strict=True)) == {"small": "12", "large": "–"}
+
+
 def test_unfinished_training_has_no_time_and_a_note(runs: list[Path]) -> None:
     change_record(runs[0], stages=[{"stage": "fit", "started": "2026-01-01T10:00:00", "exit": "unfinished"}])
     change_record(runs[1], hardware={"machine": "other"})

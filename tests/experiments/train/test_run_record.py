@@ -55,6 +55,7 @@ def test_record_names_what_a_number_depends_on(tmp_path: Path) -> None:
     assert record["model"] == {"class": "BoringModel", "parameters": 66, "trainable": 66}
     (stage,) = record["stages"]
     assert stage["exit"] == "finished"
+    assert stage["trainable"] == 66
     assert stage["started"] <= stage["ended"]
 
 
