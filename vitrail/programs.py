@@ -123,7 +123,7 @@ PROGRAMS = {
                 takes_data=True,
             ),
             "export-dataset": Command(
-                "evaluation.commands.export_dataset",
+                "evaluation.commands.dataset.export_dataset",
                 "labels, predictions, vectors and findings for FiftyOne, or as Parquet",
             ),
             "label-issues": Command(
