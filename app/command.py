@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import importlib.util
+import socket
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -80,14 +81,34 @@ def run(options: argparse.Namespace, rest: Sequence[str] = ()) -> None:
             "images of the galleries\n"
         )
 
-    context = load(options.run, options.gallery, demo=options.demo, root=options.runs, data_roots=options.data_root)
-    context = dataclasses.replace(context, limits=dataclasses.replace(context.limits, upload_pixels=options.max_pixels))
-    from app.server import serve
+    # Before anything is loaded or trained, which takes minutes.
+    with listening_socket(options.host, options.port) as listening:
+        context = load(options.run, options.gallery, demo=options.demo, root=options.runs, data_roots=options.data_root)
+        limits = dataclasses.replace(context.limits, upload_pixels=options.max_pixels)
+        context = dataclasses.replace(context, limits=limits)
+        from app.server import serve
 
-    shown = f"[{options.host}]" if ":" in options.host else options.host
-    sys.stdout.write(f"Vitrail: http://{shown}:{options.port} (Ctrl-C ends it)\n")
-    sys.stdout.flush()
-    serve(context, options.host, options.port, allowed=allowed, prefix=prefix)
+        shown = f"[{options.host}]" if ":" in options.host else options.host
+        sys.stdout.write(f"Vitrail: http://{shown}:{listening.getsockname()[1]} (Ctrl-C ends it)\n")
+        sys.stdout.flush()
+        serve(context, listening, options.host, allowed=allowed, prefix=prefix)
+
+
+def listening_socket(host: str, port: int) -> socket.socket:
+    """Bind a socket; port 0 takes a free one.
+
+    Raises:
+        UserError: the port is taken.
+    """
+    listening = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listening.bind((host.removeprefix("[").removesuffix("]"), port))
+        listening.listen()
+    except (OSError, OverflowError) as error:
+        listening.close()
+        raise UserError(f"--host {host} --port {port}: cannot be used ({error}); choose others") from error
+    return listening
 
 
 def _check(options: argparse.Namespace) -> None:

@@ -27,7 +27,6 @@ from starlette.types import ASGIApp
 from app.security import Guard, own_names
 from app.state.context import AppContext
 from app.widgets.cards import add_images
-from vitrail.errors import UserError
 
 Builder = Callable[[AppContext], None]
 
@@ -134,26 +133,15 @@ def build_app(
 
 def serve(
     context: AppContext,
+    listening: socket.socket,
     host: str = "127.0.0.1",
-    port: int = 7860,
     *,
     allowed: Sequence[str] = (),
     prefix: str = "",
 ) -> None:
-    """Serve the application until it is interrupted; for ``allowed`` and ``prefix`` see ``build_app``.
-
-    Raises:
-        UserError: the port is taken.
-    """
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as listening:
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listening.bind((host.removeprefix("[").removesuffix("]"), port))
-        except (OSError, OverflowError) as error:
-            raise UserError(f"--host {host} --port {port}: cannot be used ({error}); choose others") from error
-        app = build_app(context, host=host, allowed=allowed, prefix=prefix)
-        uvicorn.Server(server_config(app, context)).run(sockets=[listening])
+    """Serve the application on a bound socket until it is interrupted; for the others see ``build_app``."""
+    app = build_app(context, host=host, allowed=allowed, prefix=prefix)
+    uvicorn.Server(server_config(app, context)).run(sockets=[listening])
 
 
 def server_config(app: ASGIApp, context: AppContext) -> uvicorn.Config:

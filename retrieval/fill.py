@@ -8,6 +8,7 @@ job: the batches that are left are those of an undisturbed run.
 from __future__ import annotations
 
 import io
+import json
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -35,7 +36,7 @@ from retrieval.schema import (
     value_type,
 )
 from vitrail.errors import UserError
-from vitrail.files import read_parquet, write_atomically, write_parquet
+from vitrail.files import local_folder, read_parquet, write_atomically, write_parquet, write_text_atomically
 from vitrail.predictions import Predictions, predicted_classes, task_predictions
 from vitrail.types import CLASS_KINDS, LABEL_TASK, UNKNOWN, DescribesImages
 
@@ -52,6 +53,10 @@ THUMBNAIL = 128
 
 Thumbnails = Literal["auto", "always", "never"]
 """Whether a gallery keeps small images: ``auto`` where images are not files of their own."""
+
+
+MARK = "indexed.json"
+"""File in a gallery's folder that is written once all images of its run are indexed."""
 
 
 class Encoded(NamedTuple):
@@ -582,3 +587,26 @@ def _captions_of(captions: pa.Table, sample_ids: NDArray[np.int64]) -> pa.Table:
     first = np.zeros(len(pairs), dtype=bool)
     first[np.unique(pairs, axis=0, return_index=True)[1]] = True
     return captions.filter(first & np.isin(ids, sample_ids))
+
+
+def mark_complete(uri: str) -> None:
+    """Record in a gallery's folder that it has all images of its run; a gallery in an object store gets no mark."""
+    from retrieval.gallery import Gallery
+
+    folder, gallery = local_folder(uri), Gallery.open(uri)
+    if folder is not None:
+        mark = {"weights": gallery.identity.weights, "images": len(gallery)}
+        write_text_atomically(folder / MARK, json.dumps(mark))
+
+
+def is_complete(folder: Path, weights: str) -> bool:
+    """Return whether a gallery has all images of the run with these weights."""
+    from retrieval.gallery import Gallery
+
+    try:
+        mark = json.loads((folder / MARK).read_text(encoding="utf-8"))
+        gallery = Gallery.open(str(folder))
+        return bool(mark["weights"] == gallery.identity.weights == weights and mark["images"] <= len(gallery))
+    except (OSError, ValueError, KeyError, TypeError, UserError):
+        # Whatever is wrong, indexing again repairs it or reports it.
+        return False

@@ -50,6 +50,22 @@ class Mistakes(NamedTuple):
     evaluated: int
 
 
+class Disagreements(NamedTuple):
+    """Images for which two models predict different values of a task.
+
+    Attributes:
+        rows: int64 ``(n,)``, those first on which the first model is the most confident.
+        compared: images of which both have a prediction.
+        labelled: those of them whose label is known.
+        right: predictions of each model that are the label.
+    """
+
+    rows: NDArray[np.int64]
+    compared: int
+    labelled: int
+    right: tuple[int, int]
+
+
 class Explorer:
     """The metadata of a gallery, ready to be filtered.
 
@@ -86,6 +102,11 @@ class Explorer:
     def classes(self) -> tuple[str, ...]:
         """Values of the main task."""
         return self.facets[self.main].values if self.main else ()
+
+    @property
+    def has_single_classes(self) -> bool:
+        """Whether an image has one class of a list, which a person can correct."""
+        return bool(self.main) and self._gallery.identity.kind(self.main) in ("single_label", "ordinal")
 
     @property
     def attribute_options(self) -> list[str]:
@@ -174,6 +195,40 @@ class Explorer:
         order = np.argsort(-confidence[wrong], kind="stable")
         return Mistakes(rows[wrong[order]], int(known.sum()))
 
+    def predicted_tasks(self) -> list[str]:
+        """Return the tasks of which there are predictions."""
+        return [task for task in self._gallery.identity.worded(self.facets) if task in self._gallery.identity.predicts]
+
+    def shares_images(self, other: Explorer) -> bool:
+        """Return whether two galleries have images in common."""
+        return self._gallery.shares_images(other._gallery)
+
+    def disagreements(self, rows: NDArray[np.int64], task: str, other: Explorer) -> Disagreements:
+        """Return those of some rows for which another gallery's model predicts another value of a task.
+
+        Raises:
+            UserError: one of the models does not predict the task.
+        """
+        for explorer in (self, other):
+            if task not in explorer.predicted_tasks():
+                have = ", ".join(explorer.predicted_tasks()) or "none"
+                raise UserError(f"gallery {explorer.name!r}: no predictions of {task!r}; tasks: {have}")
+        places = {sample_id: place for place, sample_id in enumerate(other.ids)}
+        shared = np.array([row for row in rows.tolist() if self.ids[row] in places], np.int64)
+        theirs = np.array([places[self.ids[row]] for row in shared.tolist()], np.int64)
+        label, one, confidence = (np.array(part, object) for part in self._predictions(shared, task))
+        two = np.array(other._predictions(theirs, task)[1], object)
+        known = np.array([value is not None for value in label], bool)
+        differs = np.flatnonzero(one != two)
+        order = np.argsort(-confidence[differs].astype(np.float64), kind="stable")
+        right = int((known & (one == label)).sum()), int((known & (two == label)).sum())
+        return Disagreements(shared[differs[order]], len(shared), int(known.sum()), right)
+
+    def prediction(self, sample_id: str, task: str) -> tuple[str, str, float]:
+        """Return label (empty where not known), prediction, and its confidence (0 to 1) of an image."""
+        label, predicted, confidence = self._predictions(np.array([self.row_of(sample_id)], np.int64), task)
+        return label[0].as_py() or "", str(predicted[0]), float(confidence[0])
+
     def mistake(self, row: int, task: str) -> tuple[str, str, float]:
         """Return label, prediction, and its confidence (0 to 1) of an image."""
         label, predicted, confidence = self._predictions(np.array([row], np.int64), task)
@@ -215,7 +270,10 @@ class Explorer:
         import pyarrow as pa
         import pyarrow.compute as pc
 
-        picked = self._metadata.select([f"{LABEL}{task}", f"{PREDICTED}{task}", f"{CONFIDENCE}{task}"]).take(rows)
+        columns = self._metadata
+        if f"{LABEL}{task}" not in columns.column_names:
+            columns = columns.append_column(f"{LABEL}{task}", pa.nulls(len(self), pa.string()))
+        picked = columns.select([f"{LABEL}{task}", f"{PREDICTED}{task}", f"{CONFIDENCE}{task}"]).take(rows)
         if self._gallery.identity.kind(task) == "multi_label":
             label, predicted = (_joined(picked.column(place)) for place in (0, 1))
             least = [min(shares or [0.0]) for shares in picked.column(2).to_pylist()]

@@ -1,17 +1,18 @@
-"""Search as the application offers it: rankers, filters by value, pages of results, and whether any of them fits.
+"""Search as the application offers it: rankers, filters by value, pages of results, and words that nothing matches.
 
-Vectors always have a nearest one, so a search by text may have found only what is least unlike. The gallery's own
-captions are the measure: a query that fits should be as similar to its best image as captions are to theirs. The
-conformal p-value of the hypothesis that the query is one more caption of the gallery is
+Vectors always have a nearest one, so a search by text may have found only what is least unlike. A word of the query
+that an image shows should raise the best similarity more than other words in its place do. So each word is replaced by
+each of ``OTHER_WORDS``, things that hardly any gallery shows, and where the query's best similarity is not above those
+of most replacements the word is called unmatched: a permutation test of the word, whose p-value is
 
-    p = (1 + number of captions that are at most as similar to their best image) / (1 + number of captions)
+    p = (1 + number of replacements with at least the query's best similarity) / (1 + number of replacements)
 
-and where p ≤ ``ALPHA`` the match is called weak. Captions of training images are left out where there are others: the
-model knows them by heart.
+with p > ``ALPHA`` for unmatched. It holds for keywords and for sentences, and needs no captions.
 """
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,7 +25,7 @@ from numpy.typing import NDArray
 from app.logic.uploads import one_at_a_time, read_pixels
 from app.state.limits import SingleFlightCache, shortened
 from retrieval.search.searcher import FORMER_RANKERS, Query, Ranker, Searcher
-from retrieval.search.text import TEXT_FIELDS, TextSource
+from retrieval.search.text import TEXT_FIELDS, TextSource, raw_words, words
 from vitrail.errors import UserError
 
 if TYPE_CHECKING:
@@ -33,13 +34,23 @@ if TYPE_CHECKING:
     from app.state.limits import Limits
     from app.state.runs import ServedRun
 
-ALPHA = 0.05
-"""Share of the gallery's own captions that would be called weak."""
+ALPHA = 0.1
+"""Share of other words that may fit as well as a word that is matched."""
 
-FEWEST, MOST = 19, 128
-"""Captions with which a p-value can be as low as ``ALPHA``, and how many are compared at most."""
+OTHER_WORDS = (
+    "accordion", "anvil", "balcony", "beehive", "cactus", "canoe", "chimney", "dinosaur", "dolphin", "drawbridge",
+    "escalator", "glacier", "gondola", "harpsichord", "helicopter", "igloo", "jellyfish", "lighthouse", "lobster",
+    "octopus", "pagoda", "parachute", "peacock", "penguin", "pyramid", "saxophone", "scorpion", "sledge",
+    "submarine", "telescope", "tractor", "trombone", "tuba", "unicycle", "volcano", "walrus", "waterfall",
+    "windmill", "xylophone", "zeppelin",
+)  # fmt: skip
+"""What words of a query are replaced by; those that the gallery has in captions or labels are left out."""
 
-_BATCH = 32
+_ABOUT = {"photo", "photos", "photograph", "photography", "image", "images", "picture", "pictures", "something"}
+"""Words that hold for every image."""
+
+_REPLACEMENTS, _MOST_WORDS = 29, 6
+"""Replacements of a word, and words of a query that are tested."""
 
 RANKERS: dict[Ranker, str] = {"vector": "vectors", "text": "text", "hybrid": "both"}
 """Rankers, and what people call them."""
@@ -51,39 +62,36 @@ _OTHER = "gallery:"
 """Prefix of text fields that are another gallery's predictions for the same images."""
 
 
-def weakness(best: NDArray[np.float32], top: float) -> str:
-    """Return why a query hardly fits any image; empty where it may fit.
+def unmatched_words(gallery: ServedGallery, query: str, others: Sequence[str]) -> list[str]:
+    """Return the words of a query that no image of a gallery matches better than other words.
 
     Args:
-        best: float32 ``(N,)``, the best cosine of each of N captions (``caption_cosines``).
-        top: the best cosine of the query.
+        gallery: whose model is served and encodes text.
+        query: what is looked for.
+        others: words that the gallery does not show; without them nothing can be compared.
     """
-    p_value = (1 + int((best <= top).sum())) / (1 + len(best))
-    if len(best) < FEWEST or p_value > ALPHA:
-        return ""
-    return (
-        "Nearly all of the gallery's own captions are more similar to their best image "
-        f"(p = {p_value:.3f}, compared with {len(best)} of them)."
-    )
+    from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
+
+    tested = [word for word in dict.fromkeys(raw_words(query)) if word not in ENGLISH_STOP_WORDS | _ABOUT][:_MOST_WORDS]
+    patterns = {word: re.compile(rf"\b{re.escape(word)}\b", re.IGNORECASE) for word in tested}
+    tested = [word for word, pattern in patterns.items() if pattern.search(query)]
+    if gallery.run is None or not others or not tested:
+        return []
+    texts = [query, *(patterns[word].sub(other, query) for word in tested for other in others)]
+    vectors = gallery.run.encode_texts(texts)
+    best = np.array([hits[0].score for hits in gallery.gallery.nearest(vectors, 1)], np.float64)
+    as_good = (best[1:].reshape(len(tested), len(others)) >= best[0]).sum(axis=1)
+    p_values = (1 + as_good) / (1 + len(others))
+    return [word for word, p_value in zip(tested, p_values.tolist(), strict=True) if p_value > ALPHA]
 
 
-def caption_cosines(gallery: ServedGallery) -> NDArray[np.float32]:
-    """Return the best cosine of captions taken evenly from a gallery; none where its model is not served."""
-    captions = _captions(gallery)
-    if gallery.run is None or not gallery.identity.encodes_text or len(captions) < FEWEST:
-        return np.zeros(0, np.float32)
-    chunks = [captions[start : start + _BATCH] for start in range(0, len(captions), _BATCH)]
-    vectors = np.concatenate([gallery.run.encode_texts(chunk) for chunk in chunks])
-    return np.array([hits[0].score for hits in gallery.gallery.nearest(vectors, 1)], np.float32)
-
-
-def _captions(gallery: ServedGallery) -> list[str]:
-    columns = gallery.metadata
-    texts, splits = columns.column("caption").to_pylist(), columns.column("split").to_pylist()
-    unseen = dict.fromkeys(text for text, split in zip(texts, splits, strict=True) if text and split != "train")
-    distinct = list(unseen if len(unseen) >= FEWEST else dict.fromkeys(text for text in texts if text))
-    places = np.unique(np.linspace(0, len(distinct) - 1, min(MOST, len(distinct))).astype(np.int64))
-    return [distinct[place] for place in places.tolist()]
+def words_not_shown(gallery: ServedGallery) -> list[str]:
+    """Return words that none of a gallery's captions, labels and predictions has."""
+    captions = gallery.metadata.column("caption").unique().to_pylist()
+    shown = {word for caption in captions for word in words(caption or "")}
+    for values in gallery.choices.values():
+        shown.update(word for value in values for word in words(value))
+    return [word for word in OTHER_WORDS if word not in shown][:_REPLACEMENTS]
 
 
 @dataclass(frozen=True)
@@ -131,7 +139,7 @@ class ResultPage:
         more: whether there is another page.
         fitting: images of the gallery that fit the filters.
         notes: what a person should know, one line each.
-        weakness: why the results hardly match, empty where they may.
+        unmatched: words of the query that no image matches.
         seconds: that the search took.
     """
 
@@ -142,7 +150,7 @@ class ResultPage:
     more: bool
     fitting: int
     notes: list[str]
-    weakness: str
+    unmatched: list[str]
     seconds: float
 
     @property
@@ -159,10 +167,10 @@ class Searching:
         self._text_fields = {name: self._text_fields_of(gallery) for name, gallery in context.galleries.items()}
         count = sum(max(1, len(choices)) for choices in self._text_fields.values())
         self._searchers: SingleFlightCache[Searcher] = SingleFlightCache(count)
-        self._cosines: dict[str, NDArray[np.float32]] = {}
+        self._others: dict[str, list[str]] = {}
         for name, gallery in context.galleries.items():
             _warm_up(gallery)
-            self._cosines[name] = caption_cosines(gallery)
+            self._others[name] = words_not_shown(gallery)
             if choices := self._text_fields[name]:
                 self._searcher(gallery, next(iter(choices))).text_index()
 
@@ -196,8 +204,7 @@ class Searching:
         )[0]
         hits = found.hits[first : first + request.count]
         rows = gallery.rows([hit.id for hit in hits])
-        # Only cosines of texts are known well enough to call them weak.
-        is_text = ranker == "vector" and request.query.text is not None and found.hits
+        text = request.query.text if ranker == "vector" and found.hits and request.page == 1 else None
         return ResultPage(
             request=request,
             ranker=ranker,
@@ -209,7 +216,7 @@ class Searching:
             more=len(found.hits) > first + request.count,
             fitting=len(fitting),
             notes=list(dict.fromkeys(found.notes)),
-            weakness=weakness(self._cosines[gallery.name], float(found.hits[0].score)) if is_text else "",
+            unmatched=[] if text is None else unmatched_words(gallery, text, self._others[gallery.name]),
             seconds=time.perf_counter() - begin,
         )
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from app.logic.none_of_these import Background, Verdict
+from app.logic.none_of_these import Others, Verdict
 from app.state.limits import Limits
 from app.state.runs import ServedRun
 from datamodules.captions import PromptOptions, class_prompts
@@ -62,7 +62,7 @@ class ZeroShot:
         prompts: the texts of each label.
         similarities: float64 ``(C,)``, cosine of the image and each label, the mean of its prompts.
         probabilities: float64 ``(C,)``, sum to 1.
-        verdict: whether the image shows none of the labels.
+        verdict: whether something else fits the image better than every label.
     """
 
     labels: list[str]
@@ -126,13 +126,13 @@ def ask(
     templates: Sequence[str],
     *,
     temperature: float = 1.0,
-    background: Background | None = None,
+    others: Others | None = None,
 ) -> list[ZeroShot]:
     """Return how likely each label is for each image, and whether none of them fits.
 
     Logits are cosines, multiplied by the model's logit scale and divided by the run's calibration temperature, if it
-    has one, and by the user's. A probability only compares the labels with each other; whether none of them fits is
-    the verdict (``app.logic.none_of_these``).
+    has one, and by the user's. A probability only compares the labels with each other; whether something else fits
+    better is the verdict (``app.logic.none_of_these``).
 
     Args:
         run: a dual encoder.
@@ -140,7 +140,7 @@ def ask(
         labels: distinct.
         templates: each with ``{}`` once.
         temperature: above 1 the probabilities are more alike; below, less.
-        background: the run's own images; without it there is no verdict.
+        others: what else the images are compared with; without it there is no verdict.
 
     Raises:
         UserError: the run has no text encoder, or the temperature or the number of texts is out of range.
@@ -156,8 +156,11 @@ def ask(
     scale = run.logit_scale / run.temperatures.get(LABEL_TASK, 1.0) / temperature
     prompts = class_prompts(PromptOptions(templates=list(templates)), labels)
     texts = run.encode_labels(prompts)
-    similarities = (run.encode_images(images) @ texts.T).astype(np.float64)
-    verdicts = (background or Background()).verdicts(similarities.max(axis=1), labels, texts)
+    vectors = run.encode_images(images)
+    similarities = (vectors @ texts.T).astype(np.float64)
+    verdicts = [Verdict()] * len(vectors)
+    if others is not None:
+        verdicts = others.verdicts(run, labels, templates, similarities, vectors, scale)
     return [
         ZeroShot(list(labels), prompts, row, softmax(scale * row), verdict)
         for row, verdict in zip(similarities, verdicts, strict=True)

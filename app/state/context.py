@@ -5,7 +5,9 @@ Runs and galleries have names here, and requests can only contain names: no path
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+import time
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar
 
@@ -17,6 +19,35 @@ if TYPE_CHECKING:
     from app.state.runs import ServedRun
 
 T = TypeVar("T")
+
+_STAMP = re.compile(r"\d{8}-\d{6}(-\d+)?")
+"""Name of a run directory that the command line made."""
+
+
+def display_name(parts: Sequence[str], taken: Iterable[str]) -> str:
+    """Return what users call a run or a gallery: the experiment; the time of the run only where two are of one.
+
+    Args:
+        parts: of its path.
+        taken: names of others.
+
+    Example:
+        >>> display_name(("runs", "quickstart", "20261130-033827"), [])
+        'quickstart'
+        >>> display_name(("runs", "quickstart", "20261130-033827"), ["quickstart"])
+        'quickstart (30 Nov 03:38)'
+        >>> display_name(("shop", "a"), ["a"])
+        'shop/a'
+    """
+    *_, parent, last = ("", *parts)
+    if stamp := parent and _STAMP.fullmatch(last):
+        moment = time.strptime(stamp[0][:15], "%Y%m%d-%H%M%S")
+        names = [parent, f"{parent} ({time.strftime('%d %b %H:%M', moment)})"]
+    else:
+        names = [last, f"{parent}/{last}"]
+    others = set(taken)
+    names += [f"{names[0]} ({number})" for number in range(2, len(others) + 3)]
+    return next(name for name in names if name not in others)
 
 
 @dataclass(frozen=True)

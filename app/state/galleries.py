@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -13,14 +12,16 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from app.state.context import display_name
 from app.state.facets import facet_of
 from app.state.limits import shortened
 from datamodules.loading.decode import ValueRange
+from retrieval.fill import is_complete
 from retrieval.gallery import Gallery
 from retrieval.image_files import ImageFiles
 from retrieval.schema import LABEL, NOT_METADATA, PREDICTED, ModelIdentity, image_schema
 from vitrail.errors import UserError
-from vitrail.files import local_folder, write_text_atomically
+from vitrail.files import local_folder
 from vitrail.runs import Run
 from vitrail.types import LABEL_TASK
 
@@ -188,13 +189,7 @@ def gallery_name(address: str | Path, taken: Sequence[str]) -> str:
     folder = local_folder(str(address))
     parts = folder.resolve().parts if folder is not None else tuple(str(address).rstrip("/").split("/"))
     # RUN/gallery has the name of the run.
-    name = "/".join(parts[-3:-1]) if parts[-1] == "gallery" and len(parts) > 2 else parts[-1]
-    numbered = (f"{name} ({number})" for number in range(2, len(taken) + 3))
-    return name if name not in taken else next(other for other in numbered if other not in taken)
-
-
-MARK = "indexed.json"
-"""File in a gallery that is written once all images of its run are indexed."""
+    return display_name(parts[:-1] if parts[-1] == "gallery" and len(parts) > 2 else parts, taken)
 
 
 def indexed_gallery(
@@ -216,25 +211,12 @@ def indexed_gallery(
         report(f"{run.name}: indexing its images for the search, once")
         try:
             _fill(run.path, folder)
-            mark = {"weights": run.weights, "images": len(Gallery.open(str(folder)))}
-            write_text_atomically(folder / MARK, json.dumps(mark))
         except UserError as error:
             # The data may stay behind where a run is copied to with its gallery.
             if not _is_by(folder, run.weights):
                 raise
             report(f"{run.name}: its gallery may lack images and is served as it is, because {error}")
     return ServedGallery(folder, name or run.name, run, data_roots)
-
-
-def is_complete(folder: Path, weights: str) -> bool:
-    """Return whether a gallery has all images of the run with these weights."""
-    try:
-        mark = json.loads((folder / MARK).read_text(encoding="utf-8"))
-        gallery = Gallery.open(str(folder))
-        return bool(mark["weights"] == gallery.identity.weights == weights and mark["images"] <= len(gallery))
-    except (OSError, ValueError, KeyError, TypeError, UserError):
-        # Whatever is wrong, indexing again repairs it or reports it.
-        return False
 
 
 def opened_gallery(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -135,6 +136,18 @@ class ServedRun:
     def weights(self) -> str:
         """SHA-256 of the weights, hexadecimal, by which a gallery knows its model."""
         return str(self._model.weights_digest())
+
+    @cached_property
+    def methods(self) -> list[Method]:
+        """Saliency methods that go with its network."""
+        from evaluation.saliency import check_method
+
+        found: list[Method] = []
+        for method in ("gradcam", "rollout"):
+            with suppress(UserError):
+                check_method(self._model, method)
+                found.append(method)
+        return found
 
     @property
     def value_range(self) -> ValueRange:

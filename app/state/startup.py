@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from app.state.context import AppContext
+from app.state.context import AppContext, display_name
 from app.state.galleries import ServedGallery, indexed_gallery, opened_gallery
 from app.state.runs import ServedRun
 from vitrail.errors import UserError
@@ -43,7 +43,7 @@ def load(
         paths += [path for path in demo_runs(root) if path.resolve() not in {run.resolve() for run in runs}]
     served: dict[str, ServedRun] = {}
     for path in dict.fromkeys(path.resolve() for path in paths):
-        run = ServedRun(path, _free_name(path, served))
+        run = ServedRun(path, display_name(path.parts, served))
         served[run.name] = run
         _report(f"{run.name}: {run.kind} is loaded")
         for note in run.notes:
@@ -66,14 +66,9 @@ def load(
                 f"{name}: {len(outside):,} files that it names are outside of its folder and its data's and are not "
                 f"shown, first {outside[0]!r}; if they are yours, name their folder with --data-root"
             )
-    return AppContext(served, opened)
-
-
-def _free_name(path: Path, taken: dict[str, ServedRun]) -> str:
-    """Experiment and run, made different from those in other folders (``shop/20260101-120000``)."""
-    name = "/".join(path.parts[-2:])
-    names = [name, *(f"{name} ({number})" for number in range(2, len(taken) + 2))]
-    return next(free for free in names if free not in taken)
+    # Search and Explore open on the first: on one that finds what is typed, where there is one.
+    ordered = sorted(opened, key=lambda name: not (opened[name].identity.encodes_text and opened[name].run))
+    return AppContext(served, {name: opened[name] for name in ordered})
 
 
 def _report(line: str) -> None:

@@ -2,52 +2,78 @@
 
 from __future__ import annotations
 
+from typing import Any
+from urllib.parse import urlencode
+
 import gradio as gr
 
 from app.logic.classify import classify
 from app.state.context import AppContext
-from app.widgets.page import Uploads, image_upload, on_page_load, paths_of, report_errors
+from app.widgets.examples import example_grid, linked_upload
+from app.widgets.page import (
+    Uploads,
+    address_html,
+    errors_in_place,
+    image_upload,
+    on_page_load,
+    paths_of,
+    report_errors,
+)
 from app.widgets.predictions import classified_html, connect_bars, predictions_view, saliency_view
 
 _NONE = "none"
 """Choice of no second model."""
 
+_EMPTY = '<p class="cards-empty">Add an image of your own, or press an example: the predictions appear here.</p>'
+
 
 def build(context: AppContext) -> None:
     """Lay out the tab and connect it."""
-    runs = [name for name, run in context.runs.items() if run.tasks]
+    served = [run for run in context.runs.values() if run.tasks]
+    runs = [run.name for run in served]
     if not runs:
         gr.Markdown("No run with classes is served. Start with `--run RUN` of a classifier.")
         return
     with gr.Row():
         with gr.Column(scale=2, min_width=280):
             images = image_upload(context, "classify-images")
-            first = gr.Dropdown(runs, value=runs[0], label="Model", elem_id="classify-model")
-            second = gr.Dropdown([_NONE, *runs], value=_NONE, label="Compare with", elem_id="classify-second")
+            with gr.Column(elem_classes=["examples"]):
+                example_grid(context, served, images, "classify-examples")
+            several = len(runs) > 1
+            first = gr.Dropdown(runs, value=runs[0], label="Model", elem_id="classify-model", visible=several)
+            second = gr.Dropdown(
+                [_NONE, *runs], value=_NONE, label="Compare with", elem_id="classify-second", visible=several
+            )
             button = gr.Button("Classify", variant="primary", elem_id="classify-button")
-            saliency = saliency_view("classify-overlay")
+            saliency = saliency_view("classify-overlay", served)
         with gr.Column(scale=3, min_width=300):
-            predictions = predictions_view("classify-predictions")
+            predictions = predictions_view("classify-predictions", _EMPTY)
 
-    @report_errors
-    def predict(uploads: Uploads, one: object, other: object) -> tuple[str, str]:
+    @errors_in_place
+    def predict(uploads: Uploads, one: object, other: object) -> str:
         names = [one] if other == _NONE else [one, other]
         classified = classify(context, paths_of(uploads), names)
         notes = [f"{name}: {note}" for name in names for note in context.run(name).notes]
-        return classified_html(classified, notes), ""
+        chosen = {"tab": "classify", "model": one, **({} if other == _NONE else {"compare": other})}
+        return classified_html(classified, notes) + address_html(f"?{urlencode(chosen)}", keeps_image=True)
 
-    @report_errors
-    def update(uploads: Uploads, one: object, other: object) -> tuple[str, str]:
+    def update(uploads: Uploads, one: object, other: object) -> str:
         # Emptied, or another model chosen before there is an image: nothing to complain about.
-        return predict(uploads, one, other) if uploads else ("", "")
+        return predict(uploads, one, other) if uploads else _EMPTY
 
     @report_errors
-    def open_link(request: gr.Request) -> tuple[str, str]:
-        one, other = request.query_params.get("model", ""), request.query_params.get("beside", "")
-        return one if one in runs else runs[0], other if other in runs else _NONE
+    def open_link(request: gr.Request) -> tuple[str, str, Any]:
+        query = request.query_params
+        one, other = query.get("model", ""), query.get("compare", "") or query.get("beside", "")
+        upload = linked_upload(context, request, "classify")
+        return one if one in runs else runs[0], other if other in runs else _NONE, upload
 
-    inputs, outputs = [images, first, second], [predictions, saliency.overlay]
-    button.click(predict, inputs, outputs)
-    gr.on([images.change, first.change, second.change], update, inputs, outputs)
+    inputs, outputs = [images, first, second], predictions
+    # A map of an earlier image would be wrong next to newer predictions.
+    for event in (
+        button.click(predict, inputs, outputs),
+        gr.on([images.change, first.change, second.change], update, inputs, outputs),
+    ):
+        event.then(lambda: "", None, saliency.overlay, show_progress="hidden")
     connect_bars(context, predictions, images, saliency)
-    on_page_load(open_link, [first, second])
+    on_page_load(open_link, [first, second, images])

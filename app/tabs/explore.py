@@ -17,17 +17,21 @@ import gradio as gr
 import numpy as np
 from numpy.typing import NDArray
 
+from app.logic.corrections import corrected, corrections_file, read_corrections
 from app.logic.explore import Explorer, Filter, Page, page_of, shuffled, step
 from app.state.context import AppContext
 from app.state.limits import SingleFlightCache, shortened
 from app.widgets.cards import Card, card_grid, cards_html, image_url
 from app.widgets.charts import ClassColours, bars_html, class_bars, colour_figure
 from app.widgets.embedding_map import ImageMap, checked_method, lay_out, map_points, map_view, methods
+from app.widgets.examples import links_html
 from app.widgets.page import one_line, report_errors
 from vitrail.errors import UserError
 
 GRID, ONE, CLASSES, COLOURS, MAP, MISTAKES = "Grid", "One image", "Classes", "Colours", "Map", "Mistakes"
-VIEWS = (GRID, ONE, CLASSES, COLOURS, MAP, MISTAKES)
+COMPARE = "Compare models"
+VIEWS = (GRID, ONE, CLASSES, COLOURS, MAP, MISTAKES, COMPARE)
+_PAGED = (GRID, MISTAKES, COMPARE)
 
 _ALL = ""
 """Value of a choice that does not filter."""
@@ -62,6 +66,17 @@ class Explorers:
         gallery = self._context.gallery(name)
         return self._explorers.get(gallery.name, lambda: Explorer(gallery))
 
+    def peers(self, name: object) -> list[str]:
+        """Return the galleries of other models that have images of this one, and predict a task that its model does."""
+        explorer = self.explorer(name)
+        others = (self.explorer(other) for other in self._context.galleries if other != explorer.name)
+        tasks = set(explorer.predicted_tasks())
+        return [one.name for one in others if tasks & set(one.predicted_tasks()) and explorer.shares_images(one)]
+
+    def links(self, name: str, sample_id: str) -> str:
+        """Return links to what else can be done with an image, as HTML."""
+        return links_html(name, sample_id, self._context)
+
     def colours(self, name: object) -> ClassColours:
         """Return the colours of a gallery's classes."""
         gallery = self._context.gallery(name)
@@ -86,6 +101,7 @@ class Choices:
         task: whose values are counted, drawn and evaluated.
         method: of the map.
         compared: classes whose colours are drawn; none for the most frequent ones.
+        other: gallery whose model is compared; empty for the first that can be.
         shuffle: whether the order is random.
         seed: of the order.
     """
@@ -98,6 +114,7 @@ class Choices:
     task: Any = ""
     method: Any = "PCA"
     compared: Any = ()
+    other: Any = ""
     shuffle: Any = False
     seed: Any = 0
 
@@ -151,13 +168,22 @@ class View:
         """Values of the task; none where the gallery has no tasks."""
         return self.explorer.facets[self.task].values if self.explorer.main else ()
 
-    def totals(self) -> str:
-        """Return how many images the filter leaves, with a link to what is shown."""
+    def totals(self, number: int = 1, row: int | None = None) -> str:
+        """Return how many images the filter leaves, with a link to what is shown.
+
+        Args:
+            number: of the page.
+            row: of the image that is open.
+        """
         query = [("tab", "explore"), ("gallery", self.explorer.name), ("view", str(self.choices.view))]
+        query += [("task", self.task)] if self.explorer.main and self.task != self.explorer.main else []
+        query += [("page", str(number))] if number > 1 and self.choices.view in _PAGED else []
+        query += [("other", str(self.choices.other))] if self.choices.other and self.choices.view == COMPARE else []
+        query += [("image", self.explorer.ids[row])] if row is not None and self.choices.view == ONE else []
         query += [("split", self.filter.split)] if self.filter.split else []
         for task, values in self.filter.values:
             query += [("class" if task == self.explorer.main else task, value) for value in values]
-        link = f'<a href="?{escape(urlencode(query))}">Link to this view</a>'
+        link = f'<a class="address" href="?{escape(urlencode(query))}">Link to this view</a>'
         return f'<p role="status"><strong>{escape(self.explorer.totals(self.rows))}</strong> {link}</p>'
 
     def grid(self, number: int) -> Shown:
@@ -180,6 +206,7 @@ class View:
         """Return a single image with all that is known of it, and its place in the order."""
         if row is None:
             return Shown(_missing(_EMPTY), "no images")
+        links = self._explorers.links(self.explorer.name, self.explorer.ids[row])
         facts = self.explorer.facts(row)
         main = self.explorer.main
         description = f"{self.explorer.value_of(row, main)}: {facts['id']}" if main else facts["id"]
@@ -187,7 +214,7 @@ class View:
         address = image_url(self.explorer.name, facts["id"], _SIDE)
         html = (
             f'<figure class="focus"><img src="{escape(address)}" alt="{escape(description)}">'
-            f"<figcaption><dl>{lines}</dl></figcaption></figure>"
+            f"<figcaption><dl>{lines}</dl>{links}</figcaption></figure>"
         )
         found = np.flatnonzero(self.order == row)
         if not len(found):
@@ -243,6 +270,26 @@ class View:
         html = cards_html(cards, _COLUMNS, label="Mistakes of the model", empty="There are no mistakes here.")
         return _shown(html, page, len(found.rows), _note(note, "status"))
 
+    def compared(self, number: int) -> Shown:
+        """Return a page of images for which two models predict different values."""
+        peers = self._explorers.peers(self.explorer.name)
+        if not peers:
+            line = "No second model with predictions for these images is served; add one with --run."
+            return Shown("", "no images", note=_missing(line))
+        name = self.choices.other or peers[0]
+        if name not in peers:
+            raise UserError(f"compare with: choose one of {', '.join(peers)}; got {shortened(repr(name))}")
+        other, task = self._explorers.explorer(name), self.task
+        found = self.explorer.disagreements(self.rows, task, other)
+        page = page_of(found.rows, number, self._size)
+        cards = [self._disagreement(row, task, other) for row in page.rows.tolist()]
+        note = f"{self.explorer.name} and {name} differ in {task} for {len(found.rows):,} of {found.compared:,} images."
+        if found.labelled:
+            one, two = (f"{right / found.labelled:.1%}" for right in found.right)
+            note += f" Right on the labelled {found.labelled:,}: {one} and {two}."
+        html = cards_html(cards, _COLUMNS, label="Images on which the models differ", empty="They differ on none.")
+        return _shown(html, page, len(found.rows), _note(note, "status"))
+
     def narrowed(self, value: object) -> Choices:
         """Return the choices after a click on the bar of a class: its images."""
         task = self.task
@@ -259,6 +306,15 @@ class View:
         lines = [" · ".join(values)] if values else []
         title = explorer.value_of(row, explorer.main) if explorer.main else explorer.ids[row]
         return Card(explorer.name, explorer.ids[row], title, [*lines, explorer.split_of(row)])
+
+    def _disagreement(self, row: int, task: str, other: Explorer) -> Card:
+        sample_id, lines, label = self.explorer.ids[row], [], ""
+        for explorer in (self.explorer, other):
+            label, predicted, confidence = explorer.prediction(sample_id, task)
+            lines.append(f"{explorer.name}: {predicted} ({confidence:.2f}){' ✓' if predicted == label else ''}")
+        return Card(
+            self.explorer.name, sample_id, f"target: {label or 'not known'}", [*lines, self.explorer.split_of(row)]
+        )
 
     def _mistake(self, row: int, task: str) -> Card:
         label, predicted, confidence = self.explorer.mistake(row, task)
@@ -281,7 +337,15 @@ def from_query(explorers: Explorers, query: Sequence[tuple[str, str]], first: st
     explorer = explorers.explorer(single.get("gallery", first))
     attributes = [f"{task}: {value}" for task, value in query if task in explorer.facets and task != explorer.main]
     class_name, split, view = single.get("class", ""), single.get("split", ""), single.get("view", GRID)
-    choices = Choices(explorer.name, class_name, split, attributes, view, explorer.main)
+    choices = Choices(
+        explorer.name,
+        class_name,
+        split,
+        attributes,
+        view,
+        single.get("task", explorer.main),
+        other=single.get("other", ""),
+    )
     return View(explorers, choices, 1).choices
 
 
@@ -367,6 +431,10 @@ class _Tab:
             list(explorer.classes), value=[], multiselect=True, visible=False, elem_id="explore-compared",
             label="Values to compare (none: the most frequent ones)",
         )  # fmt: skip
+        peers = self._explorers.peers(self._first)
+        chosen["other"] = gr.Dropdown(
+            peers, value=next(iter(peers), None), label="Compare with", visible=False, elem_id="explore-other"
+        )
         narrow: dict[str, Any] = {"scale": 0, "min_width": 120}
         with gr.Row(visible=False, elem_id="explore-pagination") as self.pagination:
             button: dict[str, Any] = {"size": "sm", **narrow}
@@ -379,14 +447,28 @@ class _Tab:
         self.place, self.note = _html("place"), _html("note")
         self.grid = card_grid(elem_id="explore-grid")
         self.focus, self.colours = _html("focus", visible=False), _html("colours", visible=False)
+        self._lay_out_labelling(explorer)
         self.bars, self.map = class_bars(), map_view()
         self.page, self.current, self.wanted = gr.State(1), gr.State(None), gr.State(None)
         self.chosen: dict[str, Any] = {field.name: chosen[field.name] for field in fields(Choices)}
         self._inputs = [self.page, self.current, *self.chosen.values()]
         self._outputs = [
             self.totals, self.pagination, self.back, self.forward, self.place, self.note, self.grid, self.focus,
-            self.bars, self.colours, self.map, self.page, self.current, self.wanted, *self.chosen.values(),
+            self.bars, self.colours, self.map, self.labelling, self.right, self.page, self.current, self.wanted,
+            *self.chosen.values(),
         ]  # fmt: skip
+
+    def _lay_out_labelling(self, explorer: Explorer) -> None:
+        """What corrects the class of the open image; corrections stay in the browser until they are downloaded."""
+        self.kept = gr.BrowserState({}, storage_key="vitrail-corrections", secret="vitrail")
+        with gr.Row(visible=False, equal_height=True, elem_id="explore-labelling") as self.labelling:
+            self.right = gr.Dropdown(
+                list(explorer.classes), label="Right label", min_width=200, scale=0, elem_id="explore-right"
+            )
+            self.save = gr.Button("Save label", size="sm", scale=0, min_width=120, elem_id="explore-save")
+        self.download = gr.DownloadButton(
+            "Download corrections", visible=False, size="sm", elem_id="explore-corrections"
+        )
 
     def _filters(self, galleries: list[str], explorer: Explorer) -> dict[str, Any]:
         def dropdown(name: str, choices: list[Any], value: Any, width: int = 150, **options: Any) -> gr.Dropdown:
@@ -409,7 +491,7 @@ class _Tab:
         # The last of several choices counts; by default, those that come while one is being answered would be dropped.
         last = {"trigger_mode": "always_last"}
         self._on(chosen["gallery"].input, self.change_gallery, [chosen["gallery"]], **last)
-        filters = ("class_name", "split", "attributes", "method", "compared", "shuffle")
+        filters = ("class_name", "split", "attributes", "method", "compared", "other", "shuffle")
         changed = [chosen[name].input for name in filters] + [chosen["seed"].submit, chosen["seed"].blur]
         self._on(changed, self.change_filter, self._inputs, **last)
         self._on(chosen["task"].input, self.change_task, self._inputs, **last)
@@ -419,6 +501,9 @@ class _Tab:
         self._on(self.forward.click, self.go_forward, self._inputs, trigger_mode="multiple")
         self._on([self.grid.select, self.map.select], self.open_image, self._inputs)
         self._on(self.bars.select, self.open_class, self._inputs)
+        saved = [self.kept, self.download]
+        self.save.click(report_errors(self.correct), [self.kept, self.current, self.right, chosen["gallery"]], saved)
+        gr.on([self.kept.change, chosen["gallery"].change], self.offer, [self.kept, chosen["gallery"]], self.download)
         figures = [self.colours, self.map, self.note]
         self.wanted.change(report_errors(self.draw), [self.current, *chosen.values()], figures)
 
@@ -426,11 +511,16 @@ class _Tab:
         """Show what a link asks for; a wrong one is reported, and everything is shown."""
         query = request.query_params.multi_items()
         try:
-            choices = from_query(self._explorers, query if dict(query).get("tab") == "explore" else [], self._first)
+            asked = dict(query) if dict(query).get("tab") == "explore" else {}
+            choices = from_query(self._explorers, query if asked else [], self._first)
+            view, page = self._view(choices), asked.get("page", "1")
+            number = int(page) if page.isascii() and page.isdecimal() and len(page) < 9 else 1
+            row = view.explorer.row_of(asked["image"]) if "image" in asked else None
         except UserError as error:
             gr.Warning(escape(one_line(str(error))))
-            choices = from_query(self._explorers, [], self._first)
-        return _merged(self._offered(choices), self._changes(self._view(choices), 1, None))
+            choices, number, row = from_query(self._explorers, [], self._first), 1, None
+            view = self._view(choices)
+        return _merged(self._offered(choices), self._changes(view, number, row))
 
     def change_gallery(self, name: object) -> Changes:
         """Show another gallery, without any filter."""
@@ -476,6 +566,20 @@ class _Tab:
         }
         return _merged(changed, self._changes(self._view(narrowed), 1, None))
 
+    def correct(self, kept: object, current: object, value: object, gallery: object) -> tuple[object, Any]:
+        """Keep another label for the open image."""
+        corrections = corrected(kept, self._explorers.explorer(gallery), current, value)
+        return corrections, self.offer(corrections, gallery)
+
+    def offer(self, kept: object, gallery: object) -> Any:
+        """Offer the corrections of a gallery as a file."""
+        explorer = self._explorers.explorer(gallery)
+        own = read_corrections(kept, explorer)
+        if not own:
+            return gr.update(visible=False)
+        label = f"Download {len(own):,} correction{'s' if len(own) > 1 else ''} (CSV)"
+        return gr.update(value=str(corrections_file(own, explorer)), label=label, visible=True)
+
     def draw(self, progress: gr.Progress = _PROGRESS, current: object = None, *chosen: object) -> dict[Any, Any]:
         """Draw the figures that take long."""
         view = self._view(Choices(*chosen))
@@ -513,7 +617,7 @@ class _Tab:
     def _offered(self, choices: Choices) -> Changes:
         """What can be chosen of a gallery, and what is."""
         explorer, parts = self._explorers.explorer(choices.gallery), self.chosen
-        options = explorer.attribute_options
+        options, peers = explorer.attribute_options, self._explorers.peers(choices.gallery)
         classes, splits = _all_and(explorer.classes, "classes"), _all_and(explorer.splits, "splits")
         return {
             parts["gallery"]: {"value": choices.gallery},
@@ -521,7 +625,8 @@ class _Tab:
             parts["class_name"]: {"choices": classes, "value": choices.class_name or _ALL},
             parts["split"]: {"choices": splits, "value": choices.split or _ALL},
             parts["attributes"]: {"choices": options, "value": list(choices.attributes), "visible": bool(options)},
-            parts["task"]: {"choices": list(explorer.facets), "value": explorer.main or None},
+            parts["task"]: {"choices": list(explorer.facets), "value": choices.task or explorer.main or None},
+            parts["other"]: {"choices": peers, "value": choices.other or next(iter(peers), None)},
             parts["compared"]: {"choices": list(explorer.classes), "value": []},
         }
 
@@ -531,24 +636,26 @@ class _Tab:
         if kind == ONE and row is None:
             row = view.next_row(None, 0)
         visible = {
-            self.pagination: kind in (GRID, ONE, MISTAKES),
-            self.place: kind in (GRID, ONE, MISTAKES),
-            self.grid: kind in (GRID, MISTAKES),
+            self.pagination: kind in (*_PAGED, ONE),
+            self.place: kind in (*_PAGED, ONE),
+            self.grid: kind in _PAGED,
             self.focus: kind == ONE,
             self.bars: kind == CLASSES,
             self.colours: kind == COLOURS,
             self.map: kind == MAP,
-            self.note: kind in (MAP, MISTAKES),
-            self.chosen["task"]: kind in (CLASSES, COLOURS, MAP, MISTAKES) and bool(view.explorer.main),
+            self.labelling: kind == ONE and row is not None and view.explorer.has_single_classes,
+            self.note: kind in (MAP, MISTAKES, COMPARE),
+            self.chosen["task"]: kind in (CLASSES, COLOURS, MAP, MISTAKES, COMPARE) and bool(view.explorer.main),
             self.chosen["method"]: kind == MAP,
             self.chosen["compared"]: kind == COLOURS,
+            self.chosen["other"]: kind == COMPARE and len(self._explorers.peers(view.explorer.name)) > 1,
             self.chosen["shuffle"]: kind in (GRID, ONE),
             self.chosen["seed"]: kind in (GRID, ONE) and bool(view.choices.shuffle),
         }
         changes: Changes = {part: {"visible": is_visible} for part, is_visible in visible.items()}
-        changes[self.totals] = {"value": view.totals()}
+        changes[self.totals] = {"value": view.totals(number, row)}
         changes[self.current] = {"value": None if row is None else view.explorer.ids[row]}
-        changes[self.page] = {"value": 1}
+        changes[self.page] = {"value": number}
         return _merged(changes, self._content(view, number, row))
 
     def _content(self, view: View, number: int, row: int | None) -> Changes:
@@ -558,14 +665,18 @@ class _Tab:
         if kind in (COLOURS, MAP):
             # Names what is requested, so that the same figure is not requested twice.
             return {self.wanted: {"value": repr((view.choices, row))}}
-        shown = view.one(row) if kind == ONE else view.grid(number) if kind == GRID else view.mistakes(number)
+        paged = {GRID: view.grid, MISTAKES: view.mistakes, COMPARE: view.compared}
+        shown = view.one(row) if kind == ONE else paged[kind](number)
         changes: Changes = {
             self.place: {"value": f'<p role="status">{escape(shown.place)}</p>'},
             self.back: {"interactive": not shown.is_first},
             self.forward: {"interactive": not shown.is_last},
         }
         if kind == ONE:
-            return {**changes, self.focus: {"value": shown.html}, self.page: {"value": number}}
+            explorer = view.explorer
+            label = explorer.value_of(row, explorer.main) if row is not None and explorer.main else None
+            right = {"choices": list(explorer.classes), "value": label if label in explorer.classes else None}
+            return {**changes, self.focus: {"value": shown.html}, self.page: {"value": number}, self.right: right}
         content = {self.grid: shown.html, self.note: shown.note, self.page: shown.number}
         return {**changes, **{part: {"value": value} for part, value in content.items()}}
 

@@ -18,6 +18,7 @@ from app.logic.search import RANKERS, SCORES, Request, Result, ResultPage, Searc
 from app.state.context import AppContext
 from app.state.galleries import ServedGallery
 from app.widgets.cards import Card, card_grid, cards_html, image_url
+from app.widgets.examples import links_html
 from app.widgets.page import Uploads, image_upload, on_page_load, one_line, paths_of, report_errors
 from retrieval.schema import CONFIDENCE, LABEL, PREDICTED, prediction_of, value_text
 from retrieval.search.searcher import FORMER_RANKERS, Query
@@ -82,15 +83,16 @@ def status_html(page: ResultPage) -> str:
     query = escape(query_text(page.request.query))
     if page.results and page.top is not None:
         found = f'<p class="found">Results {page.results[0].rank:,} to {page.results[-1].rank:,} for {query}</p>'
-        if page.weakness:
-            found += f'<p class="none">No clear match: these are only the nearest</p><p>{escape(page.weakness)}</p>'
+        if page.unmatched:
+            named = " and ".join(f"“{escape(word)}”" for word in page.unmatched)
+            found += f'<p class="none">Nothing clearly matches {named}; these are the nearest images.</p>'
         mean = f"mean of these {len(page.results)}: {page.mean:.4f}"
         scores = f"Top score {page.top:.4f} · {mean} ({SCORES[page.ranker]})"
     else:
         found, scores = f'<p class="none">No match for {query}</p>', _why_none(page)
     took = f"{page.fitting:,} images searched in {1000 * page.seconds:.0f} ms"
     link = address_of(page.request)
-    own = f'<p class="note"><a href="{escape(link)}">Link to this search</a></p>' if link else ""
+    own = f'<p class="note"><a class="address" href="{escape(link)}">Link to this search</a></p>' if link else ""
     return (
         f'<div class="search-status" role="status">{found}'
         f'<p class="scores">{scores} · ranked by {RANKERS[page.ranker]} · {took}</p>{notes}{own}</div>'
@@ -122,8 +124,14 @@ def cards_of(page: ResultPage) -> list[Card]:
     ]
 
 
-def details_html(gallery: ServedGallery, sample_id: str) -> str:
-    """Return an image of a gallery in full, with its metadata; raise ``UserError`` where there is no such image."""
+def details_html(gallery: ServedGallery, sample_id: str, links: str = "") -> str:
+    """Return an image of a gallery in full, with its metadata; raise ``UserError`` where there is no such image.
+
+    Args:
+        gallery: that has it.
+        sample_id: of the image; untrusted.
+        links: to what else can be done with it, as HTML.
+    """
     row = gallery.row(sample_id)
     lines = [(task, _label_and_prediction(row, task)) for task in gallery.tasks]
     lines += [("split", row["split"]), ("group", row["group"])]
@@ -132,7 +140,7 @@ def details_html(gallery: ServedGallery, sample_id: str) -> str:
     image = escape(image_url(gallery.name, sample_id, _LARGE))
     return (
         f'<div class="search-details"><img src="{image}" alt="{escape(row["caption"] or sample_id)}">'
-        f"<div><h3>{escape(sample_id)}</h3>{caption}<dl>{listed}</dl></div></div>"
+        f"<div><h3>{escape(sample_id)}</h3>{caption}<dl>{listed}</dl>{links}</div></div>"
     )
 
 
@@ -259,7 +267,7 @@ class _Tab:
         with gr.Row():
             with gr.Column(scale=1, min_width=260):
                 self.text = gr.Textbox(
-                    label="Look for", placeholder=_example(first), max_length=limits.text, elem_id="search-text"
+                    label="Search for", placeholder=_example(first), max_length=limits.text, elem_id="search-text"
                 )
                 self.button = gr.Button("Search", variant="primary", elem_id="search-button")
                 with gr.Accordion("By an image", open=False, elem_id="search-by-image"):
@@ -274,7 +282,7 @@ class _Tab:
                 chosen = fields[0][1] if fields else None
                 self.fields = gr.Dropdown(fields, value=chosen, label="Search text in", visible=len(fields) > 1)
                 self.count = gr.Slider(1, limits.results, value=limits.results, step=1, label="Results on a page")
-                with gr.Accordion("Only images that are", open=False, elem_id="search-filters"):
+                with gr.Accordion("Filters", open=False, elem_id="search-filters"):
                     self.filters = {name: _filter(name, first.choices.get(name, [])) for name in names}
             with gr.Column(scale=3, min_width=300):
                 self.status = gr.HTML("", elem_id="search-status", **plain)
@@ -359,7 +367,8 @@ class _Tab:
     def open(self, last: Request | None, event: gr.SelectData) -> Values:
         """Show details of a result."""
         gallery = self._context.gallery(last.gallery if last is not None else self._first)
-        html = details_html(gallery, str(event.value))
+        sample_id = str(event.value)
+        html = details_html(gallery, sample_id, links_html(gallery.name, sample_id, self._context))
         return {self.image: html, self.details: gr.Column(visible=True), self.opened: str(event.value)}
 
     def open_link(self, request: gr.Request) -> Values:

@@ -3,23 +3,38 @@
 from __future__ import annotations
 
 import json
+from typing import Any
+from urllib.parse import urlencode
 
 import gradio as gr
 
-from app.logic.none_of_these import Backgrounds
+from app.logic.none_of_these import Others
 from app.logic.uploads import read_uploads
 from app.logic.zero_shot import HIGHEST, LOWEST, PROMPTS, ask, parse_labels, parse_templates, reading_notes
 from app.state.context import AppContext
-from app.widgets.page import Uploads, image_upload, on_page_load, paths_of, report_errors
+from app.widgets.examples import example_grid, linked_upload
+from app.widgets.page import (
+    Uploads,
+    address_html,
+    errors_in_place,
+    image_upload,
+    on_page_load,
+    paths_of,
+    report_errors,
+)
 from app.widgets.predictions import connect_bars, predictions_view, saliency_view, zero_shot_html
 
 _OWN = "My own"
 _LABELS = "mug, bottle, backpack"
+_EMPTY = (
+    '<p class="cards-empty">Add an image of your own, or press an example: how well each label fits appears here.</p>'
+)
 
 
 def build(context: AppContext) -> None:
     """Lay out the tab and connect it."""
-    runs = [name for name, run in context.runs.items() if run.kind == "dual encoder"]
+    served = [run for run in context.runs.values() if run.kind == "dual encoder"]
+    runs = [run.name for run in served]
     if not runs:
         gr.Markdown("No dual encoder is served, and only these have a text encoder. Start with `--run RUN` of one.")
         return
@@ -27,50 +42,62 @@ def build(context: AppContext) -> None:
     with gr.Row():
         with gr.Column(scale=2, min_width=280):
             images = image_upload(context, "zero-shot-images")
+            with gr.Column(elem_classes=["examples"]):
+                example_grid(context, served, images, "zero-shot-examples")
             labels = gr.Textbox(
                 _LABELS, lines=3, max_length=longest, elem_id="zero-shot-labels",
                 label="Labels, separated by commas or lines",
             )  # fmt: skip
-            model = gr.Dropdown(runs, value=runs[0], label="Model", elem_id="zero-shot-model")
-            prompt = gr.Dropdown(
-                [*PROMPTS, _OWN], value=next(iter(PROMPTS)), label="Prompt", elem_id="zero-shot-prompt"
-            )
-            templates = gr.Textbox(
-                "\n".join(next(iter(PROMPTS.values()))), lines=2, max_length=longest, elem_id="zero-shot-templates",
-                label="Templates, one a line; several are an ensemble",
-            )  # fmt: skip
-            temperature = gr.Slider(
-                LOWEST, HIGHEST, value=1.0, step=0.1, label="Temperature (1: as trained; higher: less confident)"
-            )
+            model = gr.Dropdown(runs, value=runs[0], label="Model", elem_id="zero-shot-model", visible=len(runs) > 1)
             button = gr.Button("Compare", variant="primary", elem_id="zero-shot-button")
-            saliency = saliency_view("zero-shot-overlay")
+            with gr.Accordion("Prompt and temperature", open=False, elem_id="zero-shot-options"):
+                prompt = gr.Dropdown(
+                    [*PROMPTS, _OWN], value=next(iter(PROMPTS)), label="Prompt", elem_id="zero-shot-prompt"
+                )
+                templates = gr.Textbox(
+                    "\n".join(next(iter(PROMPTS.values()))), lines=2, max_length=longest,
+                    elem_id="zero-shot-templates", label="Templates, one a line; several are an ensemble",
+                )  # fmt: skip
+                temperature = gr.Slider(
+                    LOWEST, HIGHEST, value=1.0, step=0.1, label="Temperature (1: as trained; higher: less confident)"
+                )
+            saliency = saliency_view("zero-shot-overlay", served)
         with gr.Column(scale=3, min_width=300):
-            predictions = predictions_view("zero-shot-predictions")
-    backgrounds = Backgrounds(context)
+            predictions = predictions_view("zero-shot-predictions", _EMPTY)
+    others = Others()
 
-    @report_errors
-    def predict(uploads: Uploads, label_text: str, name: object, template_text: str, heat: float) -> tuple[str, str]:
+    @errors_in_place
+    def predict(uploads: Uploads, label_text: str, name: object, template_text: str, heat: float) -> str:
         wanted = parse_labels(label_text, context.limits)
         prompts = parse_templates(template_text, context.limits)
         run = context.run(name)
         files = read_uploads(paths_of(uploads), context.limits, [run])
         readable = [file.inputs[run.name] for file in files if file.image is not None]
-        background = backgrounds.of(run)
-        found = ask(run, readable, wanted.names, prompts, temperature=heat, background=background) if readable else []
+        found = ask(run, readable, wanted.names, prompts, temperature=heat, others=others) if readable else []
         notes = [*wanted.notes, *reading_notes(run, wanted.names), *run.notes]
-        return zero_shot_html(run.name, files, found, notes), ""
+        shown = {"tab": "zero-shot", "model": run.name, "labels": label_text}
+        return zero_shot_html(run.name, files, found, notes) + address_html(f"?{urlencode(shown)}", keeps_image=True)
+
+    def update(uploads: Uploads, label_text: str, name: object, template_text: str, heat: float) -> str:
+        return predict(uploads, label_text, name, template_text, heat) if uploads else _EMPTY
 
     @report_errors
-    def open_link(request: gr.Request) -> tuple[str, str]:
+    def open_link(request: gr.Request) -> tuple[str, str, Any]:
         chosen, written = request.query_params.get("model", ""), request.query_params.get("labels", _LABELS)
-        return chosen if chosen in runs else runs[0], written[:longest]
+        upload = linked_upload(context, request, "zero-shot")
+        return chosen if chosen in runs else runs[0], written[:longest], upload
 
     _connect_templates(prompt, templates)
     # The last of several requests counts; by default, those that come while one is being answered would be dropped.
-    inputs, outputs = [images, labels, model, templates, temperature], [predictions, saliency.overlay]
-    gr.on([button.click, labels.submit], predict, inputs, outputs, trigger_mode="always_last")
+    inputs = [images, labels, model, templates, temperature]
+    # A map of an earlier image or label would be wrong next to newer predictions.
+    for event in (
+        gr.on([button.click, labels.submit], predict, inputs, predictions, trigger_mode="always_last"),
+        images.change(update, inputs, predictions, trigger_mode="always_last"),
+    ):
+        event.then(lambda: "", None, saliency.overlay, show_progress="hidden")
     connect_bars(context, predictions, images, saliency)
-    on_page_load(open_link, [model, labels])
+    on_page_load(open_link, [model, labels, images])
 
 
 def _connect_templates(prompt: gr.Dropdown, templates: gr.Textbox) -> None:

@@ -54,12 +54,30 @@ def report_errors(handler: Callable[Params, Output]) -> Callable[Params, Output]
     return at_once
 
 
+def errors_in_place(handler: Callable[Params, str]) -> Callable[Params, str]:
+    """Return a ``UserError`` of a handler as HTML instead of its result, so that no older result stays next to it."""
+
+    @functools.wraps(handler)
+    def in_place(*args: Params.args, **kwargs: Params.kwargs) -> str:
+        try:
+            return handler(*args, **kwargs)
+        except UserError as error:
+            return problem_html(str(error))
+
+    return report_errors(in_place)
+
+
+def problem_html(message: str) -> str:
+    """Return a message about a request that cannot be answered."""
+    return f'<div class="prediction"><p class="problem" role="alert">{html.escape(one_line(message))}</p></div>'
+
+
 def _shown(error: Exception, request: str) -> gr.Error:
     if isinstance(error, gr.Error):
         return error
     if isinstance(error, UserError):
         # Gradio shows messages as HTML, and ours quote what the user typed.
-        return gr.Error(html.escape(one_line(str(error))), title="Not possible", print_exception=False)
+        return gr.Error(html.escape(one_line(str(error))), 6, title="Not possible", print_exception=False)
     LOGGER.error("%s failed", request, exc_info=error)
     message = (
         "This request failed because of an internal error, which the server has logged. Other requests still work."
@@ -71,6 +89,17 @@ def one_line(message: str) -> str:
     """Return the message without line breaks, cut where it is longer than a line or two."""
     line = " ".join(message.split())
     return line if len(line) <= LONGEST else f"{line[:LONGEST]}…"
+
+
+def address_html(address: str, *, keeps_image: bool = False) -> str:
+    """Return a link to what is shown, which ``static/address.js`` makes the page's address.
+
+    Args:
+        address: relative, ``?tab=…``.
+        keeps_image: whether an image of a gallery that the page's address names stays in it.
+    """
+    link = html.escape(address + ("&keeps-image=1" if keeps_image else ""))
+    return f'<a class="address" href="{link}" hidden></a>'
 
 
 def on_page_load(handler: Callable[[gr.Request], object], outputs: Sequence[gr.components.Component]) -> None:

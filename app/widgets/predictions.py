@@ -22,7 +22,8 @@ from app.logic.classify import METHODS, Classified, Saliency, saliency_of
 from app.logic.uploads import Upload, read_uploads
 from app.logic.zero_shot import ZeroShot
 from app.state.context import AppContext
-from app.widgets.page import Uploads, paths_of, report_errors
+from app.state.runs import ServedRun
+from app.widgets.page import Uploads, errors_in_place, paths_of
 from evaluation.tables.per_class import NO_PREDICTION
 from vitrail.errors import UserError
 from vitrail.predictions import TaskPrediction
@@ -86,14 +87,18 @@ class SaliencyView(NamedTuple):
     overlay: gr.HTML
 
 
-def predictions_view(elem_id: str) -> gr.HTML:
+def predictions_view(elem_id: str, empty: str = "") -> gr.HTML:
     """Make the component for predictions; its event ``select`` reports which bar was pressed (``pressed_bar``)."""
-    return gr.HTML("", elem_id=elem_id, js_on_load=_ON_LOAD, css_template=_CSS, apply_default_css=False)
+    return gr.HTML(empty, elem_id=elem_id, js_on_load=_ON_LOAD, css_template=_CSS, apply_default_css=False)
 
 
-def saliency_view(elem_id: str) -> SaliencyView:
-    """Make the components for saliency maps."""
-    method = gr.Radio(list(METHODS), value=next(iter(METHODS)), label="Press a bar to see where, by")
+def saliency_view(elem_id: str, runs: Sequence[ServedRun]) -> SaliencyView:
+    """Make the components for saliency maps; a method that goes with none of the runs' networks is not offered."""
+    offered = [name for name, method in METHODS.items() if any(method in run.methods for run in runs)]
+    method = gr.Radio(
+        offered, value=next(iter(offered), None), label="Press a bar to see where the model looks",
+        visible=len(offered) > 1,
+    )  # fmt: skip
     return SaliencyView(
         method, gr.HTML("", elem_id=elem_id, js_on_load=_SHOW, css_template=_CSS, apply_default_css=False)
     )
@@ -104,7 +109,7 @@ def connect_bars(
 ) -> None:
     """Make a pressed bar show where the model attends to for its class or text."""
 
-    @report_errors
+    @errors_in_place
     def show(uploads: Uploads, method: str, event: gr.SelectData) -> str:
         paths = paths_of(uploads)
         pressed = pressed_bar(event, len(paths))
@@ -133,11 +138,15 @@ def pressed_bar(event: gr.SelectData, images: int) -> Pressed:
 
 
 def classified_html(classified: Sequence[Classified], notes: Sequence[str] = ()) -> str:
-    """Show what one or two runs predict for images, and notes on the runs, one line each."""
+    """Show what one or two runs predict for images, and notes on the runs, one line each.
+
+    A single model is not named again above each of its predictions.
+    """
+    names = {name for one in classified for name in one.predictions}
     articles = []
     for place, one in enumerate(classified):
         models = "".join(
-            f"<section><h3>{escape(name)}</h3>"
+            f"<section>{f'<h3>{escape(name)}</h3>' if len(names) > 1 else ''}"
             + (_UNKNOWN if prediction.unknown else "")
             + "".join(_task(place, name, task, found) for task, found in prediction.tasks.items())
             + "</section>"
@@ -269,8 +278,8 @@ def _labels(place: int, run: str, found: ZeroShot) -> str:
         _Bar(Pressed(place, run, "", first_prompt[label]), label, share, f"similarity {similarity:.3f}")
         for label, share, similarity in found.ranked()
     ]
-    css = "verdict verdict-none" if found.verdict.none_of_these else "verdict"
-    return f'<section><h3>{escape(run)}</h3>{_bars(bars)}<p class="{css}">{escape(found.verdict.text)}</p></section>'
+    verdict = f'<p class="verdict">{escape(found.verdict.text)}</p>' if found.verdict.none_of_these else ""
+    return f"<section>{verdict}{_bars(bars)}</section>"
 
 
 def _bars(bars: Sequence[_Bar], at_once: int = SHOWN) -> str:

@@ -297,7 +297,7 @@ def load_times(url: str, users: int, turns: int) -> dict[str, list[float]]:
                 for turn in range(turns):
                     text = f"{WORDS[(number + turn) % len(WORDS)]} mug"
                     timed(PREDICTION, lambda: user.press("classify-button", {"Images": user.upload("a.jpg", photo)}))
-                    timed(SEARCH, lambda text=text: user.press("search-button", {"Look for": text}))  # type: ignore[misc]
+                    timed(SEARCH, lambda text=text: user.press("search-button", {"Search for": text}))  # type: ignore[misc]
                     for place in range(8):
                         address = f"/images?gallery={LARGE}&id={(8 * turn + place) % 100}&side=256"
                         timed(LOOK, lambda address=address: user.look(address))  # type: ignore[misc]

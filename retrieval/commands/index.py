@@ -75,6 +75,10 @@ def run(options: argparse.Namespace, rest: Sequence[str] = ()) -> None:
         datamodule.check_options = replace(datamodule.check_options, on_bad_image=options.on_bad_image)
     uri = options.gallery or str(options.run / Run.GALLERY)
     report = _filled(task, datamodule, uri, options)
+    if options.data is None and not rest and set(options.splits) == set(SPLITS):
+        from retrieval.fill import mark_complete
+
+        mark_complete(uri)  # the application does not index it again
     sys.stdout.write(f"Gallery {uri}: {report}\n")
     _print_left_out(datamodule, report)
 

@@ -10,9 +10,8 @@ from typing import Any
 import pytest
 
 from app.__main__ import main
-from app.server import serve
+from app.command import listening_socket
 from app.state.context import AppContext
-from vitrail.errors import UserError
 
 
 @pytest.fixture
@@ -25,8 +24,29 @@ def handed_on(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         return AppContext({}, {})
 
     monkeypatch.setattr("app.state.startup.load", load)
-    monkeypatch.setattr("app.server.serve", lambda context, host, port, **named: seen.append((host, port, named)))
+
+    def serve(context: AppContext, listening: socket.socket, host: str, **named: Any) -> None:
+        seen.append((host, listening.getsockname()[1], named))
+
+    monkeypatch.setattr("app.server.serve", serve)
+    monkeypatch.setattr("app.command.listening_socket", _Bound)
     return seen
+
+
+class _Bound:
+    """A socket that binds nothing: the tests are about addresses that are not all this machine's."""
+
+    def __init__(self, host: str, port: int) -> None:
+        self._name = host, port
+
+    def __enter__(self) -> _Bound:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+    def getsockname(self) -> tuple[str, int]:
+        return self._name
 
 
 def test_it_listens_to_this_machine_only(handed_on: list[Any], capsys: pytest.CaptureFixture[str]) -> None:
@@ -104,13 +124,14 @@ def test_what_is_no_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "there is no gallery here" in capsys.readouterr().err
 
 
-def test_a_port_that_is_taken_is_reported() -> None:
-    with socket.socket() as other:
-        other.bind(("127.0.0.1", 0))
-        other.listen()
+def test_a_port_that_is_taken_is_reported_before_anything_is_loaded(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("app.state.startup.load", lambda *given, **named: pytest.fail("it loads"))
+    with listening_socket("127.0.0.1", 0) as other:
         port = other.getsockname()[1]
-        with pytest.raises(UserError, match=f"--port {port}: cannot be used"):
-            serve(AppContext({}, {}), port=port)
+        assert main(["--demo", "--port", str(port)]) == 2
+    assert f"--port {port}: cannot be used" in capsys.readouterr().err
 
 
 def test_the_place_behind_a_proxy_is_handed_on(handed_on: list[Any]) -> None:

@@ -30,7 +30,7 @@ def test_words_filters_pages_and_more_like_this(page: Page, context: AppContext,
     page.get_by_role("button", name="Next page").click()
     page.get_by_text("Results 21 to 40 for “blue mug”").wait_for()
 
-    page.get_by_text("Only images that are").click()
+    page.locator("#search-filters").get_by_text("Filters").click()
     page.locator("#search-only-colour input").click()
     page.get_by_role("option", name="blue", exact=True).click()
     blue = gallery.metadata.column("label_colour").to_pylist().count("blue")
@@ -53,7 +53,7 @@ def test_what_was_asked_last_is_shown(page: Page) -> None:
     held: list[Route] = []
     page.route("**/queue/join*", lambda route: route.continue_() if held else held.append(route))
     for words in ("red", "green"):
-        page.get_by_label("Look for", exact=True).fill(words)
+        page.get_by_label("Search for", exact=True).fill(words)
         page.keyboard.press("Enter")
         # Only so long that the second is asked while the first is on its way.
         page.wait_for_timeout(300)
@@ -78,7 +78,7 @@ def test_on_a_phone_by_keyboard(phone: Page, context: AppContext, screenshots: P
     # What so small a run says of colours differs from processor to processor; something it does say.
     said = context.galleries["quickstart"].metadata.column("predicted_colour")[0].as_py()
     phone.goto("/?tab=search&gallery=quickstart")
-    phone.get_by_label("Look for", exact=True).fill(f"{said} zeppelin")
+    phone.get_by_label("Search for", exact=True).fill(f"{said} zeppelin")
     phone.keyboard.press("Enter")
     phone.get_by_text("no image has the word 'zeppelin'").wait_for()
     assert phone.evaluate("document.documentElement.scrollWidth") <= 390
@@ -90,7 +90,7 @@ def test_on_a_phone_by_keyboard(phone: Page, context: AppContext, screenshots: P
     phone.wait_for_function("document.activeElement.id === 'search-more-like'")
     phone.screenshot(path=screenshots / "search_phone.png")
 
-    phone.get_by_label("Look for", exact=True).fill("zeppelin")
+    phone.get_by_label("Search for", exact=True).fill("zeppelin")
     phone.keyboard.press("Enter")
     phone.get_by_text("No match for “zeppelin”").wait_for()
     assert cards(phone) == []

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from app.logic.search import ALPHA, FEWEST, Request, ResultPage, Searching, caption_cosines, weakness
+from app.logic.search import Request, ResultPage, Searching, unmatched_words, words_not_shown
 from app.state.context import AppContext
 from app.state.limits import Limits
 from retrieval.search.searcher import FORMER_RANKERS, MAX_CHARACTERS, Query, Searcher
@@ -192,23 +192,29 @@ def test_queries_that_are_none() -> None:
             Query(text=wrong)
 
 
-@pytest.mark.parametrize("count", [FEWEST, 50, 128])
-def test_as_many_captions_are_called_weak_as_promised(count: int) -> None:
-    # Captions and queries of one distribution: the share of weak ones is at most ALPHA, and not far below it.
-    rng = np.random.default_rng(count)
-    weak = [bool(weakness(rng.normal(size=count).astype(np.float32), float(rng.normal()))) for _ in range(4000)]
-    largest = np.floor(ALPHA * (count + 1)) / (count + 1)
-    assert np.mean(weak) == pytest.approx(largest, abs=4 * np.sqrt(ALPHA / 4000))
+@pytest.mark.parametrize(
+    ("query", "unmatched"),
+    [
+        ("blue bag", []),
+        ("Bags", []),
+        ("a photo of the red bag", []),
+        # The model knows nothing of zebras: other words fit as well.
+        ("blue zebra", ["zebra"]),
+        ("zebra", ["zebra"]),
+        ("the of", []),
+    ],
+)
+def test_words_that_nothing_matches_are_named(tmp_path: Path, query: str, unmatched: list[str]) -> None:
+    gallery = served_small(tmp_path / "g", run=MeaningRun())
+    assert unmatched_words(gallery, query, words_not_shown(gallery)) == unmatched
+    assert unmatched_words(gallery, query, []) == []
 
 
-def test_the_p_value_is_said() -> None:
-    best = np.linspace(0.5, 0.9, 39).astype(np.float32)
-    assert "p = 0.025, compared with 39" in weakness(best, 0.4)
-    assert "p = 0.050, compared with 39" in weakness(best, 0.505)
-    assert weakness(best, 0.52) == ""
+def test_without_the_model_no_word_is_tested(tmp_path: Path) -> None:
+    gallery = served_small(tmp_path / "g", run=None)
+    assert unmatched_words(gallery, "zebra", words_not_shown(gallery)) == []
 
 
-def test_too_few_captions_say_nothing(tmp_path: Path) -> None:
-    # Twelve captions, and a gallery whose model is not served.
-    for name, run in (("few", MeaningRun()), ("alone", None)):
-        assert weakness(caption_cosines(served_small(tmp_path / name, run=run)), -1.0) == ""
+def test_a_word_of_the_gallery_is_no_replacement(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("app.logic.search.OTHER_WORDS", ("bag", "blue", "zeppelin"))
+    assert words_not_shown(served_small(tmp_path / "g", run=MeaningRun())) == ["zeppelin"]

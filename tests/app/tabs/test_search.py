@@ -213,16 +213,15 @@ def test_no_match_is_said(page: ResultPage) -> None:
     assert "there are no results from 5 on" in status_html(dataclasses.replace(page, results=[]))
 
 
-def test_a_weak_match_is_said(page: ResultPage) -> None:
-    said = html.unescape(status_html(dataclasses.replace(page, weakness="Captions are nearer.")))
-    assert "Results 5 to 8 for “blue bag”" in said
-    assert "No clear match: these are only the nearest" in said
-    assert "Captions are nearer." in said
+def test_words_without_a_match_are_shown(page: ResultPage) -> None:
+    shown = html.unescape(status_html(dataclasses.replace(page, unmatched=["zebra", "violet"])))
+    assert "Results 5 to 8 for “blue bag”" in shown
+    assert "Nothing clearly matches “zebra” and “violet”; these are the nearest images." in shown
 
 
 def test_nothing_is_code(page: ResultPage) -> None:
     request = dataclasses.replace(page.request, query=Query(text=MARKUP), filters={MARKUP: [MARKUP]})
-    hostile = dataclasses.replace(page, request=request, notes=[MARKUP], weakness=MARKUP)
+    hostile = dataclasses.replace(page, request=request, notes=[MARKUP], unmatched=[MARKUP])
     shown = [status_html(hostile), status_html(dataclasses.replace(hostile, results=[])), wrong_html(MARKUP)]
     for text in shown:
         assert "<img" not in text
