@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from app.logic.uploads import Upload, read_uploads
 from app.state.context import AppContext
+from app.state.galleries import ServedGallery
 from app.state.runs import ServedRun
 from vitrail.errors import UserError
 from vitrail.predictions import ImagePrediction
@@ -60,6 +61,39 @@ def classify(context: AppContext, paths: Sequence[str | Path], names: Sequence[o
         Classified(upload, {} if upload.image is None else {name: next(found) for name, found in predicted.items()})
         for upload in uploads
     ]
+
+
+@dataclass(frozen=True)
+class Similar:
+    """Images of a gallery that are the most similar to an upload, by the vectors of the model that classified it.
+
+    Attributes:
+        gallery: their gallery.
+        of_training: whether the model was trained on them.
+        hits: id and cosine, best first.
+    """
+
+    gallery: ServedGallery
+    of_training: bool
+    hits: list[tuple[str, float]]
+
+
+def similar_images(context: AppContext, path: str | Path, name: object, count: int = 6) -> Similar | None:
+    """Return the most similar training images of a run's gallery; None where no gallery of it is served.
+
+    Raises:
+        UserError: the image cannot be read, or there is no run of that name.
+    """
+    run = context.run(name)
+    own = (gallery for gallery in context.galleries.values() if len(gallery))
+    gallery = next((gallery for gallery in own if gallery.identity.weights == run.weights), None)
+    [upload] = read_uploads([path], context.limits, [run])
+    if gallery is None or upload.image is None:
+        return None
+    of_training = "train" in gallery.choices.get("split", ())
+    rows = gallery.fitting({"split": ["train"]} if of_training else {})
+    hits = gallery.gallery.nearest(run.encode_images([upload.inputs[run.name]]), count, rows)[0]
+    return Similar(gallery, of_training, [(hit.id, float(hit.score)) for hit in hits])
 
 
 def saliency_of(run: ServedRun, upload: Upload, task: str, label: str, method: str) -> Saliency:

@@ -38,8 +38,13 @@
       const name = tab.textContent.trim().toLowerCase();
       setTimeout(() => go(links[name] ?? `?tab=${encodeURIComponent(name)}`));
     }
-    const card = event.target.closest?.('.examples button.card');
+    const card = event.target.closest?.('[id$=-examples] button.card');
     if (card) go(`?${new URLSearchParams({tab: open(), gallery: card.dataset.gallery, image: card.dataset.id})}`);
+    const similar = event.target.closest?.('[id$=-similar] button.card');
+    if (similar) {
+      const {gallery, id} = similar.dataset;
+      location.search = `?${new URLSearchParams({tab: 'explore', gallery, view: 'One image', image: id})}`;
+    }
   });
   window.addEventListener('popstate', () => location.reload());
 })();

@@ -7,8 +7,10 @@ from urllib.parse import urlencode
 
 import gradio as gr
 
-from app.logic.classify import classify
+from app.logic.classify import classify, similar_images
+from app.logic.explore import Explorer
 from app.state.context import AppContext
+from app.widgets.cards import Card, card_grid, cards_html
 from app.widgets.examples import example_grid, linked_upload
 from app.widgets.page import (
     Uploads,
@@ -48,6 +50,9 @@ def build(context: AppContext) -> None:
             saliency = saliency_view("classify-overlay", served)
         with gr.Column(scale=3, min_width=300):
             predictions = predictions_view("classify-predictions", _EMPTY)
+            title = gr.HTML("", apply_default_css=False, js_on_load=None, elem_id="classify-similar-title")
+            with gr.Column(elem_classes=["examples"]):
+                similar = card_grid(label="Similar images", elem_id="classify-similar")
 
     @errors_in_place
     def predict(uploads: Uploads, one: object, other: object) -> str:
@@ -60,6 +65,19 @@ def build(context: AppContext) -> None:
     def update(uploads: Uploads, one: object, other: object) -> str:
         # Emptied, or another model chosen before there is an image: nothing to complain about.
         return predict(uploads, one, other) if uploads else _EMPTY
+
+    @report_errors
+    def explain(uploads: Uploads, one: object) -> tuple[str, str]:
+        found = similar_images(context, paths_of(uploads)[0], one) if uploads else None
+        if found is None:
+            return "", ""
+        explorer = Explorer(found.gallery)
+        cards = []
+        for sample_id, score in found.hits:
+            value = explorer.value_of(explorer.row_of(sample_id), explorer.main) if explorer.main else sample_id
+            cards.append(Card(found.gallery.name, sample_id, value, [f"similarity {score:.2f}"]))
+        which = "training images" if found.of_training else "images of its gallery"
+        return f"<h4>Why? The most similar {which} to the model</h4>", cards_html(cards, label="Similar images")
 
     @report_errors
     def open_link(request: gr.Request) -> tuple[str, str, Any]:
@@ -75,5 +93,6 @@ def build(context: AppContext) -> None:
         gr.on([images.change, first.change, second.change], update, inputs, outputs),
     ):
         event.then(lambda: "", None, saliency.overlay, show_progress="hidden")
+        event.then(explain, [images, first], [title, similar], show_progress="hidden")
     connect_bars(context, predictions, images, saliency)
     on_page_load(open_link, [first, second, images])
