@@ -1,13 +1,13 @@
 """Search as the application offers it: rankers, filters by value, pages of results, and words that nothing matches.
 
 Vectors always have a nearest one, so a search by text may have found only what is least unlike. A word of the query
-that an image shows should raise the best similarity more than other words in its place do. So each word is replaced by
-each of ``OTHER_WORDS``, things that hardly any gallery shows, and where the query's best similarity is not above those
-of most replacements the word is called unmatched: a permutation test of the word, whose p-value is
+that an image shows should have a higher best similarity than ``OTHER_WORDS``, things that hardly any gallery shows.
+So each word is compared with these, alone in short sentences (``_FORMS``), which models know better than keywords;
+where it is not among the best, the query is compared with the query with another word in its place. The p-value is
 
-    p = (1 + number of replacements with at least the query's best similarity) / (1 + number of replacements)
+    p = (1 + number of other words with at least the same best similarity) / (1 + number of other words)
 
-with p > ``ALPHA`` for unmatched. It holds for keywords and for sentences, and needs no captions.
+and where both are above ``ALPHA`` the word is called unmatched. No captions are needed, and keywords are welcome.
 """
 
 from __future__ import annotations
@@ -34,8 +34,11 @@ if TYPE_CHECKING:
     from app.state.limits import Limits
     from app.state.runs import ServedRun
 
-ALPHA = 0.1
+ALPHA = 0.2
 """Share of other words that may fit as well as a word that is matched."""
+
+_FORMS = ("a photo of a {}", "an image of one {}")
+"""Sentences whose mean embedding stands for a word; two, because a weak model's embeddings are noisy."""
 
 OTHER_WORDS = (
     "accordion", "anvil", "balcony", "beehive", "cactus", "canoe", "chimney", "dinosaur", "dolphin", "drawbridge",
@@ -49,8 +52,8 @@ OTHER_WORDS = (
 _ABOUT = {"photo", "photos", "photograph", "photography", "image", "images", "picture", "pictures", "something"}
 """Words that hold for every image."""
 
-_REPLACEMENTS, _MOST_WORDS = 29, 6
-"""Replacements of a word, and words of a query that are tested."""
+_OTHERS, _MOST_WORDS = 29, 6
+"""Other words, and words of a query that are tested."""
 
 RANKERS: dict[Ranker, str] = {"vector": "vectors", "text": "text", "hybrid": "both"}
 """Rankers, and what people call them."""
@@ -62,27 +65,58 @@ _OTHER = "gallery:"
 """Prefix of text fields that are another gallery's predictions for the same images."""
 
 
-def unmatched_words(gallery: ServedGallery, query: str, others: Sequence[str]) -> list[str]:
+@dataclass(frozen=True)
+class OtherWords:
+    """Words that a gallery does not show, and of each the best similarity to its images, float64 ``(N,)``."""
+
+    words: list[str]
+    best: NDArray[np.float64]
+
+    def p_value(self, best: float, others: NDArray[np.float64] | None = None) -> float:
+        """Return the p-value of a word; ``others`` are the similarities of other words in its place."""
+        as_good = ((self.best if others is None else others) >= best).sum()
+        return float((1 + as_good) / (1 + len(self.words)))
+
+
+def other_words(gallery: ServedGallery) -> OtherWords | None:
+    """Return what words of queries are compared with; None where no served model encodes text for the gallery."""
+    chosen = words_not_shown(gallery)
+    if gallery.run is None or not gallery.identity.encodes_text or not chosen or not len(gallery):
+        return None
+    return OtherWords(chosen, _best_similarities(gallery, chosen))
+
+
+def unmatched_words(gallery: ServedGallery, query: str, others: OtherWords | None) -> list[str]:
     """Return the words of a query that no image of a gallery matches better than other words.
 
     Args:
-        gallery: whose model is served and encodes text.
+        gallery: that is searched.
         query: what is looked for.
-        others: words that the gallery does not show; without them nothing can be compared.
+        others: of the gallery (``other_words``).
     """
     from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 
     tested = [word for word in dict.fromkeys(raw_words(query)) if word not in ENGLISH_STOP_WORDS | _ABOUT][:_MOST_WORDS]
-    patterns = {word: re.compile(rf"\b{re.escape(word)}\b", re.IGNORECASE) for word in tested}
-    tested = [word for word, pattern in patterns.items() if pattern.search(query)]
-    if gallery.run is None or not others or not tested:
+    if others is None or not tested:
         return []
-    texts = [query, *(patterns[word].sub(other, query) for word in tested for other in others)]
-    vectors = gallery.run.encode_texts(texts)
-    best = np.array([hits[0].score for hits in gallery.gallery.nearest(vectors, 1)], np.float64)
-    as_good = (best[1:].reshape(len(tested), len(others)) >= best[0]).sum(axis=1)
-    p_values = (1 + as_good) / (1 + len(others))
-    return [word for word, p_value in zip(tested, p_values.tolist(), strict=True) if p_value > ALPHA]
+    alone = _best_similarities(gallery, tested).tolist()
+    doubtful = [word for word, best in zip(tested, alone, strict=True) if others.p_value(best) > ALPHA]
+    return [word for word in doubtful if _in_context(gallery, query, word, others) > ALPHA]
+
+
+def _in_context(gallery: ServedGallery, query: str, word: str, others: OtherWords) -> float:
+    """The p-value of a word in its place in the query."""
+    pattern = re.compile(rf"\b{re.escape(word)}\b", re.IGNORECASE)
+    texts = [query, *(pattern.sub(other, query) for other in others.words)]
+    best = _best_similarities(gallery, texts)
+    return others.p_value(float(best[0]), best[1:])
+
+
+def _best_similarities(gallery: ServedGallery, texts: Sequence[str]) -> NDArray[np.float64]:
+    """Best cosine of each text's mean embedding to the images of a gallery, float64 ``(N,)``."""
+    assert gallery.run is not None
+    vectors = gallery.run.encode_labels([[form.format(text) for form in _FORMS] for text in texts])
+    return np.array([hits[0].score for hits in gallery.gallery.nearest(vectors, 1)], np.float64)
 
 
 def words_not_shown(gallery: ServedGallery) -> list[str]:
@@ -91,7 +125,7 @@ def words_not_shown(gallery: ServedGallery) -> list[str]:
     shown = {word for caption in captions for word in words(caption or "")}
     for values in gallery.choices.values():
         shown.update(word for value in values for word in words(value))
-    return [word for word in OTHER_WORDS if word not in shown][:_REPLACEMENTS]
+    return [word for word in OTHER_WORDS if word not in shown][:_OTHERS]
 
 
 @dataclass(frozen=True)
@@ -167,10 +201,10 @@ class Searching:
         self._text_fields = {name: self._text_fields_of(gallery) for name, gallery in context.galleries.items()}
         count = sum(max(1, len(choices)) for choices in self._text_fields.values())
         self._searchers: SingleFlightCache[Searcher] = SingleFlightCache(count)
-        self._others: dict[str, list[str]] = {}
+        self._others: dict[str, OtherWords | None] = {}
         for name, gallery in context.galleries.items():
             _warm_up(gallery)
-            self._others[name] = words_not_shown(gallery)
+            self._others[name] = other_words(gallery)
             if choices := self._text_fields[name]:
                 self._searcher(gallery, next(iter(choices))).text_index()
 

@@ -266,6 +266,9 @@ class MeaningRun:
         meant = [[KNOWN[word] for word in words(text) if word in KNOWN] or ["black"] for text in texts]
         return np.stack([meaning_vector(*values) for values in meant])
 
+    def encode_labels(self, prompts: Sequence[Sequence[str]]) -> NDArray[np.float32]:
+        return self.encode_texts([texts[0] for texts in prompts])
+
     value_range = "auto"
 
     def prepared(self, pixels: torch.Tensor) -> torch.Tensor:
