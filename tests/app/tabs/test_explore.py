@@ -55,7 +55,7 @@ class Tab:
             "attributes": [],
             "task": "class",
         }
-        values |= {"method": "PCA", "compared": [], "shuffle": False, "seed": 0} | asked
+        values |= {"method": "PCA", "compared": [], "other": "", "shuffle": False, "seed": 0} | asked
         given = [page, current, *(values[field] for field in FIELDS)]
         if handler == "draw":
             given[0] = gr.Progress()

@@ -99,18 +99,17 @@ def test_nothing_from_outside_becomes_part_of_the_page() -> None:
         assert EVIL in page.text + "".join(str(value) for _, found in page.elements for value in found.values())
 
 
-def test_none_of_these_stands_out() -> None:
-    def verdict_of(none: bool | None) -> dict[str, str | None]:
-        answer = ZeroShot(["mug"], [["a mug"]], np.array([0.2]), np.array([1.0]), Verdict(none, 0.3, 40))
+def test_none_of_these_is_shown_only_where_something_else_fits_better() -> None:
+    def verdicts_of(verdict: Verdict) -> str:
+        answer = ZeroShot(["mug"], [["a mug"]], np.array([0.2]), np.array([1.0]), verdict)
         page = HtmlPage(zero_shot_html("run", [Upload("x", IMAGE)], [answer], []))
-        [verdict] = page.all("p", "verdict")
         [bar] = page.all("button", "bar")
         assert (bar["data-task"], bar["data-label"]) == ("", "a mug")
-        return verdict
+        assert len(page.all("p", "verdict")) == verdict.none_of_these
+        return page.text
 
-    assert verdict_of(True)["class"] == "verdict verdict-none"
-    assert verdict_of(False)["class"] == "verdict"
-    assert verdict_of(None)["class"] == "verdict"
+    assert "None of these: more like “<b>” (75%)" in verdicts_of(Verdict(True, "<b>", 0.75))
+    assert "None of these" not in verdicts_of(Verdict(False, "cap", 0.1))
 
 
 def test_notes_stand_once() -> None:
