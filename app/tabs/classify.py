@@ -40,7 +40,7 @@ def build(context: AppContext) -> None:
         with gr.Column(scale=2, min_width=280):
             images = image_upload(context, "classify-images")
             with gr.Column(elem_classes=["examples"]):
-                example_grid(context, served, images, "classify-examples")
+                example = example_grid(context, served, images, "classify-examples")
             several = len(runs) > 1
             first = gr.Dropdown(runs, value=runs[0], label="Model", elem_id="classify-model", visible=several)
             second = gr.Dropdown(
@@ -88,11 +88,13 @@ def build(context: AppContext) -> None:
 
     inputs, outputs = [images, first, second], predictions
     # A map of an earlier image would be wrong next to newer predictions.
-    for event in (
+    events = [
         button.click(predict, inputs, outputs),
         gr.on([images.change, first.change, second.change], update, inputs, outputs),
-    ):
+    ]
+    opened = on_page_load(open_link, [first, second, images])
+    events += [event.then(update, inputs, outputs) for event in (example, opened) if event is not None]
+    for event in events:
         event.then(lambda: "", None, saliency.overlay, show_progress="hidden")
         event.then(explain, [images, first], [title, similar], show_progress="hidden")
     connect_bars(context, predictions, images, saliency)
-    on_page_load(open_link, [first, second, images])

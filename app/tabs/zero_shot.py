@@ -43,7 +43,7 @@ def build(context: AppContext) -> None:
         with gr.Column(scale=2, min_width=280):
             images = image_upload(context, "zero-shot-images")
             with gr.Column(elem_classes=["examples"]):
-                example_grid(context, served, images, "zero-shot-examples")
+                example = example_grid(context, served, images, "zero-shot-examples")
             labels = gr.Textbox(
                 _LABELS, lines=3, max_length=longest, elem_id="zero-shot-labels",
                 label="Labels, separated by commas or lines",
@@ -91,13 +91,15 @@ def build(context: AppContext) -> None:
     # The last of several requests counts; by default, those that come while one is being answered would be dropped.
     inputs = [images, labels, model, templates, temperature]
     # A map of an earlier image or label would be wrong next to newer predictions.
-    for event in (
+    events = [
         gr.on([button.click, labels.submit], predict, inputs, predictions, trigger_mode="always_last"),
         images.change(update, inputs, predictions, trigger_mode="always_last"),
-    ):
+    ]
+    opened = on_page_load(open_link, [model, labels, images])
+    events += [event.then(update, inputs, predictions) for event in (example, opened) if event is not None]
+    for event in events:
         event.then(lambda: "", None, saliency.overlay, show_progress="hidden")
     connect_bars(context, predictions, images, saliency)
-    on_page_load(open_link, [model, labels, images])
 
 
 def _connect_templates(prompt: gr.Dropdown, templates: gr.Textbox) -> None:

@@ -48,11 +48,16 @@ def example_ids(gallery: ServedGallery, count: int = COUNT) -> list[str]:
     return [explorer.ids[row] for row in ordered[:count]]
 
 
-def example_grid(context: AppContext, runs: Sequence[ServedRun], images: gr.Gallery, elem_id: str) -> None:
-    """Lay out examples; the one that is pressed becomes the tab's image."""
+def example_grid(context: AppContext, runs: Sequence[ServedRun], images: gr.Gallery, elem_id: str) -> Any:
+    """Lay out examples; the one that is pressed becomes the tab's image.
+
+    Returns:
+        the event that sets the image, which others may follow (the upload reports only what users change); None where
+        there are no examples.
+    """
     gallery = example_gallery(context, runs)
     if gallery is None:
-        return
+        return None
     explorer = Explorer(gallery)
     cards = [
         Card(
@@ -69,7 +74,7 @@ def example_grid(context: AppContext, runs: Sequence[ServedRun], images: gr.Gall
     def use(event: gr.SelectData) -> list[str]:
         return [upload_of(gallery, str(event.value))]
 
-    grid.select(use, None, images)
+    return grid.select(use, None, images)
 
 
 def upload_of(gallery: ServedGallery, sample_id: str) -> str:

@@ -8,7 +8,7 @@ import inspect
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import gradio as gr
 from gradio.context import Context
@@ -102,11 +102,15 @@ def address_html(address: str, *, keeps_image: bool = False) -> str:
     return f'<a class="address" href="{link}" hidden></a>'
 
 
-def on_page_load(handler: Callable[[gr.Request], object], outputs: Sequence[gr.components.Component]) -> None:
-    """Let a handler set components when the page is opened; its request's ``query_params`` are untrusted."""
+def on_page_load(handler: Callable[[gr.Request], object], outputs: Sequence[gr.components.Component]) -> Any:
+    """Let a handler set components when the page is opened; its request's ``query_params`` are untrusted.
+
+    Returns:
+        the event, which others may follow.
+    """
     if Context.root_block is None:
         raise RuntimeError("call it while a page is laid out (inside `with gr.Blocks()`)")
-    Context.root_block.load(handler, None, list(outputs), show_progress="hidden")
+    return Context.root_block.load(handler, None, list(outputs), show_progress="hidden")
 
 
 def image_upload(context: AppContext, elem_id: str) -> gr.Gallery:
