@@ -222,7 +222,8 @@ def shortened(vectors: NDArray[np.float32], dim: int) -> NDArray[np.float32]:
     if vectors.shape[1] <= dim:
         return vectors
     cut = vectors[:, :dim]
-    return cut / np.linalg.norm(cut, axis=1, keepdims=True).clip(min=1e-12)
+    unit: NDArray[np.float32] = cut / np.linalg.norm(cut, axis=1, keepdims=True).clip(min=1e-12)
+    return unit
 
 
 def difference(there: ModelIdentity, new: ModelIdentity) -> str:

@@ -27,11 +27,11 @@
       if (tab === open()) go(withImage(address), isFirst && tabOf(location.search) === tab);
     }
   };
-  document.addEventListener('DOMContentLoaded', () => {
-    new MutationObserver(read).observe(document.body, {
-      subtree: true, childList: true, attributes: true, attributeFilter: ['href'],
-    });
+  const watch = () => new MutationObserver(read).observe(document.body, {
+    subtree: true, childList: true, attributes: true, attributeFilter: ['href'],
   });
+  if (document.body) watch();
+  else document.addEventListener('DOMContentLoaded', watch);
   document.addEventListener('click', (event) => {
     const tab = event.target.closest?.('#tabs button[role=tab]');
     if (tab) {

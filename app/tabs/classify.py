@@ -79,6 +79,9 @@ def build(context: AppContext) -> None:
         which = "training images" if found.of_training else "images of its gallery"
         return f"<h4>Why? The most similar {which} to the model</h4>", cards_html(cards, label="Similar images")
 
+    def show_linked(uploads: Uploads, one: object, other: object) -> Any:
+        return (predict(uploads, one, other), "") if uploads else (gr.skip(), gr.skip())
+
     @report_errors
     def open_link(request: gr.Request) -> tuple[str, str, Any]:
         query = request.query_params
@@ -86,15 +89,14 @@ def build(context: AppContext) -> None:
         upload = linked_upload(context, request, "classify")
         return one if one in runs else runs[0], other if other in runs else _NONE, upload
 
-    inputs, outputs = [images, first, second], predictions
     # A map of an earlier image would be wrong next to newer predictions.
-    events = [
-        button.click(predict, inputs, outputs),
-        gr.on([images.change, first.change, second.change], update, inputs, outputs),
-    ]
+    inputs, outputs = [images, first, second], [predictions, saliency.overlay]
     opened = on_page_load(open_link, [first, second, images])
-    events += [event.then(update, inputs, outputs) for event in (example, opened) if event is not None]
+    events = [
+        button.click(lambda *given: (predict(*given), ""), inputs, outputs),
+        gr.on([images.change, first.change, second.change], lambda *given: (update(*given), ""), inputs, outputs),
+        *(event.then(show_linked, inputs, outputs) for event in (example, opened) if event is not None),
+    ]
     for event in events:
-        event.then(lambda: "", None, saliency.overlay, show_progress="hidden")
         event.then(explain, [images, first], [title, similar], show_progress="hidden")
     connect_bars(context, predictions, images, saliency)

@@ -177,7 +177,7 @@ class View:
         """
         query = [("tab", "explore"), ("gallery", self.explorer.name), ("view", str(self.choices.view))]
         query += [("task", self.task)] if self.explorer.main and self.task != self.explorer.main else []
-        query += [("page", str(number))] if number > 1 and self.choices.view in _PAGED else []
+        query += [("at-page", str(number))] if number > 1 and self.choices.view in _PAGED else []
         query += [("other", str(self.choices.other))] if self.choices.other and self.choices.view == COMPARE else []
         query += [("image", self.explorer.ids[row])] if row is not None and self.choices.view == ONE else []
         query += [("split", self.filter.split)] if self.filter.split else []
@@ -513,7 +513,7 @@ class _Tab:
         try:
             asked = dict(query) if dict(query).get("tab") == "explore" else {}
             choices = from_query(self._explorers, query if asked else [], self._first)
-            view, page = self._view(choices), asked.get("page", "1")
+            view, page = self._view(choices), asked.get("at-page", "1")
             number = int(page) if page.isascii() and page.isdecimal() and len(page) < 9 else 1
             row = view.explorer.row_of(asked["image"]) if "image" in asked else None
         except UserError as error:

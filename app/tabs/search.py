@@ -28,6 +28,9 @@ from vitrail.types import LABEL_TASK
 _LARGE = 640
 """Longest side in pixels of the image in the details."""
 
+_PAGE = "at-page"
+"""Number of the page in a link; Gradio has a meaning of its own for ``page``, and fails on numbers."""
+
 _FILTER = "only."
 """Prefix of a filter's name in a link, so that a task may be called ``q``."""
 
@@ -152,7 +155,7 @@ def address_of(request: Request) -> str:
     parameters: list[tuple[str, str]] = [("tab", "search"), ("gallery", request.gallery)]
     parameters.append(("q", query.text) if query.text is not None else ("like", str(query.like)))
     parameters += [(name, value) for name, value in (("ranker", request.ranker), ("words", request.fields)) if value]
-    parameters += [(name, str(number)) for name, number in (("count", request.count), ("page", request.page))]
+    parameters += [(name, str(number)) for name, number in (("count", request.count), (_PAGE, request.page))]
     parameters += [(f"{_FILTER}{name}", value) for name, values in request.filters.items() for value in values]
     return f"?{urlencode(parameters)}"
 
@@ -183,7 +186,7 @@ def from_address(parameters: Sequence[tuple[str, str]], gallery: str, count: int
         fields=given.get("words", ""),
         filters=filters,
         count=_number(given, "count", count),
-        page=_number(given, "page", 1),
+        page=_number(given, _PAGE, 1),
     )
 
 

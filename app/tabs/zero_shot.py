@@ -81,6 +81,9 @@ def build(context: AppContext) -> None:
     def update(uploads: Uploads, label_text: str, name: object, template_text: str, heat: float) -> str:
         return predict(uploads, label_text, name, template_text, heat) if uploads else _EMPTY
 
+    def show_linked(uploads: Uploads, label_text: str, name: object, template_text: str, heat: float) -> Any:
+        return (predict(uploads, label_text, name, template_text, heat), "") if uploads else (gr.skip(), gr.skip())
+
     @report_errors
     def open_link(request: gr.Request) -> tuple[str, str, Any]:
         chosen, written = request.query_params.get("model", ""), request.query_params.get("labels", _LABELS)
@@ -91,14 +94,13 @@ def build(context: AppContext) -> None:
     # The last of several requests counts; by default, those that come while one is being answered would be dropped.
     inputs = [images, labels, model, templates, temperature]
     # A map of an earlier image or label would be wrong next to newer predictions.
-    events = [
-        gr.on([button.click, labels.submit], predict, inputs, predictions, trigger_mode="always_last"),
-        images.change(update, inputs, predictions, trigger_mode="always_last"),
-    ]
+    outputs, last = [predictions, saliency.overlay], {"trigger_mode": "always_last"}
     opened = on_page_load(open_link, [model, labels, images])
-    events += [event.then(update, inputs, predictions) for event in (example, opened) if event is not None]
-    for event in events:
-        event.then(lambda: "", None, saliency.overlay, show_progress="hidden")
+    gr.on([button.click, labels.submit], lambda *given: (predict(*given), ""), inputs, outputs, **last)
+    images.change(lambda *given: (update(*given), ""), inputs, outputs, **last)
+    for event in (example, opened):
+        if event is not None:
+            event.then(show_linked, inputs, outputs)
     connect_bars(context, predictions, images, saliency)
 
 

@@ -36,7 +36,7 @@ def test_an_example_is_classified_and_kept_by_the_address(page: Page) -> None:
     page.locator("#classify-examples button.card").nth(1).click()
     bars = page.locator("#classify-predictions button.bar")
     expect(bars.first).to_be_visible()
-    page.wait_for_url(re.compile("image=.*model=quickstart"))
+    page.wait_for_url(re.compile("model=quickstart&gallery=.*&image="))
     expect(page.locator("#classify-similar button.card")).to_have_count(6)
     expect(page.locator("#classify-similar-title")).to_have_text("Why? The most similar training images to the model")
     shown = bars.first.get_attribute("aria-label")

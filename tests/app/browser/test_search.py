@@ -47,6 +47,13 @@ def test_words_filters_pages_and_more_like_this(page: Page, context: AppContext,
     assert page.get_by_text(re.compile(r"Top score -?\d\.\d{4} · mean of these 20: ")).is_visible()
 
 
+def test_the_link_to_a_page_of_results_opens(page: Page) -> None:
+    page.goto("/?tab=search&gallery=pairs&q=blue+mug&at-page=2")
+    page.get_by_text("Results 21 to 40 for “blue mug”").wait_for()
+    page.goto("/" + str(page.get_by_role("link", name="Link to this search").get_attribute("href")))
+    page.get_by_text("Results 21 to 40 for “blue mug”").wait_for()
+
+
 def test_what_was_asked_last_is_shown(page: Page) -> None:
     page.goto("/?tab=search&gallery=pairs&q=blue+mug")
     page.get_by_text("Results 1 to 20 for “blue mug”").wait_for()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import pytest
@@ -73,6 +72,6 @@ def test_on_a_phone_nothing_is_cut_off(phone: Page, images: list[Path], screensh
     phone.goto("/?tab=zero-shot")
     give(phone, "#zero-shot-images", images[:1])
     phone.locator("#zero-shot-button").click()
-    expect(phone.locator(".verdict")).to_have_text(re.compile("of these"))
+    expect(phone.locator(BARS).first).to_be_visible()
     assert phone.evaluate("document.documentElement.scrollWidth") <= 390
     phone.screenshot(path=screenshots / "zero_shot_phone.png", full_page=True)

@@ -122,7 +122,7 @@ def test_another_gallery_has_choices_of_its_own(tab: _Tab) -> None:
 
 
 def test_a_link_is_the_whole_search(tab: _Tab) -> None:
-    found = by_link(tab, "tab=search&q=black+bag&gallery=both&ranker=hybrid&count=2&page=2&only.colour=black")
+    found = by_link(tab, "tab=search&q=black+bag&gallery=both&ranker=hybrid&count=2&at-page=2&only.colour=black")
     parts = tab
     assert "Results 3 to 4 for “black bag”" in said(tab, found)
     assert "ranked by both · 7 images" in said(tab, found)
@@ -164,7 +164,7 @@ def test_whatever_a_request_says_is_answered_or_refused_in_one_line(tab: _Tab, p
 
 
 @pytest.mark.parametrize(
-    "name", ["q", "like", "gallery", "ranker", "words", "count", "page", "only.colour", "only.path"]
+    "name", ["q", "like", "gallery", "ranker", "words", "count", "at-page", "only.colour", "only.path"]
 )
 def test_whatever_an_address_says_is_answered(tab: _Tab, name: str) -> None:
     for value in HOSTILE:
@@ -270,7 +270,7 @@ def test_addresses_by_hand() -> None:
     assert from_address([("tab", "search"), ("q", "")], "small", 20) is None
     for wrong in ("x", "-1", "1.5", "²", "9" * 5000):
         with pytest.raises(UserError, match="must be a whole number"):
-            from_address([("tab", "search"), ("q", "mug"), ("page", wrong)], "small", 20)
+            from_address([("tab", "search"), ("q", "mug"), ("at-page", wrong)], "small", 20)
 
 
 def test_an_image_from_outside_has_no_address(page: ResultPage) -> None:

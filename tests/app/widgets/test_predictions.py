@@ -83,7 +83,7 @@ def test_a_broken_file_is_reported_in_its_place() -> None:
 
 
 def test_nothing_from_outside_becomes_part_of_the_page() -> None:
-    verdict = Verdict(True, 0.5, 40)
+    verdict = Verdict(True, EVIL, 0.5)
     zero_shot = ZeroShot([EVIL], [[EVIL]], np.array([0.2]), np.array([1.0]), verdict)
     pages = [
         classified_html([classified([EVIL, "b"], [0.9, 0.1], EVIL, EVIL)], [EVIL]),
