@@ -1,6 +1,6 @@
 """Labels that a person corrects in the browser: kept there by gallery and image, and written as a table.
 
-``vitrail corrections`` applies the table to the labels it was made for.
+``vitrail relabel`` applies such a table to the labels it was made for.
 """
 
 from __future__ import annotations

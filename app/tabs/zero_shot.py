@@ -94,7 +94,8 @@ def build(context: AppContext) -> None:
     # The last of several requests counts; by default, those that come while one is being answered would be dropped.
     inputs = [images, labels, model, templates, temperature]
     # A map of an earlier image or label would be wrong next to newer predictions.
-    outputs, last = [predictions, saliency.overlay], {"trigger_mode": "always_last"}
+    outputs: list[Any] = [predictions, saliency.overlay]
+    last: dict[str, Any] = {"trigger_mode": "always_last"}
     opened = on_page_load(open_link, [model, labels, images])
     gr.on([button.click, labels.submit], lambda *given: (predict(*given), ""), inputs, outputs, **last)
     images.change(lambda *given: (update(*given), ""), inputs, outputs, **last)
