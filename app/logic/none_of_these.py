@@ -61,7 +61,7 @@ class Verdict:
 
 
 class Others:
-    """What images are compared with besides the labels, of each model; from several threads too."""
+    """What images are compared with in addition to the labels, of each model; from several threads too."""
 
     def __init__(self) -> None:
         self._vectors: SingleFlightCache[NDArray[np.float32]] = SingleFlightCache(_KEPT)
@@ -105,7 +105,7 @@ class Others:
 
 
 def candidates(run: ServedRun) -> list[str]:
-    """Return what a model can be asked for besides a user's labels: its own classes, else common things."""
+    """Return what a model is asked for in addition to a user's labels: its own classes, otherwise common things."""
     own = [name.replace("_", " ") for name in run.tasks.get(LABEL_TASK, ())]
     return own or list(COMMON)
 
