@@ -27,6 +27,7 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter, map_coordinates
 from torchvision.transforms.v2 import functional as T
 
+from datamodules.loading.decode import decoded
 from vitrail.seeding import derive_seed
 
 SIDE = 256
@@ -257,7 +258,7 @@ def _pixelate(image: Pixels, level: float, rng: np.random.Generator, unit: float
 def _jpeg(image: Pixels, level: int, rng: np.random.Generator, unit: float) -> Pixels:
     buffer = io.BytesIO()
     _pillow(image).save(buffer, format="JPEG", quality=level)
-    return _pixels(Image.open(buffer))
+    return _pixels(Image.fromarray(decoded(buffer.getvalue()).permute(1, 2, 0).numpy()))
 
 
 def _resolution(image: Pixels, level: float, rng: np.random.Generator, unit: float) -> Pixels:

@@ -162,7 +162,7 @@ def checked_names(names: Sequence[str]) -> tuple[str, ...]:
         elif (name in known and "@" not in name) or (_at(name) and any(is_defined(name, kind) for kind in NAMES)):
             found.append(name)
         else:
-            near = get_close_matches(name, known, n=1)
+            near = get_close_matches(name.casefold(), known, n=1)
             hint = f"did you mean {near[0]}?" if near else f"must be among {', '.join(known)}, all"
             raise UserError(f"--metrics: there is no score '{name}'; {hint} (C and R: numbers between 0 and 1)")
     return tuple(dict.fromkeys(found))

@@ -69,7 +69,7 @@ def sample_columns(
 
 def _of_data(run: Run, predictions: Predictions) -> tuple[Columns, list[str]]:
     """Columns of the run's data; none, with a note, where they are not at hand."""
-    from PIL import Image
+    from datamodules.loading.decode import ImageError, read_header
 
     try:
         data = run.load_datamodule()
@@ -85,10 +85,10 @@ def _of_data(run: Run, predictions: Predictions) -> tuple[Columns, list[str]]:
         sizes = np.full((2, len(rows)), np.nan)
         for place, row in enumerate(rows):
             try:
-                with Image.open(table.source(row)) as image:
-                    sizes[:, place] = image.size
-            except OSError:
+                header = read_header(table.source(row))
+            except (ImageError, OSError):
                 continue
+            sizes[:, place] = header.size
         found |= {"width": sizes[0], "height": sizes[1]}
     origin = Path(table.origin)
     if origin.is_file():

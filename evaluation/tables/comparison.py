@@ -40,11 +40,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Side:
-    """One run, or the runs of one experiment, with the predictions of each."""
+    """One run, or the runs of one experiment, with the predictions of each, as trained or calibrated."""
 
     name: str
     runs: list[Run]
     predictions: list[Predictions]
+    calibrated: bool = False
 
 
 @dataclass(frozen=True)
@@ -141,7 +142,7 @@ def sides_of(paths: Sequence[Path], split: str, join: bool, *, calibrated: bool 
         all_of_one = f"all {len(runs)} runs are of experiment {next(iter(members))!r}"
         raise UserError(f"compare: {all_of_one if len(runs) > 1 else 'there is one run'}; name at least two to compare")
     return [
-        Side(name, own, [predictions_of(run, split, calibrated=calibrated) for run in own])
+        Side(name, own, [predictions_of(run, split, calibrated=calibrated) for run in own], calibrated)
         for name, own in members.items()
     ]
 
@@ -352,7 +353,7 @@ def _calibration(side: Side, task: str, split: str, n_resamples: int) -> tuple[E
     """Calibration error as trained, and with the runs' temperatures where all have one."""
     if side.predictions[0].kind(task) not in CLASS_KINDS:
         return Estimate(math.nan, Interval(math.nan, math.nan)), None
-    predictions = [predictions_of(run, split) for run in side.runs]  # as trained, whatever the side's are
+    predictions = [predictions_of(run, split) for run in side.runs] if side.calibrated else side.predictions
     names = [run.name for run in side.runs]
     own = [run.temperatures_for(split) for run in side.runs]
     fitted = [temperatures[task] for temperatures in own if task in temperatures]

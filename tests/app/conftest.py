@@ -23,7 +23,7 @@ from app.state.runs import ServedRun
 from experiments.train.cli import main as experiments
 from retrieval.__main__ import main as retrieval
 from tests.app.explored_gallery import explored_gallery
-from tests.app.running import PATIENCE, Served, opened_browser, serving
+from tests.app.running import PATIENCE, Served, serving
 from tests.support.plain_figures import plain_figures
 
 if TYPE_CHECKING:
@@ -103,13 +103,6 @@ def server(context: AppContext) -> Iterator[Served]:
 
     with serving(build_app(context), context) as served:
         yield served
-
-
-@pytest.fixture(scope="session")
-def browser() -> Iterator[Browser]:
-    """One browser for all tests; skips where there is none."""
-    with opened_browser() as browser:
-        yield browser
 
 
 @pytest.fixture

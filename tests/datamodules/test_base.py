@@ -100,6 +100,7 @@ def test_the_subclasss_own_arguments_are_saved_and_load_with_weights_only(tmp_pa
         "loader": asdict(LoaderOptions(batch_size=4)),
         "checks": asdict(CheckOptions(allow_leaks=["near"])),
         "seed": 7,
+        "shots": 0,
         "prompts": None,
         "caption": "random",
     }

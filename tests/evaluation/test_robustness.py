@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 from numpy.typing import NDArray
 
+from evaluation.commands.compare import add_arguments
 from evaluation.commands.compare import run as compare
 from evaluation.robustness import (
     CLEAN,
@@ -110,10 +111,9 @@ def test_compare_has_the_corruption_error_next_to_the_clean_accuracy(
     runs = [write_run(tmp_path, name, seed=seed, gallery=False) for seed, name in enumerate(("shop", "stall"))]
     errors = [write(run, share).mean_error("class") for run, share in zip(runs, (0.04, 0.12), strict=True)]
 
-    options = argparse.Namespace(
-        runs=runs, split="test", task="class", join=False, seeds=None, reference="first", markdown=True, html=None
-    )
-    compare(options)
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    compare(parser.parse_args([*map(str, runs), "--task", "class", "--markdown"]))
 
     assert errors[0] is not None
     assert errors[1] is not None

@@ -16,7 +16,6 @@ from evaluation.report.page import SHOWN_ROWS, SHOWN_TILES, Headline, ImageGrid,
 from evaluation.statistics.calibration import reliability_bins
 from evaluation.statistics.intervals import Estimate, Interval
 from retrieval.commands.output import small_jpeg
-from tests.app.running import opened_browser
 
 expect = pytest.importorskip("playwright.sync_api", reason="playwright is not installed").expect
 
@@ -98,12 +97,6 @@ def whole_page() -> Page:
 @pytest.fixture(scope="module")
 def address(tmp_path_factory: pytest.TempPathFactory) -> str:
     return whole_page().write(tmp_path_factory.mktemp("page"), "report").as_uri()
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with opened_browser() as browser:
-        yield browser
 
 
 @pytest.fixture

@@ -42,7 +42,7 @@ def written(folder: Path, **changes: Any) -> Path:
 
 
 def test_the_shipped_sweeps_are_found() -> None:
-    assert [path.stem for path in FILES] == ["flowers_lr_epochs", "products_multitask"]
+    assert [path.stem for path in FILES] == ["base_to_novel", "few_shot_16", "flowers_lr_epochs", "products_multitask"]
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
