@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, cast
@@ -18,6 +19,7 @@ import torch
 from jsonargparse.typing import NonNegativeInt
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from numpy.typing import NDArray
 from PIL import Image
 
 from datamodules.captions import CaptionMode, PromptOptions, Texts
@@ -332,6 +334,14 @@ class ImageDataModule(LightningDataModule):
     def image_files(self) -> bool:
         """Whether each image is a file of its own."""
         return type(self).read_image is ImageDataModule.read_image
+
+    def image_sizes(self, rows: Sequence[int]) -> NDArray[np.float64]:
+        """Return widths and heights in pixels from the files' headers, float64 ``(2, n)``; NaN where unreadable."""
+        sizes = np.full((2, len(rows)), np.nan)
+        for place, row in enumerate(rows):
+            with suppress(images.ImageError, OSError):
+                sizes[:, place] = images.read_header(self.table.source(row)).size
+        return sizes
 
     @property
     def files_left_out(self) -> dict[str, int]:

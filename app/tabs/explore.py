@@ -59,6 +59,7 @@ class Explorers:
         count = len(context.galleries)
         self._explorers: SingleFlightCache[Explorer] = SingleFlightCache(count)
         self._colours: SingleFlightCache[ClassColours] = SingleFlightCache(count)
+        self._peers: SingleFlightCache[list[str]] = SingleFlightCache(count)
         self._maps: SingleFlightCache[ImageMap] = SingleFlightCache(len(methods()) * count)
 
     def explorer(self, name: object) -> Explorer:
@@ -69,9 +70,13 @@ class Explorers:
     def peers(self, name: object) -> list[str]:
         """Return the galleries of other models that have images of this one, and predict a task that its model does."""
         explorer = self.explorer(name)
-        others = (self.explorer(other) for other in self._context.galleries if other != explorer.name)
-        tasks = set(explorer.predicted_tasks())
-        return [one.name for one in others if tasks & set(one.predicted_tasks()) and explorer.shares_images(one)]
+
+        def found() -> list[str]:
+            others = (self.explorer(other) for other in self._context.galleries if other != explorer.name)
+            tasks = set(explorer.predicted_tasks())
+            return [one.name for one in others if tasks & set(one.predicted_tasks()) and explorer.shares_images(one)]
+
+        return self._peers.get(explorer.name, found)
 
     def links(self, name: str, sample_id: str) -> str:
         """Return links to what else can be done with an image, as HTML."""

@@ -69,8 +69,6 @@ def sample_columns(
 
 def _of_data(run: Run, predictions: Predictions) -> tuple[Columns, list[str]]:
     """Columns of the run's data; none, with a note, where they are not at hand."""
-    from datamodules.loading.decode import ImageError, read_header
-
     try:
         data = run.load_datamodule()
         table = data.table
@@ -82,13 +80,7 @@ def _of_data(run: Run, predictions: Predictions) -> tuple[Columns, list[str]]:
     rows = [row_of[name] for name in predictions.names.tolist()]
     found: Columns = {}
     if data.image_files and not data.generated:
-        sizes = np.full((2, len(rows)), np.nan)
-        for place, row in enumerate(rows):
-            try:
-                header = read_header(table.source(row))
-            except (ImageError, OSError):
-                continue
-            sizes[:, place] = header.size
+        sizes = data.image_sizes(rows)
         found |= {"width": sizes[0], "height": sizes[1]}
     origin = Path(table.origin)
     if origin.is_file():

@@ -79,6 +79,7 @@ def test_the_threshold_keeps_its_share_of_validation_and_predict_marks_the_other
     assert "unknown (most like" in " ".join(capsys.readouterr().out.split())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [kinds_run, flowers_run])
 def test_tasks_of_every_kind_and_class_prompts(make: Callable[[], Path], tmp_path: Path) -> None:
     run = Path(shutil.copytree(make(), tmp_path / "run"))
