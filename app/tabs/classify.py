@@ -68,16 +68,7 @@ def build(context: AppContext) -> None:
 
     @report_errors
     def explain(uploads: Uploads, one: object) -> tuple[str, str]:
-        found = similar_images(context, paths_of(uploads)[0], one) if uploads else None
-        if found is None:
-            return "", ""
-        explorer = Explorer(found.gallery)
-        cards = []
-        for sample_id, score in found.hits:
-            value = explorer.value_of(explorer.row_of(sample_id), explorer.main) if explorer.main else sample_id
-            cards.append(Card(found.gallery.name, sample_id, value, [f"similarity {score:.2f}"]))
-        which = "training images" if found.of_training else "images of its gallery"
-        return f"<h4>Why? The most similar {which} to the model</h4>", cards_html(cards, label="Similar images")
+        return _similar_html(context, uploads, one)
 
     def show_linked(uploads: Uploads, one: object, other: object) -> Any:
         return (predict(uploads, one, other), "") if uploads else (gr.skip(), gr.skip())
@@ -100,3 +91,17 @@ def build(context: AppContext) -> None:
     for event in events:
         event.then(explain, [images, first], [title, similar], show_progress="hidden")
     connect_bars(context, predictions, images, saliency)
+
+
+def _similar_html(context: AppContext, uploads: Uploads, name: object) -> tuple[str, str]:
+    """A title, and the training images that are the most similar to the first upload; nothing where there are none."""
+    found = similar_images(context, paths_of(uploads)[0], name) if uploads else None
+    if found is None:
+        return "", ""
+    explorer = Explorer(found.gallery)
+    cards = []
+    for sample_id, score in found.hits:
+        value = explorer.value_of(explorer.row_of(sample_id), explorer.main) if explorer.main else sample_id
+        cards.append(Card(found.gallery.name, sample_id, value, [f"similarity {score:.2f}"]))
+    which = "training images" if found.of_training else "images of its gallery"
+    return f"<h4>Why? The most similar {which} to the model</h4>", cards_html(cards, label="Similar images")

@@ -50,17 +50,7 @@ def build(context: AppContext) -> None:
             )  # fmt: skip
             model = gr.Dropdown(runs, value=runs[0], label="Model", elem_id="zero-shot-model", visible=len(runs) > 1)
             button = gr.Button("Compare", variant="primary", elem_id="zero-shot-button")
-            with gr.Accordion("Prompt and temperature", open=False, elem_id="zero-shot-options"):
-                prompt = gr.Dropdown(
-                    [*PROMPTS, _OWN], value=next(iter(PROMPTS)), label="Prompt", elem_id="zero-shot-prompt"
-                )
-                templates = gr.Textbox(
-                    "\n".join(next(iter(PROMPTS.values()))), lines=2, max_length=longest,
-                    elem_id="zero-shot-templates", label="Templates, one a line; several are an ensemble",
-                )  # fmt: skip
-                temperature = gr.Slider(
-                    LOWEST, HIGHEST, value=1.0, step=0.1, label="Temperature (1: as trained; higher: less confident)"
-                )
+            prompt, templates, temperature = _prompt_options(longest)
             saliency = saliency_view("zero-shot-overlay", served)
         with gr.Column(scale=3, min_width=300):
             predictions = predictions_view("zero-shot-predictions", _EMPTY)
@@ -103,6 +93,20 @@ def build(context: AppContext) -> None:
         if event is not None:
             event.then(show_linked, inputs, outputs)
     connect_bars(context, predictions, images, saliency)
+
+
+def _prompt_options(longest: int) -> tuple[gr.Dropdown, gr.Textbox, gr.Slider]:
+    """Lay out what most people leave as it is."""
+    with gr.Accordion("Prompt and temperature", open=False, elem_id="zero-shot-options"):
+        prompt = gr.Dropdown([*PROMPTS, _OWN], value=next(iter(PROMPTS)), label="Prompt", elem_id="zero-shot-prompt")
+        templates = gr.Textbox(
+            "\n".join(next(iter(PROMPTS.values()))), lines=2, max_length=longest,
+            elem_id="zero-shot-templates", label="Templates, one a line; several are an ensemble",
+        )  # fmt: skip
+        temperature = gr.Slider(
+            LOWEST, HIGHEST, value=1.0, step=0.1, label="Temperature (1: as trained; higher: less confident)"
+        )
+    return prompt, templates, temperature
 
 
 def _connect_templates(prompt: gr.Dropdown, templates: gr.Textbox) -> None:
