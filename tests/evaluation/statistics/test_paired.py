@@ -238,6 +238,7 @@ def coverage(num_groups: int, shares: tuple[float, float], trials: int = 150) ->
     return covered / trials, differing / trials
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_groups", [6, 11, 40])
 def test_equal_models_hardly_ever_differ(num_groups: int) -> None:
     covered, differing = coverage(num_groups, (0.6, 0.6))
@@ -299,6 +300,7 @@ def seeds_of(
     return runs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("means", "spread", "is_clear"), [((0.6, 0.6), 0.03, False), ((0.7, 0.6), 0.01, True)])
 def test_what_only_the_seeds_made_is_no_clear_difference(
     means: tuple[float, float], spread: float, is_clear: bool
