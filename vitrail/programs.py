@@ -105,15 +105,16 @@ PROGRAMS = {
             "soup": Command("evaluation.commands.weights", "average the weights of several runs, as a new run"),
             "wise-ft": Command("evaluation.commands.weights", "interpolate between start and end of a fine-tuning"),
             "base-to-novel": Command(
-                "evaluation.commands.base_to_novel", "accuracy on trained and on other classes: the cost of fine-tuning"
+                "evaluation.commands.transfer.base_to_novel",
+                "accuracy on trained and other classes: the cost of fine-tuning",
             ),
             "linear-probe": Command(
-                "evaluation.commands.linear_probe",
+                "evaluation.commands.transfer.linear_probe",
                 "logistic regression on a frozen backbone's features",
                 takes_data=True,
             ),
             "few-shot": Command(
-                "evaluation.commands.few_shot",
+                "evaluation.commands.transfer.few_shot",
                 "methods for a few images of each class on a frozen encoder's features",
                 takes_data=True,
             ),

@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 
-from evaluation.commands.base_to_novel import predict_main_task, start_weights_of
 from evaluation.commands.ensemble import config_of
+from evaluation.commands.transfer.base_to_novel import predict_main_task, start_weights_of
 from evaluation.statistics.scores import HEADINGS, LOWER_IS_BETTER, MAIN, scores_of
 from vitrail.console import Table
 from vitrail.errors import UserError
@@ -39,8 +39,8 @@ if TYPE_CHECKING:
     import torch
 
     from datamodules.base import ImageDataModule
-    from lightning_modules.averaging import State
     from lightning_modules.base import VisionTask
+    from lightning_modules.checkpoint import State
     from lightning_modules.classification import ScoredTask
 
     Score = Callable[[State, Sequence[int]], tuple[float, State]]
@@ -141,7 +141,7 @@ def make_soup(method: str, states: Sequence[State], score: Score, *, maximize: b
     Raises:
         UserError: the metric is a number for no member.
     """
-    from lightning_modules.averaging import averaged_weights
+    from lightning_modules.checkpoint import averaged_weights
 
     alone = np.array([score(state, [number])[0] for number, state in enumerate(states)])
     if np.isnan(alone).all():
@@ -260,7 +260,7 @@ class _Evaluator:
 
     def score_by(self, metric: str) -> Score:
         """The function that soups are chosen by."""
-        from lightning_modules.averaging import differing_batchnorm, refresh_batchnorm
+        from lightning_modules.checkpoint import differing_batchnorm, refresh_batchnorm
 
         def score(state: State, members: Sequence[int]) -> tuple[float, State]:
             self._task.load_state_dict(state)
@@ -383,8 +383,7 @@ def add_wise_ft_arguments(command: argparse.ArgumentParser) -> None:
 
 def run_wise_ft(options: argparse.Namespace, rest: Sequence[str] = ()) -> None:
     """Evaluate the mixtures, save the best one, and print the table."""
-    from lightning_modules.averaging import interpolated_weights
-    from lightning_modules.checkpoint import read_checkpoint, write_weights
+    from lightning_modules.checkpoint import interpolated_weights, read_checkpoint, write_weights
 
     if not all(0 <= alpha <= 1 for alpha in options.alphas):
         raise UserError(f"--alphas: must be in [0, 1], got {' '.join(map(str, options.alphas))}")
@@ -429,7 +428,7 @@ def evaluate_mixtures(
     from rich.progress import track
 
     from evaluation.statistics.base_to_novel import restricted_accuracy
-    from lightning_modules.averaging import interpolated_weights
+    from lightning_modules.checkpoint import interpolated_weights
 
     rows = []
     for alpha in track(alphas, "evaluating mixtures", console=Console(stderr=True)):

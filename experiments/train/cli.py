@@ -525,7 +525,7 @@ class VitrailCLI(LightningCLI):
         # After training on some of the classes: what it did to the others.
         base_classes = getattr(self.datamodule, "base_classes", 0)
         if base_classes and self.trainer.is_global_zero and (self.run_directory / Run.START).exists():
-            from evaluation.commands.base_to_novel import finetuning_cost
+            from evaluation.commands.transfer.base_to_novel import finetuning_cost
             from evaluation.statistics.base_to_novel import accuracy_table
 
             self.datamodule.trainer = None  # this process alone goes through all of the test split

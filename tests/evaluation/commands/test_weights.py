@@ -16,7 +16,7 @@ from sklearn.metrics import average_precision_score
 from torch import nn
 
 from evaluation.__main__ import main
-from evaluation.commands.base_to_novel import finetuning_cost, predict_main_task
+from evaluation.commands.transfer.base_to_novel import finetuning_cost, predict_main_task
 from evaluation.commands.weights import (
     best_mixture,
     best_of_sweep,
@@ -27,8 +27,7 @@ from evaluation.commands.weights import (
     soup_folder,
 )
 from experiments.train.cli import main as experiments
-from lightning_modules.averaging import State
-from lightning_modules.checkpoint import load_task, read_checkpoint
+from lightning_modules.checkpoint import State, load_task, read_checkpoint
 from lightning_modules.heads.multi_label import best_thresholds
 from tests.experiments.conftest import TINY
 from tests.support.data import write_flowers, write_labelled

@@ -16,7 +16,7 @@ from datamodules.base import ImageDataModule
 from datamodules.options import ImageOptions, LoaderOptions
 from datamodules.table import SampleTable
 from evaluation.__main__ import main
-from evaluation.commands.linear_probe import extract_features, linear_probe
+from evaluation.commands.transfer.linear_probe import extract_features, linear_probe
 from lightning_modules.encoders.image import ImageEncoder
 from vitrail.errors import UserError
 from vitrail.types import TaskKind
@@ -150,7 +150,7 @@ def test_command_reads_the_data_part_of_an_experiment(
     monkeypatch.delenv("VITRAIL_DEBUG", raising=False)
     config = tmp_path / "experiment.yaml"
     config.write_text(
-        "data:\n  class_path: tests.evaluation.commands.test_linear_probe.Shades\n  init_args: {targets: [class]}\n"
+        "data:\n  class_path: tests.evaluation.commands.transfer.test_linear_probe.Shades\n  init_args: {targets: [class]}\n"
         "model: {class_path: lightning_modules.ImageClassifier}\n",
         encoding="utf-8",
     )

@@ -1,0 +1,1 @@
+"""Commands that measure how well encoders and fine-tuned models transfer."""
