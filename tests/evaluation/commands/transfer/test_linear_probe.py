@@ -150,7 +150,7 @@ def test_command_reads_the_data_part_of_an_experiment(
     monkeypatch.delenv("VITRAIL_DEBUG", raising=False)
     config = tmp_path / "experiment.yaml"
     config.write_text(
-        "data:\n  class_path: tests.evaluation.commands.transfer.test_linear_probe.Shades\n  init_args: {targets: [class]}\n"
+        f"data:\n  class_path: {Shades.__module__}.Shades\n  init_args: {{targets: [class]}}\n"
         "model: {class_path: lightning_modules.ImageClassifier}\n",
         encoding="utf-8",
     )
