@@ -7,7 +7,6 @@ is kept in ``checkpoints/calibration.json``, for whatever shows confidences of t
 from __future__ import annotations
 
 import argparse
-import math
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
@@ -20,12 +19,7 @@ from numpy.typing import NDArray
 from evaluation.report.figures import reliability_figure, save_figure
 from evaluation.statistics.calibration import (
     HIGHEST,
-    LEVELS,
-    calibration_error,
     calibration_of,
-    chance_errors,
-    conformal_width,
-    coverages,
     fit_labels,
     fit_scale,
     fit_temperature,
@@ -34,6 +28,12 @@ from evaluation.statistics.calibration import (
     standard_width,
 )
 from evaluation.statistics.intervals import Estimate, known
+from evaluation.tables.calibration import (
+    label_calibration_table,
+    label_rows,
+    number_calibration_table,
+    number_rows,
+)
 from evaluation.tables.operating_points import choose_point, point_rows, point_tables
 from evaluation.tables.summary import predictions_of, share, with_interval
 from vitrail.console import Table
@@ -46,9 +46,6 @@ from vitrail.types import UNKNOWN
 FITTED_ON = "val"
 
 Row = dict[str, Any]
-
-_RESAMPLES = 1_000
-"""Of each label's calibration error."""
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
@@ -111,9 +108,10 @@ def run(options: argparse.Namespace, rest: list[str]) -> None:
     for split, predictions in splits.items():
         for task in predictions.tasks:
             if task in fitted.labels:
-                labels += _label_rows(files.path, predictions, task, split, fitted)
+                labels += [{"split": split, **row} for row in label_rows(predictions, task, fitted)]
+                _draw_labels(files.path, predictions, task, split, fitted)
             elif task in fitted.scales or task in fitted.deviations:
-                numbers += _number_rows(predictions, validation, task, split, fitted)
+                numbers += [{"split": split, **row} for row in number_rows(predictions, validation, task, fitted)]
     _show(values, labels, numbers, point_rows(points, scaled), as_json=options.json)
     if not options.json:
         sys.stdout.write(f"{options.run / Run.CALIBRATION} has the {_contents(temperatures, fitted)}\n")
@@ -184,30 +182,9 @@ def _show(values: list[Row], labels: list[Row], numbers: list[Row], points: list
     if values:
         columns = ("task", "split", "n", "groups", "T", "ECE before [95 %]", "after [95 %]", "by chance", "NLL", "note")
         Table(columns, [_cells(row) for row in values], ("task", "split", "note")).show()
-    if labels:
-        errors = ("ECE before [95 %]", "after [95 %]", "by chance")
-        of_labels = ("task", "label", "split", "n", "support", "T", "bias", *errors)
-        cells = [
-            [
-                *(str(row[name]) for name in ("task", "label", "split", "n", "support")),
-                *(f"{row['temperature']:.3g}", f"{row['bias']:+.2f}"),
-                *(with_interval(*row["ece_before"]), with_interval(*row["ece_after"]), share(row["chance_after"])),
-            ]
-            for row in labels
-        ]
-        Table(of_labels, cells, ("task", "label", "split")).show()
-    if numbers:
-        of_numbers = ("task", "split", "n", "groups", "intervals", "level", "coverage before [95 %]", "after [95 %]")
-        cells = [
-            [
-                *(str(row[name]) for name in ("task", "split", "n", "groups", "intervals")),
-                f"{row['level']:.0%}",
-                "–" if row["before"] is None else with_interval(*row["before"]),
-                with_interval(*row["after"]),
-            ]
-            for row in numbers
-        ]
-        Table(of_numbers, cells, ("task", "split", "intervals")).show()
+    for table in (label_calibration_table(labels), number_calibration_table(numbers)):
+        if table.rows:
+            table.show()
 
 
 def _fit_numbers(predictions: Predictions, task: str) -> tuple[str, float]:
@@ -219,72 +196,20 @@ def _fit_numbers(predictions: Predictions, task: str) -> tuple[str, float]:
     return "scales", fit_scale(errors, deviations)
 
 
-def _label_rows(run: Path, predictions: Predictions, task: str, split: str, fitted: OutputCalibration) -> list[Row]:
-    """Calibration of each label before and after; draws the diagram of all together."""
+def _draw_labels(run: Path, predictions: Predictions, task: str, split: str, fitted: OutputCalibration) -> None:
+    """Draw the diagram of all labels together."""
     own = predictions.take(predictions.known(task))
-    temperature, *biases = fitted.labels[task]
-    before, after = (each.label_probabilities(task) for each in (own, fitted.apply(own)))
     known, applies = own.targets[task] != UNKNOWN, own.targets[task] == 1
-    rows = []
-    for column, name in enumerate(own.tasks[task]):
-        kept = known[:, column]
-        groups, right = own.groups[kept], applies[kept, column]
-        errors = [
-            calibration_error(each[kept, column], right, groups, n_resamples=_RESAMPLES) for each in (before, after)
-        ]
-        by_chance = chance_errors(after[kept, column], right, groups, draws=_RESAMPLES) if kept.any() else np.zeros(0)
-        rows.append(
-            {
-                "task": task,
-                "label": str(name),
-                "split": split,
-                "n": int(kept.sum()),
-                "support": int(right.sum()),
-                "temperature": temperature,
-                "bias": biases[column],
-                "ece_before": errors[0],
-                "ece_after": errors[1],
-                "chance_after": float(by_chance.mean()) if len(by_chance) else math.nan,
-            }
-        )
     if known.any():
+        headings = ("as trained", f"T = {fitted.labels[task][0]:.3g} and biases")
         panels = {
-            heading: reliability_bins(each[known], applies[known])
-            for heading, each in {"as trained": before, f"T = {temperature:.3g} and biases": after}.items()
+            heading: reliability_bins(each.label_probabilities(task)[known], applies[known])
+            for heading, each in zip(headings, (own, fitted.apply(own)), strict=True)
         }
         figure = reliability_figure(
             panels, f"{task}, {split} ({int(known.sum())} labels of {len(own)} images)", score="share that applies"
         )
         save_figure(figure, run / Run.FIGURES / f"reliability_{split}_{file_name(task)}.png")
-    return rows
-
-
-def _number_rows(
-    predictions: Predictions, validation: Predictions, task: str, split: str, fitted: OutputCalibration
-) -> list[Row]:
-    """Coverage of intervals of predicted numbers before and after."""
-    from scipy.special import ndtri
-
-    own = predictions.take(predictions.known(task))
-    if not len(own):
-        return []
-    errors, deviations = own.values(task) - own.targets[task], own.deviations(task)
-    quantiles = [float(ndtri((1 + level) / 2)) for level in LEVELS]
-    before: list[Estimate | None] = [None] * len(LEVELS)
-    if deviations is None:
-        of = validation.take(validation.known(task))
-        kind = f"conformal, of {FITTED_ON}"
-        widths: list[Any] = [conformal_width(of.values(task) - of.targets[task], level) for level in LEVELS]
-    else:
-        kind, scale = f"normal, {fitted.scales[task]:.3g} times as wide", fitted.scales[task]
-        widths = [quantile * scale * deviations for quantile in quantiles]
-        before = [*coverages(errors, [quantile * deviations for quantile in quantiles], own.groups)]
-    after = coverages(errors, widths, own.groups)
-    fixed = {"task": task, "split": split, "n": len(own), "groups": len(set(own.groups.tolist())), "intervals": kind}
-    return [
-        {**fixed, "level": level, "before": first, "after": second}
-        for level, first, second in zip(LEVELS, before, after, strict=True)
-    ]
 
 
 def _compared(

@@ -135,11 +135,19 @@ def parts_of(files: Run, options: argparse.Namespace, rest: Sequence[str]) -> tu
             ]
         details += [labels.labels_section(labelled, counts, split)] if labelled.tasks else []
         details += [labels.numbers_section(numbers, split)] if numbers.tasks else []
+        if (others := predictions.of_kinds("multi_label", "regression")).tasks:
+            details.append(
+                labels.outputs_calibration_section(
+                    others, files.predictions("val"), files.output_calibration, split, str(files.path)
+                )
+            )
         with_thresholds = predictions.of_kinds(*CLASS_KINDS, "multi_label")
         details += [thresholds.thresholds_section(with_thresholds, split)] if with_thresholds.tasks else []
     made = [
         *details,
+        robustness.slices_section(files, split),
         robustness.corruptions_section(files),
+        robustness.unknown_images_section(files),
         *([robustness.other_data_section(files)] if files.evaluations else []),
         *_gallery_sections(files, options, next(iter(tasks), ""), read),
         images.curves_section(files),

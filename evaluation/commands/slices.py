@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 from unicodedata import normalize
 
 import numpy as np
@@ -18,9 +20,11 @@ from evaluation.statistics.scores import MAIN, TESTED, checked_names, heading, i
 from evaluation.statistics.slices import SMALLEST, SliceScore, column_slices, searched_slices, slice_scores
 from evaluation.tables.columns import OF_OUTPUTS, Columns, rows_where, sample_columns
 from evaluation.tables.summary import number_text, predictions_of, score_text
-from vitrail.console import Table
+from vitrail.console import Table, without_nan
 from vitrail.errors import UserError
+from vitrail.files import write_text_atomically
 from vitrail.runs import Run
+from vitrail.trust import file_name
 
 _EPILOG = """\
 examples:
@@ -87,7 +91,10 @@ def run(options: argparse.Namespace, rest: Sequence[str]) -> None:
     found = slice_scores(predictions, task, slices, metric)
     if not found:
         raise UserError(f"slices: no sample with a known target of '{task}' is in any slice")
-    _print(found, options, task, metric, [*notes, *_notes(found, options, metric)])
+    values = _values(found, task, metric)
+    name = f"slices_{options.split}_{file_name(task)}.json"
+    write_text_atomically(opened.path / Run.REPORTS / name, json.dumps(without_nan(values), indent=1) + "\n")
+    _print(found, values, options, metric, [*notes, *_notes(found, options, metric)])
 
 
 def _slices(options: argparse.Namespace, columns: Columns) -> dict[str, NDArray[np.bool_]]:
@@ -123,7 +130,31 @@ def _notes(found: Sequence[SliceScore], options: argparse.Namespace, metric: str
     return notes
 
 
-def _print(found: Sequence[SliceScore], options: argparse.Namespace, task: str, metric: str, notes: list[str]) -> None:
+def _values(found: Sequence[SliceScore], task: str, metric: str) -> list[dict[str, Any]]:
+    return [
+        {
+            "task": task,
+            "metric": metric,
+            "slice": one.name,
+            "n": one.n,
+            "groups": one.groups,
+            "value": one.score.value,
+            "interval": one.score.interval,
+            "rest": one.rest,
+            "difference": one.difference,
+            "p_value": one.p_value,
+        }
+        for one in found
+    ]
+
+
+def _print(
+    found: Sequence[SliceScore],
+    values: list[dict[str, Any]],
+    options: argparse.Namespace,
+    metric: str,
+    notes: list[str],
+) -> None:
     shown = found if options.all or options.json else found[:_SHOWN]
     cells = [
         [
@@ -139,22 +170,7 @@ def _print(found: Sequence[SliceScore], options: argparse.Namespace, task: str, 
         for one in shown
     ]
     columns = ("slice", "n", "groups", f"{heading(metric)} [95 %]", "rest", "difference", "p", "note")
-    values = [
-        {
-            "task": task,
-            "metric": metric,
-            "slice": one.name,
-            "n": one.n,
-            "groups": one.groups,
-            "value": one.score.value,
-            "interval": one.score.interval,
-            "rest": one.rest,
-            "difference": one.difference,
-            "p_value": one.p_value,
-        }
-        for one in shown
-    ]
-    table = Table(columns, cells, ("slice", "note"), f"{task}, {options.split}", values=values)
+    table = Table(columns, cells, ("slice", "note"), f"{values[0]['task']}, {options.split}", values=values)
     table.show(as_markdown=options.markdown, as_json=options.json)
     if options.json:
         return

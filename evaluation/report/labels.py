@@ -1,4 +1,4 @@
-"""Sections of a report on tasks without a single class: labels one by one and which are taken for which; numbers."""
+"""Sections of a report on tasks without a single class: labels one by one, numbers, and the calibration of both."""
 
 from __future__ import annotations
 
@@ -8,11 +8,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluation.report.charts import histogram_chart, scatter_chart
+from evaluation.report.charts import histogram_chart, reliability_chart, scatter_chart
 from evaluation.report.images import mistakes_name
 from evaluation.report.page import Matrix, Section
+from evaluation.statistics.calibration import reliability_bins
 from evaluation.statistics.intervals import share_interval
-from vitrail.predictions import Predictions
+from evaluation.tables.calibration import label_calibration_table, label_rows, number_calibration_table, number_rows
+from vitrail.console import Table
+from vitrail.predictions import OutputCalibration, Predictions
 from vitrail.trust import file_name
 from vitrail.types import UNKNOWN
 
@@ -146,6 +149,59 @@ def numbers_section(predictions: Predictions, split: str) -> Section:
             f"nine of ten lie between {low:+.4g} and {high:+.4g}."
         )
     return section
+
+
+def outputs_calibration_section(
+    predictions: Predictions, validation: Predictions | None, fitted: OutputCalibration, split: str, run: str
+) -> Section:
+    """How far probabilities of labels are from their shares, and how many true numbers intervals contain.
+
+    Args:
+        predictions: of multi-label and regression tasks only, as they were trained.
+        validation: of the same tasks, on which intervals of numbers without a standard deviation rest.
+        fitted: by ``calibrate``.
+        split: that was predicted.
+        run: its directory, named in what is missing.
+    """
+    section = Section("Calibration of labels and numbers")
+    labels, numbers, without = [], [], []
+    for task in predictions.tasks:
+        if not len(predictions.known(task)):
+            section.missing.append(f"Of {task!r} no target is known.")
+            continue
+        if predictions.kind(task) == "multi_label":
+            labels += [{"split": split, **row} for row in label_rows(predictions, task, fitted)]
+            own = (fitted.apply(predictions) if task in fitted.labels else predictions).take(predictions.known(task))
+            known, applies = own.targets[task] != UNKNOWN, own.targets[task] == 1
+            bins = reliability_bins(own.label_probabilities(task)[known], applies[known])
+            stage = "calibrated" if task in fitted.labels else "as trained"
+            section.charts[f"reliability_{split}_{file_name(task)}"] = reliability_chart(f"{task}, {stage}", bins)
+        else:
+            numbers += [{"split": split, **row} for row in number_rows(predictions, validation, task, fitted)]
+        if task not in {**fitted.labels, **fitted.scales, **fitted.deviations}:
+            without.append(task)
+    if labels:
+        section.tables[f"label_calibration_{split}"] = _frame(label_calibration_table(labels))
+        section.paragraphs.append(
+            "ECE of a label is the mean distance of the share of images that it applies to from its probability, in 15 "
+            "bins of equal width; by chance is what perfectly calibrated probabilities would show with so few images."
+        )
+    if numbers:
+        section.tables[f"number_calibration_{split}"] = _frame(number_calibration_table(numbers))
+        section.paragraphs.append(
+            "Coverage is the share of true values within intervals around the predicted ones; it should equal level."
+        )
+    if without:
+        section.missing.append(
+            f"Nothing is fitted for {', '.join(without)}: `python -m evaluation calibrate {run}` does, on val."
+        )
+    return section
+
+
+def _frame(table: Table) -> pd.DataFrame:
+    import pandas as pd
+
+    return pd.DataFrame(table.rows, columns=list(table.columns))
 
 
 _DRAWN = 3_000  # points of a chart; of more a sample

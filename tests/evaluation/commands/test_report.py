@@ -67,7 +67,7 @@ def predictions_of(run: Path) -> Predictions:
 def test_page_has_every_section_and_stands_alone(run: Path) -> None:
     text = (run / "report.html").read_text(encoding="utf-8")
     assert tuple(re.findall("<h2>(.*?)</h2>", text)) == ("How sure", "What to do next", *TITLES, "Missing")
-    assert re.findall("<dt>(.*?)</dt>", text) == ["Corrupted images", "Efficiency"]
+    assert re.findall("<dt>(.*?)</dt>", text) == ["Slices", "Corrupted images", "Unknown images", "Efficiency"]
     parser = Checked()
     parser.feed(text)
     assert parser.open == []
@@ -117,7 +117,8 @@ def test_mistakes_show_their_images_worst_first(run: Path) -> None:
 
 def test_markdown_says_the_same_and_its_links_lead_somewhere(run: Path) -> None:
     text = (run / "report.md").read_text(encoding="utf-8")
-    in_order = (*TITLES[:6], "Corrupted images", *TITLES[6:9], "Efficiency", *TITLES[9:])
+    further = ("Slices", "Corrupted images", "Unknown images")
+    in_order = (*TITLES[:6], *further, *TITLES[6:9], "Efficiency", *TITLES[9:])
     assert tuple(re.findall("^## (.*)$", text, re.MULTILINE)) == in_order
     links = re.findall(r"\]\((report/[^)]+)\)", text)
     assert len(links) > 20
@@ -288,7 +289,15 @@ def test_tasks_of_every_kind_have_their_sections(copied: Path) -> None:
     write_predictions(path, replace(make_predictions_of_every_kind(len(names)), names=names))
     (copied / "run.json").write_text("{}")
     text = page(copied)
-    for title in ("Scores on test", "Classes", "Confusions", "Labels", "Numbers", "Mistakes"):
+    for title in (
+        "Scores on test",
+        "Classes",
+        "Confusions",
+        "Labels",
+        "Numbers",
+        "Calibration of labels and numbers",
+        "Mistakes",
+    ):
         assert f"<h2>{title}" in text or f">{title}</h2>" in text
     for name in ("scores_test_regression.csv", "labels_test_tags.csv", "numbers_test_price.svg"):
         assert (copied / "report" / name).exists()

@@ -11,10 +11,13 @@ from evaluation.report.labels import (
     label_table,
     labels_section,
     numbers_section,
+    outputs_calibration_section,
 )
+from evaluation.statistics.calibration import fit_labels, fit_scale, standard_width
+from tests.evaluation.commands.test_calibrate import of_labels_and_numbers
 from tests.evaluation.predictions_fixture import make_predictions_of_every_kind
 from tests.evaluation.report.test_charts import dots
-from vitrail.predictions import Predictions
+from vitrail.predictions import OutputCalibration, Predictions
 
 
 def mixed() -> Predictions:
@@ -100,3 +103,41 @@ def test_tasks_without_targets_are_named() -> None:
     predictions.targets["price"][:] = np.nan
     assert labels_section(predictions.of_kinds("multi_label"), {}, "test").missing == ["Of 'tags' no target is known."]
     assert numbers_section(predictions.of_kinds("regression"), "test").missing == ["Of 'price' no target is known."]
+
+
+@pytest.mark.parametrize("with_deviation", [True, False])
+def test_calibration_of_labels_and_numbers_before_and_after(with_deviation: bool) -> None:
+    validation, predictions = (of_labels_and_numbers(400, seed, with_deviation=with_deviation) for seed in range(2))
+    before = outputs_calibration_section(predictions, validation, OutputCalibration(), "test", "runs/a")
+    assert before.tables["label_calibration_test"]["after [95 %]"].tolist() == ["–", "–"]
+    assert before.missing == [
+        "Nothing is fitted for tags, price: `python -m evaluation calibrate runs/a` does, on val."
+    ]
+
+    errors = validation.values("price") - validation.targets["price"]
+    deviations = validation.deviations("price")
+    fitted = OutputCalibration(
+        labels={"tags": fit_labels(validation.logits["tags"], validation.targets["tags"])},
+        **(
+            {"deviations": {"price": standard_width(errors)}}
+            if deviations is None
+            else {"scales": {"price": fit_scale(errors, deviations)}}
+        ),
+    )
+    after = outputs_calibration_section(predictions, validation, fitted, "test", "runs/a")
+    assert after.missing == []
+    labels, numbers = after.tables["label_calibration_test"], after.tables["number_calibration_test"]
+    for row in labels.itertuples(index=False):
+        assert float(row[-2].split()[0]) < 0.7 * float(row[-3].split()[0])
+    assert numbers["level"].tolist() == ["50%", "80%", "95%"]
+    covered = [float(text.split()[0]) for text in numbers["after [95 %]"]]
+    assert covered == pytest.approx([0.5, 0.8, 0.95], abs=0.07)
+    assert (numbers["coverage before [95 %]"] == "–").all() == (not with_deviation)
+    assert [*after.charts] == ["reliability_test_tags"]
+
+
+def test_numbers_without_deviation_or_validation_have_no_intervals() -> None:
+    predictions = of_labels_and_numbers(50, 0, with_deviation=False).of_kinds("regression")
+    section = outputs_calibration_section(predictions, None, OutputCalibration(), "test", "runs/a")
+    assert not section.tables
+    assert len(section.missing) == 1

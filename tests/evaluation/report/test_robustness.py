@@ -1,15 +1,22 @@
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from evaluation.report.robustness import corruptions_section, other_data_section
+from evaluation.report.robustness import (
+    corruptions_section,
+    other_data_section,
+    slices_section,
+    unknown_images_section,
+)
 from tests.evaluation.report.test_charts import line
 from tests.evaluation.test_robustness import write as write_corrupted
 from tests.support.runs import write_run
+from vitrail.programs import main
 from vitrail.runs import Run
 
 
@@ -49,3 +56,34 @@ def test_other_data_sets_have_a_row_for_each_task(tmp_path: Path) -> None:
     assert predictions is not None
     right = (predictions.predicted("class") == predictions.targets["class"]).mean()
     assert table["value [95 %]"][0].value == pytest.approx(right)
+
+
+def test_slices_are_those_of_the_command(tmp_path: Path) -> None:
+    run = write_run(tmp_path, gallery=False)
+    assert slices_section(Run(run), "test").missing == [
+        f"No slices were evaluated yet: `vitrail slices {run} --split test` does."
+    ]
+    assert main("vitrail", ["slices", str(run), "--by", "predicted_class"]) == 0
+    section = slices_section(Run(run), "test")
+    rows = json.loads((run / "reports" / "slices_test_class.json").read_text())
+    table = section.tables["slices_test_class"]
+    assert table["slice"].tolist() == [row["slice"] for row in rows]
+    assert table["difference"].tolist() == pytest.approx([row["difference"] for row in rows])
+    assert table.iloc[0, 1].startswith(f"{rows[0]['value']:.3f} [{rows[0]['interval'][0]:.3f}")
+    assert section.missing == []
+    (run / "reports" / "slices_test_class.json").write_text("[1")
+    assert "cannot be read" in slices_section(Run(run), "test").missing[0]
+
+
+def test_recognition_of_unknown_images_is_shown_with_its_intervals(tmp_path: Path) -> None:
+    run = write_run(tmp_path, gallery=False)
+    row = {"ood": "noise", "method": "knn", "threshold": 0.1, "rate": 0.95, "test_images": 10, "ood_images": 6}
+    found = {"auroc": 0.9, "fpr": 0.25, "kept": 0.94, "unknown": None}
+    spans = {name: {"value": value, "low": value, "high": value} for name, value in found.items()}
+    (run / "reports").mkdir(exist_ok=True)
+    (run / "reports" / "ood.json").write_text(json.dumps([row | spans]))
+    section = unknown_images_section(Run(run))
+    [shown] = section.tables["unknown_images"].to_dict("records")
+    assert (shown["other images"], shown["n"]) == ("noise", 6)
+    assert shown["AUROC [95 %]"] == "0.900 [0.900, 0.900]"
+    assert shown["unknown [95 %]"] == "–"
