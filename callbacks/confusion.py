@@ -20,7 +20,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from callbacks.best_checkpoint import BestCheckpoint
 from callbacks.outputs import OutputCollector
 from callbacks.trackers import log_images, log_table
-from evaluation.report.figures import confusion_figure, save_figure
+from evaluation.report.figures import confusion_image, save_figure
 from evaluation.tables.per_class import class_report, confusion_frame, normalise_by_target
 from evaluation.tables.summary import share
 from lightning_modules.metrics import predicted_classes
@@ -215,7 +215,7 @@ class ConfusionMatrixLogger(ConfusionCounter):
             for suffix, matrix in (("", counts), ("_normalised", normalise_by_target(counts))):
                 stem = f"confusion_{counted.split}_{file_name(task)}{suffix}"
                 images[f"{file_name(task)}{suffix}"] = folder / f"{stem}.png"
-                save_figure(confusion_figure(matrix, title), folder / f"{stem}.png")
+                save_figure(confusion_image(matrix, title), folder / f"{stem}.png")
                 write_csv(folder / f"{stem}.csv", matrix, index=True)
         key = f"confusion/{counted.split}"
         log_images(trainer, {f"{key}/{name}": path for name, path in images.items()})

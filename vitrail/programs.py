@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from vitrail.errors import EXIT_USER_ERROR, run_program, run_reporting_user_errors
-from vitrail.runtime import keep_freed_memory
+from vitrail.runtime import keep_freed_memory, lighten_torchmetrics
 from vitrail.trust import PLUGINS, plugins
 from vitrail.types import DATA_ARGUMENTS
 
@@ -274,6 +274,8 @@ def _run(program: str, arguments: list[str]) -> int:
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if owner == "experiments":
         keep_freed_memory()
+    if not plugins():
+        lighten_torchmetrics()
     command = PROGRAMS[owner].commands[name]
     if name == "predict" and rest and rest[0].startswith("-") and rest[0] not in ("-h", "--help"):
         command = Command(_STAGE, command.help)  # Lightning's stage: the data of an experiment, `predict --config FILE`

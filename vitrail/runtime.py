@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from typing import IO
+from typing import IO, Any
 
 from vitrail.errors import UserError
 
@@ -114,3 +114,31 @@ def check_device(name: str) -> str:
         reason = str(error).splitlines()[0].split(". ")[0]
         raise UserError(f"--device {name}: cannot be used here ({reason}); try cpu") from error
     return name
+
+
+_UNUSED = {"matplotlib", "scipy", "transformers"}
+"""Packages that torchmetrics imports for metrics of sound and of texts and for plots; Vitrail uses none of these."""
+
+
+def lighten_torchmetrics() -> None:
+    """Let torchmetrics, which Lightning imports, leave out what needs packages that slow down the start of commands.
+
+    Importing them takes as long as importing torch itself, and more than 100 MB. Vitrail imports them where it needs
+    them. It has no effect once torchmetrics is imported, and is meant for commands only: in a session of Python's, and
+    with plugins, any metric may be wanted.
+    """
+    from lightning_utilities.core import imports
+
+    is_available, is_met = imports.package_available, imports.RequirementCache.__bool__
+
+    def package_available(package_name: str) -> bool:
+        return package_name not in _UNUSED and bool(is_available(package_name))
+
+    def met(requirement: imports.RequirementCache) -> bool:
+        if (requirement.requirement or "").split(">=")[0] in _UNUSED:
+            requirement.available = False
+            requirement.message = f"{requirement.requirement}: not used by the commands of Vitrail"
+        return bool(is_met(requirement))
+
+    module: Any = imports
+    module.package_available, module.RequirementCache.__bool__ = package_available, met

@@ -16,7 +16,6 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from scipy.stats import entropy
 
 from datamodules.loading.decode import read_header
 from vitrail.errors import UserError
@@ -54,6 +53,7 @@ def measured(pixels: NDArray[np.uint8], source: str) -> NDArray[np.float32]:
     gray = image.convert("L")
     levels = np.arange(256)
     shares: NDArray[np.float64] = np.array(gray.histogram(), dtype=np.float64) / (gray.width * gray.height)
+    present = shares[shares > 0]
     mean = float(shares @ levels)
     wide = np.asarray(gray).astype(np.int16)
     laplacian = wide[:-2, 1:-1] + wide[2:, 1:-1] + wide[1:-1, :-2] + wide[1:-1, 2:] - 4 * wide[1:-1, 1:-1]
@@ -61,7 +61,7 @@ def measured(pixels: NDArray[np.uint8], source: str) -> NDArray[np.float32]:
     facts = (
         mean,
         math.sqrt(max(float(shares @ (levels - mean) ** 2), 0.0)),
-        float(entropy(shares, base=2)),
+        -float(present @ np.log2(present)),
         float(laplacian.var(dtype=np.float32)) if laplacian.size else 0.0,
         float(chroma.mean()),
     )

@@ -53,8 +53,13 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--seed", type=int, default=0, help="of all sampling (default: 0)")
 
 
-def run(options: argparse.Namespace, rest: Sequence[str] = ()) -> None:
+def run(options: argparse.Namespace, rest: Sequence[str] = (), datamodule: ImageDataModule | None = None) -> None:
     """Write the report, and print where it is and how much is missing.
+
+    Args:
+        options: see ``add_arguments``.
+        rest: arguments of the data.
+        datamodule: the run's own data, where they are at hand; otherwise they are set up from its configuration.
 
     Raises:
         UserError: the directory is no run, or an option is not as it must be.
@@ -65,7 +70,7 @@ def run(options: argparse.Namespace, rest: Sequence[str] = ()) -> None:
         raise UserError(f"--mistakes: is {options.mistakes}, must be at least 1")
     files = Run(options.run)
     folder = options.to or options.run
-    summary, sections = parts_of(files, options, rest)
+    summary, sections = parts_of(files, options, rest, datamodule)
     lead = [
         f"Made of the files in {options.run} by `python -m evaluation report`. Charts, images and tables are also "
         f"files in {NAME}/."
@@ -101,7 +106,9 @@ def _remove_old_files(folder: Path, written: set[str]) -> None:
     write_text_atomically(listed, json.dumps(sorted(written), indent=1) + "\n")
 
 
-def parts_of(files: Run, options: argparse.Namespace, rest: Sequence[str]) -> tuple[Summary, list[Section]]:
+def parts_of(
+    files: Run, options: argparse.Namespace, rest: Sequence[str], datamodule: ImageDataModule | None = None
+) -> tuple[Summary, list[Section]]:
     """Make the summary and all sections in order; those that cannot be made report what is missing."""
     from evaluation.report import images, labels, robustness, sections, thresholds
     from evaluation.report.summary import run_summary
@@ -110,7 +117,7 @@ def parts_of(files: Run, options: argparse.Namespace, rest: Sequence[str]) -> tu
     split = options.split
     predictions = files.predictions(split)
     tasks = {} if predictions is None else predictions.tasks
-    datamodule, why_not = data_of_run(files, options, rest)
+    datamodule, why_not = (datamodule, "") if datamodule else data_of_run(files, options, rest)
     read = None if datamodule is None else reader(datamodule)
     summaries: list[TaskSummary] = []
     details = [_without("Scores, classes, confusions, calibration, mistakes", files.problem_of(split))]

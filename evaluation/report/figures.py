@@ -5,23 +5,30 @@ Pages draw their own charts (``charts``).
 
 from __future__ import annotations
 
+import functools
+import importlib.util
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
 
 from evaluation.statistics.calibration import ReliabilityBins
 from vitrail.files import write_atomically
 
 if TYPE_CHECKING:
     import pandas as pd
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 
 MAX_ANNOTATED = 30
 """Classes up to which cells show their numbers, not only colours."""
+
+MAX_DRAWN = 300
+"""Classes that a matrix shows."""
 
 _LONGEST_NAME = 28
 _BLUE, _RED = "#3b75af", "#c8553d"
@@ -37,69 +44,88 @@ def blank_figure(width: float, height: float, dpi: int = 110) -> Figure:
     return figure
 
 
-def confusion_figure(matrix: pd.DataFrame, title: str, names: tuple[str, str] = ("target", "predicted")) -> Figure:
-    """Draw a confusion matrix, raw (whole numbers) or normalised (shares), from one class to a few hundred.
+def confusion_image(matrix: pd.DataFrame, title: str, names: tuple[str, str] = ("target", "predicted")) -> Image.Image:
+    """Draw a confusion matrix, raw (whole numbers) or normalised (shares).
 
     Args:
         matrix: rows are the C targets, columns the predictions, as ``per_class.confusion_matrix`` makes them; NaN
-            rows (classes without a target) stay grey.
+            rows (classes without a target) stay grey. Of more than ``MAX_DRAWN`` classes those are drawn that are
+            confused most.
         title: above the matrix.
         names: of rows and columns.
     """
-    from matplotlib.colors import PowerNorm
-
-    size = max(matrix.shape)
-    # Inches: a cell never gets too small for its name at the smallest readable font (about 5.5 points).
-    cell = float(np.clip(9.0 / size, 0.11, 0.75))
-    font = float(np.clip(cell * 72 * 0.62, 5.5, 10.0))
-    classes = [short(str(name), _LONGEST_NAME) for name in matrix.columns]
-    figure, axes, bar = _places(max(cell * size, 2.2), classes, font, names, has_numbers=size <= MAX_ANNOTATED)
+    if len(matrix) > MAX_DRAWN:
+        kept = _most_confused(matrix)
+        title = f"{title}: the {MAX_DRAWN} of {len(matrix):,} classes that are confused most"
+        matrix = matrix.iloc[kept, kept]
+    rows, columns = matrix.shape
+    has_numbers = max(rows, columns) <= MAX_ANNOTATED
+    cell = int(np.clip(990 / max(rows, columns), 15, 82))
+    font, heading = _font(min(cell * 0.62, 15)), _font(17)
+    labels = [short(" ".join(str(name).split()), _LONGEST_NAME) for name in matrix.columns]
+    widest = math.ceil(max(font.getlength(label) for label in labels)) + 6
+    left, top = widest + 36, 44
+    size = max(left + columns * cell + 24, math.ceil(heading.getlength(title)) + 24), top + rows * cell + widest + 36
+    image = Image.new("RGB", size, "white")
+    draw = ImageDraw.Draw(image)
     values = matrix.to_numpy(dtype=np.float64)
     is_share = not all(np.issubdtype(kind, np.integer) for kind in matrix.dtypes)
-    highest = 1.0 if is_share else max(1.0, float(np.nanmax(values, initial=0.0)))
-    axes.set_facecolor("0.85")
-    # Without numbers, rare confusions are visible by their colour only: a root scale lifts them.
-    norm = PowerNorm(1.0 if size <= MAX_ANNOTATED else 0.5, vmin=0.0, vmax=highest)
-    image = axes.imshow(values, cmap="Blues", norm=norm, interpolation="nearest")
-    ticks = [plain(name) for name in classes]
-    axes.set_xticks(range(size), ticks, rotation=90, fontsize=font)
-    axes.set_yticks(range(len(matrix)), ticks[: len(matrix)], fontsize=font)
-    axes.set_title(plain(title), fontsize=11, y=1.0)
-    if bar is not None:
-        figure.colorbar(image, cax=bar)
-    else:
-        _annotate(axes, values, highest, is_share, min(font, cell * 72 * (0.36 if is_share else 0.42)))
-    return figure
-
-
-def _places(
-    side: float, classes: Sequence[str], font: float, names: tuple[str, str], has_numbers: bool
-) -> tuple[Figure, Axes, Axes | None]:
-    """A figure with room for a square of ``side`` inches, for the names left of it and below, and for a colour bar.
-
-    Cells that show their numbers need no bar.
-
-    The room follows from the longest name. Matplotlib's own layouts measure every name several times, which takes
-    most of the time that a figure needs.
-    """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    from matplotlib.font_manager import FontProperties
-
-    dpi = 110 if has_numbers else 140
-    figure = Figure(dpi=dpi)
-    renderer = FigureCanvasAgg(figure).get_renderer()
-    properties = FontProperties(size=font)
-    longest = max(renderer.get_text_width_height_descent(name, properties, ismath=False)[0] for name in classes) / dpi
-    edge, above, beyond = longest + 0.45, 0.4, 0.5 if has_numbers else 0.9
-    width, height = edge + side + beyond, edge + side + above
-    figure.set_size_inches(width, height)
-    axes = figure.add_axes((edge / width, edge / height, side / width, side / height))
-    figure.text((edge + side / 2) / width, 0.08 / height, names[1], ha="center", va="bottom")
-    figure.text(0.08 / width, (edge + side / 2) / height, names[0], ha="left", va="center", rotation=90)
+    shares = values / (1.0 if is_share else max(1.0, float(np.nanmax(values, initial=0.0))))
+    # Without numbers, rare confusions are visible by their colour only: a root lifts them.
+    colours = _blues(shares if has_numbers else np.sqrt(shares)).repeat(cell, 0).repeat(cell, 1)
+    image.paste(Image.fromarray(colours), (left, top))
+    draw.rectangle((left - 1, top - 1, left + columns * cell, top + rows * cell), outline="black")
+    beside = _labels_image(labels[:rows], cell, widest, font)
+    below = _labels_image(labels, cell, widest, font).transpose(Image.Transpose.ROTATE_90)
+    image.paste(beside, (left - widest - 1, top))
+    image.paste(below, (left, top + rows * cell + 1))
+    middle = left + columns * cell // 2
+    draw.text((max(middle, heading.getlength(title) / 2 + 12), 24), title, "black", heading, anchor="mm")
+    draw.text((middle, size[1] - 16), names[1], "black", heading, anchor="mm")
+    rotated = _labels_image([names[0]], 24, math.ceil(heading.getlength(names[0])) + 6, heading)
+    image.paste(rotated.transpose(Image.Transpose.ROTATE_90), (6, top + (rows * cell - rotated.width) // 2))
     if has_numbers:
-        return figure, axes, None
-    return figure, axes, figure.add_axes(((edge + side + 0.15) / width, edge / height, 0.16 / width, side / height))
+        own = _font(min(15, cell * (0.36 if is_share else 0.42)))
+        for row, column in zip(*np.nonzero(np.nan_to_num(values)), strict=True):
+            text = f"{values[row, column]:.2f}".removeprefix("0") if is_share else f"{values[row, column]:.0f}"
+            place = left + (column + 0.5) * cell, top + (row + 0.5) * cell
+            draw.text(place, text, "white" if shares[row, column] > 0.55 else "black", own, anchor="mm")
+    return image
+
+
+def _most_confused(matrix: pd.DataFrame) -> NDArray[np.int64]:
+    """Places of ``MAX_DRAWN`` classes with the most errors, in their order."""
+    values = np.nan_to_num(matrix.to_numpy()[:, : len(matrix)])
+    errors = values.sum(axis=0) + values.sum(axis=1) - 2 * np.diagonal(values)
+    return np.sort(np.argsort(-errors, kind="stable")[:MAX_DRAWN])
+
+
+def _blues(shares: NDArray[np.float64]) -> NDArray[np.uint8]:
+    """Colours uint8 ``(..., 3)``, from white for 0 to dark blue for 1, grey for NaN."""
+    places, anchors = (
+        (0, 0.25, 0.5, 0.75, 1),
+        ((247, 198, 107, 33, 8), (251, 219, 174, 113, 48), (255, 239, 214, 181, 107)),
+    )
+    found = np.stack([np.interp(shares, places, anchor) for anchor in anchors], axis=-1)
+    return np.where(np.isnan(shares)[..., None], 217, found).astype(np.uint8)
+
+
+def _labels_image(labels: Sequence[str], height: int, width: int, font: ImageFont.FreeTypeFont) -> Image.Image:
+    """Names below each other, each flush right in a line of its own."""
+    image = Image.new("RGB", (width, height * len(labels)), "white")
+    draw = ImageDraw.Draw(image)
+    for place, label in enumerate(labels):
+        draw.text((width - 3, (place + 0.5) * height), label, "black", font, anchor="rm")
+    return image
+
+
+@functools.cache
+def _font(size: float) -> ImageFont.FreeTypeFont:
+    """Matplotlib's font, which has Greek and Cyrillic, too; Matplotlib itself takes a second to import."""
+    spec = importlib.util.find_spec("matplotlib")
+    assert spec is not None
+    assert spec.origin is not None
+    return ImageFont.truetype(Path(spec.origin).parent / "mpl-data" / "fonts" / "ttf" / "DejaVuSans.ttf", size)
 
 
 def plain(text: str) -> str:
@@ -108,20 +134,14 @@ def plain(text: str) -> str:
     return f" {escaped}" if escaped.startswith("_") else escaped
 
 
-def save_figure(figure: Figure, path: Path) -> None:
+def save_figure(figure: Figure | Image.Image, path: Path) -> None:
     """Write a figure as PNG, atomically."""
     with write_atomically(path) as partial:
         # Half the time of the best compression, and files that are hardly larger.
-        figure.savefig(partial, format="png", pil_kwargs={"compress_level": 3})
-
-
-def _annotate(axes: Any, values: Any, highest: float, is_share: bool, font: float) -> None:
-    """Write the number into each cell that is not empty, in white where the cell is dark."""
-    for row, column in zip(*np.nonzero(np.nan_to_num(values)), strict=True):
-        value = float(values[row, column])
-        text = f"{value:.2f}".removeprefix("0") if is_share else f"{value:.0f}"
-        colour = "white" if value > 0.55 * highest else "black"
-        axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=font)
+        if isinstance(figure, Image.Image):
+            figure.save(partial, format="png", compress_level=3)
+        else:
+            figure.savefig(partial, format="png", pil_kwargs={"compress_level": 3})
 
 
 def short(text: str, longest: int = 30) -> str:

@@ -9,6 +9,7 @@ import numpy as np
 from evaluation.report.charts import Chart, Span, line_chart
 from evaluation.report.page import Section
 from evaluation.statistics.curves import Curve, Shape, Side, curve, curves_of, sides_of
+from evaluation.statistics.scores import auroc
 from evaluation.tables.summary import with_interval
 from vitrail.predictions import Predictions
 from vitrail.trust import file_name
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 MOST = 10
 """Classes or labels of a task that have curves."""
+
+_MANY = 4  # bands that would hide each other
 
 _LARGEST = 5_000_000  # samples times classes up to which those with the lowest AUROC are looked for
 
@@ -56,7 +59,10 @@ def thresholds_section(predictions: Predictions, split: str) -> Section:
             section.paragraphs.append(
                 f"{task}: curves of the {len(sides)} of {len(predictions.tasks[task])} with the lowest AUROC."
             )
-        curves = {shape: {name: curve(shape, *side) for name, side in sides.items()} for shape in _SHAPES}
+        has_bands = len(sides) < _MANY
+        curves = {
+            shape: {name: curve(shape, *side, has_band=has_bands) for name, side in sides.items()} for shape in _SHAPES
+        }
         if sides:
             for shape, own_curves in curves.items():
                 section.charts[f"{shape}_{stem}"] = _of_classes(task, shape, own_curves)
@@ -73,12 +79,10 @@ def thresholds_section(predictions: Predictions, split: str) -> Section:
 
 def _worst(sides: dict[str, Side]) -> dict[str, Side]:
     """Those with both positive and negative samples; of many the ones with the lowest AUROC, in their order."""
-    from sklearn.metrics import roc_auc_score
-
     usable = {name: side for name, side in sides.items() if side.positive.any() and not side.positive.all()}
     if len(usable) <= MOST:
         return usable
-    areas = {name: roc_auc_score(side.positive, side.scores) for name, side in usable.items()}
+    areas = {name: auroc(side.positive, side.scores) for name, side in usable.items()}
     kept = set(sorted(usable, key=areas.__getitem__)[:MOST])
     return {name: side for name, side in usable.items() if name in kept}
 
@@ -99,8 +103,7 @@ def _of_classes(task: str, shape: Shape, curves: dict[str, Curve]) -> Chart:
     # From the corner where everything is negative; precision is not defined there.
     begin = np.zeros(1 if shape == "roc" else 0)
     lines = {name: (np.append(begin, own.x), np.append(begin, own.y)) for name, own in curves.items()}
-    # More than a few bands hide each other.
-    bands = {name: (own.x, own.low, own.high) for name, own in curves.items()} if len(curves) < 4 else {}
+    bands = {name: (own.x, own.low, own.high) for name, own in curves.items()} if len(curves) < _MANY else {}
     return line_chart(f"{task}: {title}", lines, x, y, unit=True, diagonal=shape == "roc", bands=bands)
 
 

@@ -67,7 +67,14 @@ class Curve:
     positives: int
 
 
-def curve(shape: Shape, positive: NDArray[np.bool_], scores: NDArray[np.floating[Any]], groups: NDArray[Any]) -> Curve:
+def curve(
+    shape: Shape,
+    positive: NDArray[np.bool_],
+    scores: NDArray[np.floating[Any]],
+    groups: NDArray[Any],
+    *,
+    has_band: bool = True,
+) -> Curve:
     """Return a curve of N samples.
 
     Args:
@@ -76,6 +83,7 @@ def curve(shape: Shape, positive: NDArray[np.bool_], scores: NDArray[np.floating
             not, except for the risk-coverage curve.
         scores: ``(N,)``, the higher the more likely positive; of the risk-coverage curve confidences.
         groups: ``(N,)``, the group of each sample.
+        has_band: compute the interval at each threshold; otherwise its ends are NaN.
     """
     everything, index = np.ones(len(positive), dtype=bool), np.unique(groups, return_inverse=True)[1]
     thresholds = np.unique(scores)[::-1]
@@ -89,7 +97,7 @@ def curve(shape: Shape, positive: NDArray[np.bool_], scores: NDArray[np.floating
         own = hit[among].astype(np.float64)
         x.append(marked[below].mean())
         y.append(own.mean())
-        ends.append(share_interval(own, index[among]))
+        ends.append(share_interval(own, index[among]) if has_band else (np.nan, np.nan))
     statistics: dict[Shape, Statistic] = {
         "roc": auroc_statistic(positive[:, None], scores[:, None]),
         "precision_recall": precision_statistic(positive[:, None], scores[:, None]),

@@ -368,6 +368,11 @@ def auroc_statistic(
     return _mean_over_classes(_auroc, positive, scores, is_known)
 
 
+def auroc(positive: NDArray[np.bool_], scores: NDArray[np.floating[Any]]) -> float:
+    """Return the area under the ROC curve, 0 to 1, of samples of which bool ``(N,)`` are positive, but not all."""
+    return _auroc(positive, scores.astype(np.float64))[0]
+
+
 def _auroc(positive: NDArray[np.bool_], scores: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
     """The area, and what each sample adds to it times their number."""
     above, below = np.sort(scores[positive]), np.sort(scores[~positive])

@@ -494,7 +494,7 @@ class VitrailCLI(LightningCLI):
         if test_best and best and self.trainer.is_global_zero:
             run = Run(self.run_directory)
             if self._get(self.config, "report"):
-                write_report(run)
+                write_report(run, self.datamodule)
             sys.stdout.write(closing_summary(run))
 
     def after_test(self) -> None:

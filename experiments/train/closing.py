@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import shlex
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from evaluation.commands import report
 from evaluation.statistics.scores import heading
@@ -13,6 +13,9 @@ from vitrail.errors import UserError
 from vitrail.programs import program_name
 from vitrail.runs import Run
 from vitrail.types import CLASS_KINDS
+
+if TYPE_CHECKING:
+    from datamodules.base import ImageDataModule
 
 
 def closing_summary(run: Run) -> str:
@@ -61,9 +64,9 @@ def _next(run: Run, *, has_labels: bool) -> list[str]:
     return [*lines, f"Report: {page}"] if page.exists() else lines
 
 
-def write_report(run: Run) -> None:
-    """Write ``report.html``, as ``report RUN`` does."""
+def write_report(run: Run, datamodule: ImageDataModule) -> None:
+    """Write ``report.html``, as ``report RUN`` does, with the data of the training, which are read already."""
     parser = argparse.ArgumentParser()
     report.add_arguments(parser)
     options: Any = parser.parse_args([str(run.path)])
-    report.run(options)
+    report.run(options, datamodule=datamodule)

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import pytest
 from matplotlib.figure import Figure
+from PIL import Image
 
 
 @contextmanager
@@ -16,8 +17,8 @@ def plain_figures() -> Iterator[None]:
     Their own tests are ``tests/callbacks/test_confusion.py`` and ``tests/evaluation/report/test_figures.py``.
     """
     with pytest.MonkeyPatch.context() as patched:
-        for place in ("callbacks.confusion.confusion_figure", "evaluation.commands.calibrate.reliability_figure"):
-            patched.setattr(place, lambda *_, **__: Figure())
+        patched.setattr("callbacks.confusion.confusion_image", lambda *_, **__: Image.new("RGB", (1, 1)))
+        patched.setattr("evaluation.commands.calibrate.reliability_figure", lambda *_, **__: Figure())
         yield
 
 

@@ -62,3 +62,20 @@ def test_memory_is_unknown_where_the_system_does_not_report_it(monkeypatch: pyte
     assert (memory_bytes() or 0) > 1 << 28
     monkeypatch.delattr("os.sysconf")  # Windows
     assert memory_bytes() is None
+
+
+def _loaded(code: str) -> str:
+    program = f"import sys; from vitrail.runtime import lighten_torchmetrics; lighten_torchmetrics(); {code}"
+    return subprocess.check_output([sys.executable, "-c", program], text=True).strip()
+
+
+def test_packages_for_other_metrics_are_left_out_and_no_others() -> None:
+    checks = "bool(R('transformers>=4.4')), bool(R('matplotlib')), available('scipy'), bool(R('numpy>=1')), available('PIL')"
+    names = "from lightning_utilities.core.imports import RequirementCache as R, package_available as available"
+    assert _loaded(f"{names}; print({checks})") == "(False, False, False, True, True)".strip("()").replace(",", "")
+
+
+@pytest.mark.slow  # imports torch in a new process
+def test_torchmetrics_does_not_import_them() -> None:
+    code = "import torchmetrics; print([name for name in ('transformers', 'matplotlib', 'scipy') if name in sys.modules])"
+    assert _loaded(code) == "[]"

@@ -127,7 +127,7 @@ def collection_of(datamodule: ImageDataModule) -> Collection:
     from evaluation.dataset.sections import SPLITS, Collection
 
     datamodule.check_options = replace(datamodule.check_options, on_bad_image="skip")
-    datamodule.setup("fit")
+    datamodule.verify()
     table = datamodule.table
     # Generated images need no check.
     skipped = {} if datamodule.generated else dict(datamodule.verification().bad)
