@@ -70,12 +70,16 @@ def _loaded(code: str) -> str:
 
 
 def test_packages_for_other_metrics_are_left_out_and_no_others() -> None:
-    checks = "bool(R('transformers>=4.4')), bool(R('matplotlib')), available('scipy'), bool(R('numpy>=1')), available('PIL')"
+    checks = (
+        "bool(R('transformers>=4.4')), bool(R('matplotlib')), available('scipy'), bool(R('numpy>=1')), available('PIL')"
+    )
     names = "from lightning_utilities.core.imports import RequirementCache as R, package_available as available"
     assert _loaded(f"{names}; print({checks})") == "(False, False, False, True, True)".strip("()").replace(",", "")
 
 
 @pytest.mark.slow  # imports torch in a new process
 def test_torchmetrics_does_not_import_them() -> None:
-    code = "import torchmetrics; print([name for name in ('transformers', 'matplotlib', 'scipy') if name in sys.modules])"
+    code = (
+        "import torchmetrics; print([name for name in ('transformers', 'matplotlib', 'scipy') if name in sys.modules])"
+    )
     assert _loaded(code) == "[]"

@@ -17,10 +17,12 @@ from PIL import Image
 from sklearn import metrics
 
 from evaluation.__main__ import main
+from experiments.train.closing import write_report
 from tests.evaluation.predictions_fixture import make_predictions_of_every_kind
 from tests.evaluation.report.test_page import Checked
 from tests.support.runs import write_run
 from vitrail.predictions import Predictions, read_predictions, write_predictions
+from vitrail.runs import Run
 
 TITLES = (
     "Scores on test",
@@ -62,6 +64,13 @@ def page(run: Path, *arguments: str) -> str:
 
 def predictions_of(run: Path) -> Predictions:
     return read_predictions(run / "predictions" / "test.parquet")
+
+
+def test_data_of_the_training_are_not_set_up_again(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    datamodule = Run(copied).load_datamodule()
+    monkeypatch.delattr(Run, "load_datamodule")
+    write_report(Run(copied), datamodule)
+    assert "<h2>Leaks between splits</h2>" in (copied / "report.html").read_text(encoding="utf-8")
 
 
 def test_page_has_every_section_and_stands_alone(run: Path) -> None:
