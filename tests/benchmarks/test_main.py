@@ -94,7 +94,8 @@ def test_what_runs_a_module_is_its_last_statement() -> None:
     wrong = []
     for name in listed.split():
         statements = ast.parse((root / name).read_text(encoding="utf-8")).body
-        guards = [number for number, one in enumerate(statements) if ast.unparse(one).startswith("if __name__ ==")]
+        conditions = {number: ast.unparse(one.test) for number, one in enumerate(statements) if isinstance(one, ast.If)}
+        guards = [number for number, condition in conditions.items() if condition.startswith("__name__ ==")]
         if guards and guards[-1] != len(statements) - 1:
             wrong.append(name)
 

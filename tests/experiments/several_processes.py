@@ -148,9 +148,6 @@ TASKS: dict[str, Callable[[Path], VisionTask]] = {
 TRAINED = tuple(name for name in TASKS if name != "ensemble")
 """An ensemble has nothing to train."""
 
-SHARDED = "multitask"
-"""What the fast tests train with sharded weights; the slow ones train the others too."""
-
 MEMBERS = ("classifier", "multitask")
 
 
@@ -304,8 +301,6 @@ def all_of_one_process(folder: Path, world: int) -> None:
             train(name, folder, here / f"{name}-trained", world)
         if world < 3 and name == "classifier":
             train_averaged(folder, here / "averaged", world)
-        if world == 1 and name == SHARDED:
-            train_sharded(name, folder, here / f"{name}-sharded", world)
     if world == 2:
         for action in ("skip", "stop"):
             spoil(action, folder, here / action, world)
@@ -318,7 +313,7 @@ def costly_ones_of_one_process(folder: Path, world: int) -> None:
         for size in SIZES:
             if is_costly(world, size, name):
                 evaluate(name, size, folder, here / f"{name}-{size}", world)
-        if world == 1 and name in TRAINED and name != SHARDED:
+        if world == 1 and name in TRAINED:
             train_sharded(name, folder, here / f"{name}-sharded", world)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ import torch
 
 from experiments.train.cli import main
 from lightning_modules import load_task
-from tests.experiments.several_processes import EPOCHS, SHARDED, SIZES, TASKS, TRAINED, is_costly
+from tests.experiments.several_processes import EPOCHS, SIZES, TASKS, TRAINED, is_costly
 from tests.support.forks import run_program
 from vitrail.predictions import read_predictions
 
@@ -54,38 +53,12 @@ def costly(folder: Path) -> Path:
     return folder
 
 
-def under_torchrun(folder: Path, *names: str) -> Path:
-    """Let two processes of torchrun train tasks with sharded weights, and overlays through the command line."""
-    program = ("-m", "tests.experiments.several_processes", str(folder), "sharded", *names)
+@pytest.fixture(scope="module")
+def sharded(costly: Path) -> Path:
+    """The same folder after two processes of torchrun trained tasks with sharded weights, and overlays."""
+    program = ("-m", "tests.experiments.several_processes", str(costly), "sharded", *TRAINED, "ddp", "fsdp")
     run_program("torch.distributed.run", "--standalone", "--nproc-per-node=2", *program, seconds=400)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def some_sharded(folder: Path) -> Path:
-    """The same folder with one task and one run that were trained with sharded weights."""
-    return under_torchrun(folder, SHARDED, "fsdp")
-
-
-@pytest.fixture(scope="module")
-def all_sharded(costly: Path) -> Path:
-    """The same folder with all others."""
-    return under_torchrun(costly, *(name for name in TRAINED if name != SHARDED), "ddp")
-
-
-def of_torchrun(argument: str, names: Iterable[str]) -> pytest.MarkDecorator:
-    """One that the fast tests look at, and the others."""
-    fast = [name for name in names if name in (SHARDED, "fsdp")]
-    slow = [pytest.param(name, marks=pytest.mark.slow) for name in names if name not in fast]
-    return pytest.mark.parametrize(argument, [*fast, *slow])
-
-
-@pytest.fixture
-def sharded(request: pytest.FixtureRequest) -> Path:
-    """The folder in which the test's task or overlay was trained."""
-    named = {*request.node.callspec.params.values()}
-    found: Path = request.getfixturevalue("some_sharded" if named & {SHARDED, "fsdp"} else "all_sharded")
-    return found
+    return costly
 
 
 def evaluations(*names: str) -> pytest.MarkDecorator:
@@ -188,7 +161,8 @@ def test_two_processes_average_the_same_weights_and_keep_those_that_were_validat
     assert any(not torch.equal(value, raw[name]) for name, value in best["state_dict"].items())
 
 
-@of_torchrun("task", TRAINED)
+@pytest.mark.slow
+@pytest.mark.parametrize("task", TRAINED)
 def test_sharded_weights_learn_as_whole_ones_do_and_checkpoints_are_whole(sharded: Path, task: str) -> None:
     one, two = (sharded / str(world) / f"{task}-sharded" for world in (1, 2))
     for name in ("half.ckpt", "whole.ckpt"):
@@ -234,7 +208,8 @@ def test_a_step_that_is_bad_on_one_process_is_left_out_on_both(folder: Path) -> 
     assert json.loads((here / "non_finite.json").read_text())["skipped_steps"] == 1
 
 
-@of_torchrun("overlay", ["ddp", "fsdp"])
+@pytest.mark.slow
+@pytest.mark.parametrize("overlay", ["ddp", "fsdp"])
 def test_torchrun_makes_one_run_whose_checkpoint_needs_no_torchrun(sharded: Path, overlay: str) -> None:
     folder = sharded
     [run] = (folder / "runs" / overlay).glob("*")

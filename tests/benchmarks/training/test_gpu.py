@@ -10,6 +10,7 @@ from benchmarks.training import gpu
 from vitrail.types import LABEL_TASK
 
 
+@pytest.mark.slow
 def test_both_rates_come_from_one_run(tmp_path: Path) -> None:
     rates = gpu.fit("test_resnet", tmp_path, 2, batch=4, steps=4, pixels=32, workers=1)
     assert {key: len(values) for key, values in rates.items()} == {gpu.ALONE: 2, gpu.END_TO_END: 2}

@@ -90,7 +90,12 @@ def ours(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[Kind, Traine
         yield {kind: trained(kind, "Vitrail", folder / kind) for kind in CONTENDERS}
 
 
-PEERS = [(kind, name) for kind, contenders in CONTENDERS.items() for name in contenders if name != "Vitrail"]
+PEERS = [
+    pytest.param(kind, name, marks=[] if "hand-written" in name else [pytest.mark.slow])
+    for kind, contenders in CONTENDERS.items()
+    for name in contenders
+    if name != "Vitrail"
+]
 
 
 @pytest.mark.parametrize(("kind", "name"), PEERS)
