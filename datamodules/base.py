@@ -8,6 +8,8 @@ of workers nor on where a run was interrupted.
 from __future__ import annotations
 
 import io
+import multiprocessing
+import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -25,15 +27,16 @@ from PIL import Image
 from datamodules.captions import CaptionMode, PromptOptions, Texts
 from datamodules.files.label_csv import count_files_left_out, left_out_text
 from datamodules.loading import decode as images
-from datamodules.loading.cache import SplitReaders, cached_reader, writing_sink
+from datamodules.loading.cache import SplitReaders, cached_reader, decodes, writing_sink
 from datamodules.loading.dataset import Collate, CountedLoader, ImageDataset, make_loader
 from datamodules.loading.samplers import DistinctSampler, EvalSampler, TrainSampler, inverse_frequency_weights
-from datamodules.loading.transforms import eval_transform, mix_pending, targets_colour, train_transform
+from datamodules.loading.transforms import eval_transform, is_light, mix_pending, targets_colour, train_transform
 from datamodules.options import AugmentOptions, CheckOptions, ImageOptions, LoaderOptions, SplitName, plain
 from datamodules.splits import with_shots
 from datamodules.table import SPLITS, SampleTable, table_error
 from vitrail.errors import UserError
 from vitrail.predictions import refuse_kinds
+from vitrail.runtime import cores
 from vitrail.types import DEFAULT_SEED, LABEL_TASK, InputOptions, TaskFacts, TaskKind, kind_of, with_image_defaults
 
 if TYPE_CHECKING:
@@ -42,6 +45,9 @@ if TYPE_CHECKING:
 
     from datamodules.checks.audit import AuditReport
     from datamodules.checks.verify import Verification
+
+
+_MOST_WORKERS = 16
 
 
 class ImageDataModule(LightningDataModule):
@@ -111,6 +117,7 @@ class ImageDataModule(LightningDataModule):
         self._bad: dict[int, str] | None = None
         self._content: NDArray[np.uint8] | None = None
         self._compares_pixels = False
+        self._worker_notes: set[str] = set()
 
     def load_table(self) -> SampleTable:
         """Read the data set's table; called once per process.
@@ -525,7 +532,8 @@ class ImageDataModule(LightningDataModule):
         # In training an image may come several times, with other captions; in evaluation it comes once.
         dataset = dataset.with_captions(*self.texts.pairs(dataset.indices))
         sampler = self._train_sampler(dataset)
-        return make_loader(dataset, sampler, self.collate(training=True), self.loader_options, training=True)
+        workers = self.worker_processes(cheap=not decodes(dataset.read_image) and is_light(self.augment_options))
+        return make_loader(dataset, sampler, self.collate(training=True), self.loader_options, workers, training=True)
 
     def val_dataloader(self) -> CountedLoader:
         """Return validation batches in the table's order."""
@@ -562,6 +570,32 @@ class ImageDataModule(LightningDataModule):
         Images are augmented as in epoch ``view`` of training; None is for the evaluation transform.
         """
         return self._eval_loader(self.dataset(split, augmented=view is not None), view or 0)
+
+    def worker_processes(self, *, cheap: bool = False) -> int:
+        """Return ``loader.num_workers``, chosen by the cores at hand where it is ``auto``; a note reports the choice.
+
+        Args:
+            cheap: whether images cost less than handing them over: they come from the cache, not augmented but by
+                crops and flips.
+        """
+        asked = self.loader_options.num_workers
+        if asked != "auto":
+            return int(asked)
+        trainer = self.trainer
+        processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if trainer is None else trainer.num_devices
+        on_gpu = torch.cuda.is_available() if trainer is None else trainer.strategy.root_device.type != "cpu"
+        share = max(1, cores() // max(processes, 1))
+        workers, why = min(_MOST_WORKERS, share - 1), f"cores at hand for each process: {share}"
+        if cheap and not on_gpu:
+            workers, why = 0, "images come from the cache, which is faster"
+        elif trainer is None and multiprocessing.get_start_method() == "spawn":
+            # A script that does not guard its main module would start itself again.
+            workers, why = 0, "here processes start from scratch"
+        note = f"{self.table.origin}: {workers} worker processes read images ({why}; data loader.num_workers: auto)."
+        if note not in self._worker_notes:
+            self._worker_notes.add(note)
+            rank_zero_info(note)
+        return workers
 
     def collate(self, *, training: bool) -> Collate:
         """Return what makes a batch of samples."""
@@ -622,7 +656,8 @@ class ImageDataModule(LightningDataModule):
 
     def _eval_loader(self, dataset: ImageDataset, view: int = 0) -> CountedLoader:
         sampler = EvalSampler(len(dataset), *self._place(), view=view, batch_size=self.loader_options.batch_size)
-        return make_loader(dataset, sampler, self.collate(training=False), self.loader_options, training=False)
+        workers = self.worker_processes(cheap=not decodes(dataset.read_image))
+        return make_loader(dataset, sampler, self.collate(training=False), self.loader_options, workers, training=False)
 
     def _place(self) -> tuple[int, int]:
         """Rank and world size."""

@@ -160,7 +160,9 @@ class LoaderOptions(Options):
         batch_size: samples of a batch on each process, at least 1.
         contrastive_batch_size: samples of a training batch on each process, at least ``batch_size``, which then is the
             number that a dual encoder encodes at a time; 0 for ``batch_size``.
-        num_workers: processes that read and augment, 0 for none; results do not depend on it.
+        num_workers: processes that read and augment, 0 for none; results do not depend on it. ``auto`` takes one less
+            than the cores at hand for each training process, at most 16, and 0 where images come from the cache and are
+            at most cropped and mirrored, unless a GPU waits for them. A line at the start reports the number.
         sampling: ``shuffle`` samples each training image once an epoch, ``balanced`` samples with replacement by the
             inverse frequency of the class; ``distinct`` leaves samples out of an epoch so that no batch, over all
             processes, has two that are positives of each other.
@@ -179,7 +181,7 @@ class LoaderOptions(Options):
 
     batch_size: PositiveInt = 32
     contrastive_batch_size: NonNegativeInt = 0
-    num_workers: NonNegativeInt = 0
+    num_workers: NonNegativeInt | Literal["auto"] = "auto"
     sampling: Sampling = "shuffle"
     balance_on: str = LABEL_TASK
     drop_last: bool = False

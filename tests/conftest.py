@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 # Before torch is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("LOKY_MAX_CPU_COUNT", "1")  # loader.num_workers: auto starts no processes
 os.environ.setdefault("WANDB_MODE", "disabled")
 
 import numpy as np

@@ -34,6 +34,16 @@ def keep_freed_memory() -> bool:
     return bool(mallopt(_M_MMAP_THRESHOLD, _LIMIT)) and bool(mallopt(_M_TRIM_THRESHOLD, _LIMIT))
 
 
+def cores() -> int:
+    """Return how many cores this process may use: by affinity and the quota of its container, if there are any.
+
+    ``LOKY_MAX_CPU_COUNT`` lowers it, as for all that runs on joblib.
+    """
+    from joblib import cpu_count
+
+    return max(1, int(cpu_count()))
+
+
 STOP_TIMEOUT = 30.0
 """Seconds for training to finish its batch or validation and to write ``last.ckpt``."""
 

@@ -103,7 +103,7 @@ class Training:
     @property
     def data(self) -> dict[str, Any]:
         """Arguments of the data."""
-        loader = {"batch_size": self.batch_size, "drop_last": True}
+        loader = {"batch_size": self.batch_size, "drop_last": True, "num_workers": 0}  # the pacer is in this process
         return {"steps": self.steps, "image": {"size": self.image_size}, "loader": loader}
 
     @property

@@ -68,10 +68,10 @@ class Sink:
 
 @dataclass(frozen=True)
 class _Found:
-    """What one read image brings: 32 bytes, hashes, quality facts, and what the sink prepared."""
+    """What one read image brings: 32 bytes, a thumbnail to be hashed, quality facts, and what the sink prepared."""
 
     content: bytes
-    perceptual: NDArray[np.uint64] | None = None
+    small: NDArray[np.uint8] | None = None
     quality: NDArray[np.float32] | None = None
     prepared: Any = None
 
@@ -82,12 +82,11 @@ HASH_BOXES = ((0, 0, 100, 100), (4, 4, 96, 96), (0, 0, 94, 94), (6, 0, 100, 94),
 """Parts of an image that are hashed, in percent (left, top, right, bottom): the whole first, then small crops, so
 that an image is also found where it was cropped a little."""
 
-_FORMAT = 3  # Counts up when the meaning of the cached arrays changes.
+_FORMAT = 4  # Counts up when the meaning of the cached arrays changes.
 _BLOCK = 4096
-_QUEUED, _TASK = (
-    512,
-    16,
-)  # Images of a thread's task: handing over each image by itself would cost as much as decoding a small one.
+_QUEUED, _TASK = 512, 16
+"""Images in flight, and of a thread's task: its hashes are computed at once, which costs a tenth of one by one."""
+
 _ANNOUNCED, _SAMPLED = 10.0, 256  # Seconds from which the expected time is reported, and the images after which it is.
 _THREADS = min(8, os.cpu_count() or 1)
 
@@ -249,7 +248,7 @@ def cache_directory() -> Path:
 
 _SIDE, _COLUMNS, _ROWS = 64, 9, 8
 _LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
-_MIN_ROWS = 96  # Of taller images rows are left out, which does not show in eight rows.
+_MIN_ROWS = 64  # Of taller images rows are left out, which hardly shows in eight rows.
 
 
 def hash_boxes(image: Image.Image) -> list[int]:
@@ -257,22 +256,28 @@ def hash_boxes(image: Image.Image) -> list[int]:
 
     N. Krawetz, "Kind of Like That", 2013: the signs of the differences of neighbours in a 9×8 thumbnail.
     """
-    hashes: list[int] = _difference_hashes(np.array(image)).tolist()
+    hashes: list[int] = _difference_hashes(_small(np.array(image))[None])[0].tolist()
     return hashes
 
 
-def _difference_hashes(pixels: NDArray[np.uint8]) -> NDArray[np.uint64]:
-    """As ``hash_boxes``; all boxes are cut from one small gray image by two products of matrices."""
+def _small(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Scale an image, uint8 ``(H, W, 3)``, to ``(64, 64, 3)``."""
     image = torch.from_numpy(pixels[:: max(1, len(pixels) // _MIN_ROWS)]).permute(2, 0, 1)[None]
     small = torch.nn.functional.interpolate(image, size=(_SIDE, _SIDE), mode="bilinear", antialias=True)[0]
-    gray = (small.permute(1, 2, 0).numpy().astype(np.float32) @ _LUMA).round()
+    scaled: NDArray[np.uint8] = small.permute(1, 2, 0).numpy()
+    return scaled
+
+
+def _difference_hashes(small: NDArray[np.uint8]) -> NDArray[np.uint64]:
+    """Hash small images, uint8 ``(n, 64, 64, 3)``, to ``(n, 6)``; two products of matrices cut all boxes from each."""
+    gray = (small.astype(np.float32) @ _LUMA).round()
     across, down = _box_filters()
     # Rounded to levels as Pillow does: on a plain background neighbours are equal, not nearly equal.
     cells = (down @ (gray @ across).round().clip(0, 255)).round().clip(0, 255)
-    boxes = len(HASH_BOXES)
-    own = cells.reshape(boxes, _ROWS, boxes, _COLUMNS)[range(boxes), :, range(boxes)]
-    bits = np.packbits((own[..., 1:] > own[..., :-1]).reshape(boxes, -1), axis=1)
-    return bits.view(">u8")[:, 0].astype(np.uint64)
+    count, boxes = len(cells), len(HASH_BOXES)
+    own = cells.reshape(count, boxes, _ROWS, boxes, _COLUMNS)[:, range(boxes), :, range(boxes)]
+    bits = np.packbits((own[..., 1:] > own[..., :-1]).reshape(boxes, count, -1), axis=-1)
+    return np.ascontiguousarray(bits.view(">u8")[..., 0].T.astype(np.uint64))
 
 
 @cache
@@ -451,7 +456,8 @@ def _read_rows(reader: _Reader, rows: NDArray[np.int64], known: Arrays) -> Array
     bad: dict[int, str] = {}
     # Of a part of the images a cache cannot be made.
     sink = reader.sink if len(rows) == len(known["content"]) else None
-    results = _announced(_results(replace(reader, sink=sink).read, rows.tolist()), len(rows), reader.table.origin)
+    results = _results(replace(reader, sink=sink), rows.tolist(), known["perceptual"])
+    results = _announced(results, len(rows), reader.table.origin)
     read = tracked(results, "reading every image once", len(rows))
     for index, result in zip(rows.tolist(), read, strict=True):
         if isinstance(result, str):
@@ -461,8 +467,6 @@ def _read_rows(reader: _Reader, rows: NDArray[np.int64], known: Arrays) -> Array
             sink = None  # the image is read again later, out of its order
         else:
             known["content"][index] = np.frombuffer(result.content, dtype=np.uint8)
-            if result.perceptual is not None:
-                known["perceptual"][index] = result.perceptual
             if result.quality is not None:
                 known["quality"][index] = result.quality
             if sink is not None:
@@ -494,9 +498,15 @@ def _duration(seconds: float) -> str:
     )
 
 
-def _results(read: Callable[[int], _Read], rows: list[int]) -> Iterator[_Read]:
+def _results(reader: _Reader, rows: list[int], perceptual: NDArray[np.generic]) -> Iterator[_Read]:
+    """Read images in several threads, in the order of rows; their hashes go into ``perceptual``, uint64 ``(N, 6)``."""
+
     def read_several(some: list[int]) -> list[_Read]:
-        return [read(row) for row in some]
+        results = [reader.read(row) for row in some]
+        small = {row: one.small for row, one in zip(some, results, strict=True) if isinstance(one, _Found)}
+        if hashed := {row: pixels for row, pixels in small.items() if pixels is not None}:
+            perceptual[list(hashed)] = _difference_hashes(np.stack(list(hashed.values())))
+        return results
 
     # In blocks, so that neither tasks nor results, which may hold pixels for the sink, queue up.
     with ThreadPoolExecutor(_THREADS) as pool:
@@ -534,7 +544,7 @@ class _Reader:
         if self.quality:
             quality = measured(pixels, self.table.source(index))
         prepared = None if self.sink is None else self.sink.prepare(index, image)
-        return _Found(content_of(pixels), _difference_hashes(pixels), quality, prepared)
+        return _Found(content_of(pixels), _small(pixels), quality, prepared)
 
 
 def _check_known(arrays: Arrays) -> None:

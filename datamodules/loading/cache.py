@@ -31,6 +31,7 @@ from datamodules.options import AugmentOptions, LoaderOptions
 from vitrail.console import tracked
 from vitrail.errors import DISK_FULL, UserError
 from vitrail.files import lock, rename
+from vitrail.runtime import cores
 from vitrail.types import InputOptions, Resampler, Resize, with_image_defaults
 
 CHUNK = 256
@@ -344,11 +345,18 @@ class SplitReaders:
     ) -> None:
         self._split_codes = split_codes
         codes = split_codes[rows]
-        self._readers = {int(code): make_reader(rows[codes == code]) for code in sorted(set(codes.tolist()))}
+        self.readers = {int(code): make_reader(rows[codes == code]) for code in sorted(set(codes.tolist()))}
 
     def __call__(self, row: int) -> torch.Tensor:
         """Return an image, uint8 ``(3, H, W)``."""
-        return self._readers[int(self._split_codes[row])](row)
+        return self.readers[int(self._split_codes[row])](row)
+
+
+def decodes(reader: Callable[[int], torch.Tensor]) -> bool:
+    """Return whether a reader decodes or computes images, instead of finding them in the cache."""
+    if isinstance(reader, SplitReaders):
+        return any(decodes(part) for part in reader.readers.values())
+    return not isinstance(getattr(reader, "__self__", None), PixelCache)
 
 
 def cached_reader(
@@ -384,7 +392,7 @@ def cached_reader(
             raise UserError(f"data loader.cache: always, but {refusal}; or set loader.cache: auto")
         rank_zero_info(f"{origin}: images are decoded again each time, because {refusal}.")
         return read_image
-    cache.build(limit, min(os.cpu_count() or 1, _MOST_WORKERS))
+    cache.build(limit, min(cores(), _MOST_WORKERS))
     return cache.read
 
 

@@ -92,14 +92,14 @@ class ImageDataset(Dataset[Sample]):
         caption_numbers: NDArray[np.int64] | None = None,
     ) -> None:
         self.indices = indices
+        self.read_image = read_image
         self._caption_numbers = caption_numbers
-        self._read_image = read_image
         self._transform = transform
         self._seed = seed
 
     def with_captions(self, indices: NDArray[np.int64], caption_numbers: NDArray[np.int64] | None) -> ImageDataset:
         """Return the same images by other indices, with the number of the caption at each place."""
-        return ImageDataset(indices, self._read_image, self._transform, self._seed, caption_numbers)
+        return ImageDataset(indices, self.read_image, self._transform, self._seed, caption_numbers)
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -107,7 +107,7 @@ class ImageDataset(Dataset[Sample]):
     def __getitem__(self, key: SampleKey | int) -> Sample:
         """Return the sample at a place of the split; a plain number means epoch 0."""
         sample = self.without_image(key)
-        sample["image"] = self.transformed(self._read_image(sample["sample_id"]), sample)
+        sample["image"] = self.transformed(self.read_image(sample["sample_id"]), sample)
         return sample
 
     def transformed(self, image: torch.Tensor, sample: Sample) -> torch.Tensor:
@@ -307,10 +307,11 @@ def make_loader(
     sampler: DistributedSampler[SampleKey],
     collate: Collate,
     options: LoaderOptions,
+    workers: int,
     *,
     training: bool,
 ) -> CountedLoader:
-    """Return batches of a data set.
+    """Return batches of a data set, read by worker processes or, where there are none, by this one.
 
     Raises:
         UserError: where only full training batches are wanted and there is none.
@@ -330,11 +331,11 @@ def make_loader(
         dataset,
         batch_size=batch_size,
         sampler=sampler,
-        num_workers=options.num_workers,
+        num_workers=workers,
         collate_fn=collate,
         drop_last=drop_last,
         pin_memory=torch.cuda.is_available(),
-        persistent_workers=options.num_workers > 0,
+        persistent_workers=workers > 0,
         # Its own generator: otherwise each epoch's loader would take a seed from the global one.
         generator=torch.Generator().manual_seed(0),
     )

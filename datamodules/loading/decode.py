@@ -73,6 +73,7 @@ _RAISE_LIMIT = (
 _BITS = (8, 10, 12, 14, 16)
 _PIECE = 1 << 20
 _LARGE = 1 << 24
+_READ_AT_ONCE = 1 << 25  # Bytes of a file.
 # Few stray bytes before a marker do no harm, and some cameras write them; a decoder that lost its place skips more.
 _HARMLESS_BYTES = 15
 # The decoders of large images need several copies; one at a time bounds what the threads of a process need together.
@@ -207,7 +208,7 @@ def decoded(source: str | Path | bytes, value_range: ValueRange = "auto", max_pi
     if max_pixels > MAX_PIXELS and Image.MAX_IMAGE_PIXELS is not None:
         # Pillow has one limit for a process, at twice which it refuses to open a file.
         Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, max_pixels)
-    with io.BytesIO(source) if isinstance(source, bytes) else Path(source).open("rb") as file, opened(file) as image:
+    with _file_of(source) as file, opened(file) as image:
         _refuse_too_large(image, file, max_pixels)
         with _one_large if image.width * image.height > _LARGE else nullcontext():
             pixels = _pixels(image, file, value_range)
@@ -222,6 +223,17 @@ def image_pixels(image: Image.Image, value_range: ValueRange = "auto") -> torch.
         UndecidedRangeError: for an image of unknown range; Pillow raises others for broken files.
     """
     return torch.from_numpy(_upright_rgb(image, value_range)).permute(2, 0, 1)
+
+
+def _file_of(source: str | Path | bytes) -> IO[bytes]:
+    """The file; of a small one its content, because Pillow and a decoder read it in many pieces."""
+    if isinstance(source, bytes):
+        return io.BytesIO(source)
+    file = Path(source).open("rb", buffering=0)  # noqa: SIM115 -- closed here or by the caller
+    if os.fstat(file.fileno()).st_size > _READ_AT_ONCE:
+        return io.BufferedReader(file)
+    with file:
+        return io.BytesIO(file.readall())
 
 
 @contextmanager

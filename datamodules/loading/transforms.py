@@ -71,7 +71,7 @@ def train_transform(image: InputOptions, augment: AugmentOptions) -> nn.Module:
 
 def _train_transform(image: InputOptions, augment: AugmentOptions) -> nn.Module:
     steps: list[nn.Module] = [_crop(image, augment)]
-    if augment.policy != "none" or any(getattr(augment, key) for key in _ON_PLANES):
+    if not is_light(augment):
         steps.append(_Planes())
     if augment.horizontal_flip:
         steps.append(_RandomFlip(augment.horizontal_flip))
@@ -93,6 +93,11 @@ def _train_transform(image: InputOptions, augment: AugmentOptions) -> nn.Module:
         low, high = augment.erasing_scale or PRESETS["none"]["erasing_scale"]
         steps.append(T.RandomErasing(augment.erasing, scale=(low, high), value=_ERASED))
     return steps[0] if len(steps) == 1 else nn.Sequential(*steps)
+
+
+def is_light(augment: AugmentOptions) -> bool:
+    """Return whether images are at most cropped, scaled and mirrored; of filled options."""
+    return augment.policy == "none" and not any(getattr(augment, key) for key in _ON_PLANES)
 
 
 def _crop(image: InputOptions, augment: AugmentOptions) -> nn.Module:

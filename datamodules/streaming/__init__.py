@@ -10,7 +10,6 @@ import json
 import os
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -91,6 +90,7 @@ class StreamedImages(ImageDataModule):
 
     def _refuse_options(self) -> None:
         loader, workers = self.loader_options, self.loader_options.num_workers
+        workers = 0 if workers == "auto" else workers
         if self.shuffle_buffer < 1:
             raise UserError(f"data shuffle_buffer: is {self.shuffle_buffer}, must be at least 1")
         if self.interleave < 1:
@@ -149,7 +149,7 @@ class StreamedImages(ImageDataModule):
         """See ``ImageDataModule``; one stream and so at most one worker on each process, which keeps to the order."""
         on_bad: OnBad = "leave_out" if self._skips else "error"
         dataset = self.streamed(rows, training=False, augmented=False, on_bad=on_bad, streams=1)
-        return self._in_order(dataset, num_workers=min(1, self.loader_options.num_workers))
+        return self._in_order(dataset)
 
     def streamed(
         self, rows: NDArray[np.int64], *, training: bool, augmented: bool, on_bad: OnBad, streams: int = 0
@@ -209,7 +209,8 @@ class StreamedImages(ImageDataModule):
         on_bad: OnBad = "replace" if self._skips else "error"
         dataset = self.streamed(self.split_indices("train"), training=True, augmented=True, on_bad=on_bad)
         sampler = StreamSampler(dataset.order)
-        return make_loader(dataset, sampler, self.collate(training=True), self.loader_options, training=True)
+        workers = self._workers(dataset)
+        return make_loader(dataset, sampler, self.collate(training=True), self.loader_options, workers, training=True)
 
     def eval_dataloader(self, split: str) -> CountedLoader:
         """Return batches of any split with the evaluation transform, each sample once over all processes."""
@@ -252,10 +253,14 @@ class StreamedImages(ImageDataModule):
         rows = self.split_indices(split)
         return self._in_order(self.streamed(rows, training=False, augmented=view is not None, on_bad=on_bad), view or 0)
 
-    def _in_order(self, dataset: StreamedDataset, view: int = 0, **changes: Any) -> CountedLoader:
-        options = replace(self.loader_options, **changes)
-        sampler = StreamSampler(dataset.order, view)
-        return make_loader(dataset, sampler, self.collate(training=False), options, training=False)
+    def _in_order(self, dataset: StreamedDataset, view: int = 0) -> CountedLoader:
+        sampler, workers = StreamSampler(dataset.order, view), self._workers(dataset)
+        return make_loader(dataset, sampler, self.collate(training=False), self.loader_options, workers, training=False)
+
+    def _workers(self, dataset: StreamedDataset) -> int:
+        """As many as there may be, so that each stream is read by one."""
+        streams, most = dataset.order.streams, self.worker_processes()
+        return max((number for number in range(1, most + 1) if streams % number == 0), default=0)
 
     def verify(self, cached_splits: Sequence[SplitName] = ()) -> None:
         """Images are not read before they are due."""

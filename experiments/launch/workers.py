@@ -357,8 +357,9 @@ class Workers:
         """A worker's share of the machine."""
         environment = {"CUDA_VISIBLE_DEVICES": gpus[index % len(gpus)]} if gpus else {}
         if workers > 1 and "OMP_NUM_THREADS" not in os.environ:
-            # Each process would take all cores, and slow the others down.
-            environment["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // workers))
+            # Each process would take all cores, and slow the others down; num_workers: auto goes by the second one.
+            share = str(max(1, (os.cpu_count() or 1) // workers))
+            environment |= {"OMP_NUM_THREADS": share, "LOKY_MAX_CPU_COUNT": share}
         return environment
 
 

@@ -7,7 +7,6 @@ the weights' images and the cores at hand filled in. The experiment is kept in t
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -23,7 +22,6 @@ EXPERIMENT = "experiment.yaml"
 """File in the run directory."""
 
 _YAMLS = Path(__file__).parents[1]
-_MOST_WORKERS = 8
 _OF_ONE_CLASS = ("root", "path", "columns")
 _ROLES = ("image", "label", "labels", "group", "split", "caption")
 
@@ -84,7 +82,6 @@ def own_experiment(options: argparse.Namespace) -> dict[str, Any]:
         content["model"]["init_args"]["towers"]["model"] = options.backbone
     if options.fit:
         data["init_args"]["image"] = {**data["init_args"].get("image", {}), "resize": options.fit}
-    data["init_args"]["loader"] = {"num_workers": min(_MOST_WORKERS, _cores() - 1)}
     # The data set's class may be another one than the YAML's, its shared options are not.
     shared = {key: value for key, value in content["data"]["init_args"].items() if key not in _OF_ONE_CLASS}
     content["data"] = {**data, "init_args": merged(shared, data["init_args"])}
@@ -276,10 +273,3 @@ def _set_epochs(trainer: dict[str, Any], epochs: int) -> None:
 
 def _unfreezes(callback: Mapping[str, Any]) -> bool:
     return bool({"unfreeze_epoch", "phases"} & set(callback.get("init_args", {})))
-
-
-def _cores() -> int:
-    try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:  # Linux alone knows of affinity
-        return os.cpu_count() or 1

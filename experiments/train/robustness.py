@@ -103,7 +103,7 @@ def evaluate_corrupted(
 
     def predict(corruption: str, severities: Sequence[int], place: str) -> dict[int, Predictions]:
         images = _Corrupted(rows, data.read_image, data.transform(augmented=False), corruption, severities, seed)
-        workers = data.loader_options.num_workers
+        workers = data.worker_processes()
         loader = DataLoader(images, max(1, batch_size // len(severities)), num_workers=workers)
         batches = tracked(_outputs(model, loader), f"{corruption} ({place})", len(loader))
         logits: dict[str, list[torch.Tensor]] = {}

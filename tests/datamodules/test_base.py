@@ -13,10 +13,10 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from PIL import Image
 
 import datamodules
-from datamodules import Products, StreamedImages, Wares
+from datamodules import ImageFolder, Products, StreamedImages, Wares
 from datamodules.base import ImageDataModule
 from datamodules.checks.verify import content_of
-from datamodules.options import AugmentOptions, CheckOptions, ImageOptions, LoaderOptions
+from datamodules.options import AugmentOptions, CheckOptions, ImageOptions, LoaderOptions, Preset
 from datamodules.streaming.pack import PackFormat, pack
 from datamodules.table import SampleTable
 from tests.support.data import (
@@ -30,6 +30,7 @@ from tests.support.data import (
     run,
     small,
     trainer,
+    write_image_folder,
     write_products,
 )
 from vitrail.errors import UserError
@@ -488,3 +489,47 @@ def test_overfitting_on_few_batches_works(tmp_path: Path) -> None:
     model = Recorder()
     trainer(tmp_path, 2, overfit_batches=2).fit(model, datamodule=small())
     assert [ids for _, _, ids, _ in model.seen] == [[0, 1, 2, 3], [4, 5, 6, 7]] * 2
+
+
+@pytest.mark.parametrize(
+    ("at_hand", "local", "images", "augment", "expected"),
+    [
+        (8, 1, "decoded", "light", 7),
+        (8, 4, "decoded", "light", 1),
+        (64, 1, "decoded", "none", 16),
+        (1, 1, "decoded", "none", 0),
+        (8, 1, "cached", "light", 0),
+        (8, 1, "cached", "reference", 7),
+    ],
+)
+def test_workers_are_chosen_by_cores_and_by_what_an_image_costs(
+    at_hand: int,
+    local: int,
+    images: str,
+    augment: Preset,
+    expected: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("VITRAIL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(local))
+    monkeypatch.setattr("datamodules.base.cores", lambda: at_hand)
+    notes: list[str] = []
+    monkeypatch.setattr("datamodules.base.rank_zero_info", notes.append)
+    data = ImageFolder(
+        str(write_image_folder(tmp_path / "data", objects=3)),
+        image=ImageOptions(size=16),
+        loader=LoaderOptions(batch_size=4, cache="always" if images == "cached" else "never"),
+        augment=AugmentOptions(preset=augment),
+    )
+    assert data.train_dataloader().num_workers == expected
+    assert data.train_dataloader().num_workers == expected
+    told = [note for note in notes if "num_workers: auto" in note]
+    assert len(told) == 1, "never silently, and once"
+    assert f" {expected} worker processes" in told[0]
+
+
+def test_workers_that_were_asked_for_are_taken() -> None:
+    assert Noise(12, image=ImageOptions(size=16), loader=LoaderOptions(num_workers=3)).worker_processes() == 3
+    with pytest.raises(UserError, match=r"loader.num_workers: must be >=0 or one of auto; got 'many'"):
+        LoaderOptions(num_workers="many")

@@ -29,7 +29,7 @@ WRONG: list[tuple[type[Options], dict[str, Any], str]] = [
     (ImageOptions, {"sise": 3}, r"data image: unknown key 'sise'; known keys are size, resize"),
     (LoaderOptions, {"batch_size": 0}, r"data loader.batch_size: must be >0; got 0"),
     (LoaderOptions, {"batch_size": True}, r"data loader.batch_size"),
-    (LoaderOptions, {"num_workers": -1}, r"data loader.num_workers: must be >=0; got -1"),
+    (LoaderOptions, {"num_workers": -1}, r"data loader.num_workers: must be >=0 or one of auto; got -1"),
     (LoaderOptions, {"sampling": "some"}, r"data loader.sampling"),
     (LoaderOptions, {"contrastive_batch_size": 8}, r"contrastive_batch_size: must be 0 or at least .*32; got 8"),
     (LoaderOptions, {"cache_limit_gb": 0}, r"data loader.cache_limit_gb"),

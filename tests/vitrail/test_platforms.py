@@ -16,10 +16,9 @@ import pytest
 
 from datamodules import Wares
 from datamodules.options import ImageOptions, LoaderOptions
-from experiments.train.own_data import _cores
 from vitrail.errors import UserError
 from vitrail.files import lock, write_text_atomically
-from vitrail.runtime import keep_freed_memory, memory_bytes, start_process, stop_process
+from vitrail.runtime import cores, keep_freed_memory, memory_bytes, start_process, stop_process
 
 PACKAGES = ("app", "callbacks", "datamodules", "evaluation", "experiments", "lightning_modules", "retrieval", "vitrail")
 MODULES = ("fcntl", "resource", "pwd", "grp", "termios", "tty", "pty")
@@ -71,12 +70,13 @@ def windows(monkeypatch: pytest.MonkeyPatch, msvcrt: Msvcrt) -> None:
 
 
 @pytest.mark.usefixtures("windows")
-def test_files_memory_and_cores(tmp_path: Path) -> None:
+def test_files_memory_and_cores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_text_atomically(tmp_path / "new" / "a.txt", "text")
     assert (tmp_path / "new" / "a.txt").read_text() == "text"
     assert memory_bytes() is None
     assert not keep_freed_memory()
-    assert _cores() == os.cpu_count()
+    monkeypatch.setenv("LOKY_MAX_CPU_COUNT", "1000")
+    assert cores() == os.cpu_count()
 
 
 @pytest.mark.usefixtures("windows")
