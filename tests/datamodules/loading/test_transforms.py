@@ -99,6 +99,30 @@ def test_each_augmentation_acts_alone_and_repeats_itself(option: str) -> None:
     assert all(run(again, noise(), key).equal(images[key]) for key in range(8))
 
 
+@pytest.mark.parametrize(("rotation", "translate"), [(15.0, 0.1), (180.0, 0.0), (0.0, 0.5)])
+@pytest.mark.parametrize("size", [24, 33])
+def test_rotation_and_shift_are_those_of_torchvision(rotation: float, translate: float, size: int) -> None:
+    ours = train_transform({"size": size}, AugmentOptions(rotation=rotation, translate=translate))
+    shift = (translate, translate) if translate else None
+    oracle = T.RandomAffine(rotation, shift, interpolation=InterpolationMode.BILINEAR, fill=None)
+    square = eval_transform({"size": size})(noise())
+    for key in range(10):
+        warped = run(ours, noise(), key)
+        assert (warped.int() - run(oracle, square, key).int()).abs().max() <= 1
+        assert not warped.equal(square)
+
+
+def test_the_reference_preset_is_its_steps_one_after_the_other() -> None:
+    augment = AugmentOptions(preset="reference", erasing=0.0)
+    at_once = train_transform({"size": 32}, augment)
+    crop, planes, flip, shift, colours, levels = at_once.children()
+    for key in range(10):
+        stepwise = run(nn.Sequential(crop, planes, flip, shift, levels, colours, levels), noise(), key)
+        difference = (run(at_once, noise(), key).int() - stepwise.int()).abs()
+        assert float(difference.float().mean()) < 0.5, "what differs is rounding between two steps"
+        assert difference.max() <= 3
+
+
 def test_erasing_covers_the_share_asked_for() -> None:
     transform = train_transform({"size": 50}, AugmentOptions(erasing=1.0, erasing_scale=[0.2, 0.2]))
     original = eval_transform({"size": 50})(noise())
