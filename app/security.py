@@ -75,12 +75,75 @@ _HEADERS = {
 }
 
 
-class _RefusedError(Exception):
+class RefusedError(Exception):
     """A request that is refused, with a status and one line."""
 
     def __init__(self, status: HTTPStatus, line: str) -> None:
         super().__init__(line)
         self.status, self.line = status, line
+
+
+class Callers:
+    """Who may send requests: whoever calls the server by a name of its own, from no other page.
+
+    Args:
+        hosts: names, in addition to numeric addresses and ``localhost``, under which the server may be reached.
+        allowed: further such names from the user; their pages may send requests even where a reverse proxy passes
+            another ``Host`` on.
+    """
+
+    def __init__(self, hosts: Iterable[str] = (), allowed: Iterable[str] = ()) -> None:
+        self._allowed = set(allowed)
+        self._hosts = {"localhost", *(host.lower() for host in hosts)}
+
+    def check(self, headers: Headers) -> None:
+        """Raise ``RefusedError`` for another ``Host``, or a request of another page."""
+        host = headers.get("host", "")
+        if not self._is_own(host):
+            name = _bare(host) if _HOST.fullmatch(host.lower()) else "NAME"
+            raise RefusedError(
+                HTTPStatus.MISDIRECTED_REQUEST,
+                f"this server is not called {_quoted(host)}; if people reach it by that name, such as through a "
+                f"reverse proxy, start it with --allow-host {name}",
+            )
+        self._check_origin(headers, host)
+
+    def _is_own(self, host: str) -> bool:
+        """Whether a ``Host`` is ours: another page can make its own name point here, but not a number."""
+        name = _bare(host)
+        if name in self._hosts or not self._allowed.isdisjoint({name, host.lower()}):
+            return True
+        try:
+            ipaddress.ip_address(name.removeprefix("[").removesuffix("]"))
+        except ValueError:
+            return False
+        return True
+
+    def _check_origin(self, headers: Headers, host: str) -> None:
+        """Refuse requests of other pages: calls, images and scripts. A link on another page only shows the page."""
+        origin = headers.get("origin")
+        if origin is not None and not self._is_own_origin(origin.lower(), host.lower()):
+            name = urlsplit(origin).netloc.lower() if re.match(r"https?://", origin.lower()) else ""
+            hint = (
+                f"; if this is the application's own page behind a reverse proxy, start it with --allow-host {name} "
+                "and let the proxy pass the Host header on"
+            )
+            raise RefusedError(
+                HTTPStatus.FORBIDDEN,
+                f"requests from other pages are refused: the page is from {_quoted(origin)}, the server was reached "
+                f"as {_quoted(host)}{hint if _HOST.fullmatch(name) else ''}",
+            )
+        if headers.get("sec-fetch-site") in {"cross-site", "same-site"} and headers.get("sec-fetch-mode") != "navigate":
+            raise RefusedError(HTTPStatus.FORBIDDEN, "requests from other pages are refused")
+
+    def _is_own_origin(self, origin: str, host: str) -> bool:
+        scheme, _, name = origin.partition("://")
+        if scheme not in {"http", "https"}:
+            return False
+        usual = {"http": ":80", "https": ":443"}[scheme]
+        if name.removesuffix(usual) == host.removesuffix(usual):
+            return True
+        return bool(_HOST.fullmatch(name)) and not self._allowed.isdisjoint({name, _bare(name)})
 
 
 class Guard:
@@ -112,8 +175,7 @@ class Guard:
         self._functions = set(functions)
         self._limits = limits
         self._uploads = uploads.resolve()
-        self._allowed = set(allowed)
-        self._hosts = {"localhost", *(host.lower() for host in hosts)}
+        self._callers = Callers(hosts, allowed)
         self._prefix = prefix
         self._logged: set[str] = set()
 
@@ -134,7 +196,7 @@ class Guard:
                 MutableHeaders(scope=message).update(_HEADERS)
             await send(message)
 
-        body = _Body(receive)
+        body = Body(receive)
         if scope["path"] == self._prefix != "":  # Relative addresses of the page need the slash.
             await RedirectResponse(f"{self._prefix}/")(scope, receive, with_headers)
             return
@@ -142,80 +204,34 @@ class Guard:
         try:
             self._check(scope)
             await self._app(scope, await self._admitted(scope, body), with_headers)
-        except _RefusedError as refused:
+        except RefusedError as refused:
             if started:  # Too late for another response: the connection ends.
                 raise
             self._log(refused)
             await body.drain()
             await PlainTextResponse(refused.line, refused.status)(scope, receive, with_headers)
 
-    def _log(self, refused: _RefusedError) -> None:
+    def _log(self, refused: RefusedError) -> None:
         """Report once, to the person at the server, what an option would change."""
         if "--" in refused.line and refused.line not in self._logged and len(self._logged) < _LOGGED:
             self._logged.add(refused.line)
             _logger.warning("%d %s: %s", refused.status, refused.status.phrase, refused.line)
 
     def _check(self, scope: Scope) -> None:
-        headers = Headers(scope=scope)
-        host = headers.get("host", "")
-        if not self._is_own(host):
-            name = _bare(host) if _HOST.fullmatch(host.lower()) else "NAME"
-            raise _RefusedError(
-                HTTPStatus.MISDIRECTED_REQUEST,
-                f"this server is not called {_quoted(host)}; if people reach it by that name, such as through a "
-                f"reverse proxy, start it with --allow-host {name}",
-            )
-        self._check_origin(headers, host)
+        self._callers.check(Headers(scope=scope))
         path, method = scope["path"], scope["method"]
         if not (_READ if method in {"GET", "HEAD"} else _WRITE).fullmatch(path) or method not in {
             "GET",
             "HEAD",
             "POST",
         }:
-            raise _RefusedError(
+            raise RefusedError(
                 HTTPStatus.NOT_FOUND,
                 f"there is nothing at {_quoted(path)}; if a reverse proxy serves the application below a prefix, start "
                 f"it with --root-path {_likely_prefix(path)}" + (f" (now: {self._prefix})" if self._prefix else ""),
             )
         if path.startswith(_FILE) and not self._is_upload(path.removeprefix(_FILE)):
-            raise _RefusedError(HTTPStatus.NOT_FOUND, "there is no such file")
-
-    def _is_own(self, host: str) -> bool:
-        """Whether a ``Host`` is ours: another page can make its own name point here, but not a number."""
-        name = _bare(host)
-        if name in self._hosts or not self._allowed.isdisjoint({name, host.lower()}):
-            return True
-        try:
-            ipaddress.ip_address(name.removeprefix("[").removesuffix("]"))
-        except ValueError:
-            return False
-        return True
-
-    def _check_origin(self, headers: Headers, host: str) -> None:
-        """Refuse requests of other pages: calls, images and scripts. A link on another page only shows the page."""
-        origin = headers.get("origin")
-        if origin is not None and not self._is_own_origin(origin.lower(), host.lower()):
-            name = urlsplit(origin).netloc.lower() if re.match(r"https?://", origin.lower()) else ""
-            hint = (
-                f"; if this is the application's own page behind a reverse proxy, start it with --allow-host {name} "
-                "and let the proxy pass the Host header on"
-            )
-            raise _RefusedError(
-                HTTPStatus.FORBIDDEN,
-                f"requests from other pages are refused: the page is from {_quoted(origin)}, the server was reached "
-                f"as {_quoted(host)}{hint if _HOST.fullmatch(name) else ''}",
-            )
-        if headers.get("sec-fetch-site") in {"cross-site", "same-site"} and headers.get("sec-fetch-mode") != "navigate":
-            raise _RefusedError(HTTPStatus.FORBIDDEN, "requests from other pages are refused")
-
-    def _is_own_origin(self, origin: str, host: str) -> bool:
-        scheme, _, name = origin.partition("://")
-        if scheme not in {"http", "https"}:
-            return False
-        usual = {"http": ":80", "https": ":443"}[scheme]
-        if name.removesuffix(usual) == host.removesuffix(usual):
-            return True
-        return bool(_HOST.fullmatch(name)) and not self._allowed.isdisjoint({name, _bare(name)})
+            raise RefusedError(HTTPStatus.NOT_FOUND, "there is no such file")
 
     def _is_upload(self, path: str) -> bool:
         """Whether a path is in the folder of uploads, links followed, as it is and unquoted."""
@@ -225,7 +241,7 @@ class Guard:
         except (OSError, ValueError, RuntimeError):
             return False
 
-    async def _admitted(self, scope: Scope, body: _Body) -> Receive:
+    async def _admitted(self, scope: Scope, body: Body) -> Receive:
         """What the application behind reads the body from, with its checks."""
         upload = scope["path"].startswith(_UPLOAD)
         # A little more than the files themselves: the form around them.
@@ -243,7 +259,7 @@ class Guard:
         """Uploads are kept for a day; they must not fill the disk until then."""
         kept = sum(file.stat().st_size for file in self._uploads.rglob("*") if file.is_file())
         if kept + coming > self._limits.uploads_kept:
-            raise _RefusedError(HTTPStatus.INSUFFICIENT_STORAGE, "too many uploads are kept; try again later")
+            raise RefusedError(HTTPStatus.INSUFFICIENT_STORAGE, "too many uploads are kept; try again later")
 
     def _checked(self, body: bytes) -> bytes:
         """A call whose files are uploads: Gradio would fetch addresses, and decode files in the request."""
@@ -255,18 +271,18 @@ class Guard:
                 raise ValueError
             self._check_files(asked.get("data"))
         except (ValueError, RecursionError):
-            raise _RefusedError(HTTPStatus.BAD_REQUEST, "the request cannot be read") from None
+            raise RefusedError(HTTPStatus.BAD_REQUEST, "the request cannot be read") from None
         if asked["fn_index"] not in self._functions:
-            raise _RefusedError(HTTPStatus.BAD_REQUEST, "the page has changed; load it again")
+            raise RefusedError(HTTPStatus.BAD_REQUEST, "the page has changed; load it again")
         return body
 
     def _check_files(self, given: Any) -> None:
         if isinstance(given, dict):
             path, url = given.get("path"), given.get("url")
             if path is not None and not (isinstance(path, str) and self._is_upload(path)):
-                raise _RefusedError(HTTPStatus.BAD_REQUEST, "a file has to be uploaded first")
+                raise RefusedError(HTTPStatus.BAD_REQUEST, "a file has to be uploaded first")
             if url is not None and (path is None or not isinstance(url, str) or url.lower().startswith("data:")):
-                raise _RefusedError(HTTPStatus.BAD_REQUEST, "a file has to be uploaded first")
+                raise RefusedError(HTTPStatus.BAD_REQUEST, "a file has to be uploaded first")
         for value in given.values() if isinstance(given, dict) else given if isinstance(given, list) else ():
             self._check_files(value)
 
@@ -337,7 +353,7 @@ def _likely_prefix(path: str) -> str:
     return "/PREFIX"
 
 
-class _Body:
+class Body:
     """The body of a request; reading it raises an error where it is longer than allowed."""
 
     def __init__(self, receive: Receive) -> None:
@@ -347,6 +363,7 @@ class _Body:
         self._ended = False
 
     async def __call__(self) -> Message:
+        """Return the next part."""
         message = await self._receive()
         self._length += len(message.get("body", b""))
         self._ended = not message.get("more_body", False)
@@ -367,7 +384,7 @@ class _Body:
         while not self._ended:
             try:
                 await self()
-            except _RefusedError:
+            except RefusedError:
                 return
 
 
@@ -385,5 +402,5 @@ def _replayed(body: bytes) -> Receive:
     return receive
 
 
-def _too_long(limit: int) -> _RefusedError:
-    return _RefusedError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"larger than {limit / 2**20:g} MiB; send less at once")
+def _too_long(limit: int) -> RefusedError:
+    return RefusedError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"larger than {limit / 2**20:g} MiB; send less at once")

@@ -10,6 +10,7 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import lru_cache
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -516,7 +517,8 @@ class Gallery:
 
     def _uses_index(self, exact: bool | None) -> bool:
         if exact is None:
-            return len(self) > EXACT_LIMIT and self.has_index()
+            # Without PyTorch LanceDB compares all vectors, or searches its index.
+            return (len(self) > EXACT_LIMIT and self.has_index()) or find_spec("torch") is None
         if not exact and not self.has_index():
             raise UserError(f"{self.uri}: has no index; make one: python -m retrieval build-index --gallery {self.uri}")
         return not exact

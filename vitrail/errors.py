@@ -130,7 +130,8 @@ def _reader_has_gone() -> bool:
 
 _EXTRAS = {
     "alembic": "sweeps",
-    "fastapi": "app",
+    "fastapi": "serve",
+    "fastapi_offline": "serve",
     "gradio": "app",
     "lancedb": "retrieval",
     "mlflow": "mlflow",
@@ -141,10 +142,11 @@ _EXTRAS = {
     "optuna": "sweeps",
     "sqlalchemy": "sweeps",
     "sqlglot": "retrieval",
-    "starlette": "app",
+    "prometheus_client": "serve",
+    "starlette": "serve",
     "tensorboard": "tensorboard",
     "torchao": "export",
-    "uvicorn": "app",
+    "uvicorn": "serve",
 }
 """The extra that a library belongs to; others are said to be missing where they are used."""
 

@@ -162,8 +162,11 @@ PROGRAMS = {
         },
     ),
     "app": Program(
-        "Classify, search and explore in the browser.",
-        {"app": Command("app.command", "serve the web application over runs and galleries")},
+        "Classify, search and explore in the browser, or by HTTP.",
+        {
+            "app": Command("app.command", "serve the web application over runs and galleries"),
+            "serve": Command("app.api.command", "serve a model as an HTTP API: classify, embed, zero-shot, search"),
+        },
     ),
 }
 """In the order of ``vitrail --help``; no two commands have the same name."""

@@ -8,8 +8,10 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 
 def derive_seed(*key: int | str) -> int:
@@ -25,6 +27,8 @@ def derive_seed(*key: int | str) -> int:
 
 def seeded_generator(*key: int | str) -> torch.Generator:
     """Return a new generator that is seeded by the key."""
+    import torch
+
     return torch.Generator().manual_seed(derive_seed(*key))
 
 
@@ -36,6 +40,8 @@ def seeded_rng(*key: int | str) -> Iterator[None]:
     ``torch.manual_seed`` would also reseed every accelerator, and dropout on a GPU would repeat itself where the
     images are augmented in the main process.
     """
+    import torch
+
     state = torch.default_generator.get_state()
     torch.default_generator.manual_seed(derive_seed(*key))
     try:

@@ -23,7 +23,7 @@ from retrieval.search.text import words
 from vitrail.types import LABEL_TASK
 
 if TYPE_CHECKING:
-    from app.state.runs import ServedRun
+    from app.state.runs import ServedModel
 
 COMMON = (
     "accordion", "airplane", "anchor", "apple", "bed", "bicycle", "bird", "boat", "book", "bridge", "building",
@@ -68,7 +68,7 @@ class Others:
 
     def verdicts(
         self,
-        run: ServedRun,
+        run: ServedModel,
         labels: Sequence[str],
         templates: Sequence[str],
         similarities: NDArray[np.float64],
@@ -104,7 +104,7 @@ class Others:
         ]
 
 
-def candidates(run: ServedRun) -> list[str]:
+def candidates(run: ServedModel) -> list[str]:
     """Return what a model is asked for in addition to a user's labels: its own classes, otherwise common things."""
     own = [name.replace("_", " ") for name in run.tasks.get(LABEL_TASK, ())]
     return own or list(COMMON)

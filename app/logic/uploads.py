@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
 from PIL import Image, UnidentifiedImageError
 
 from app.state.limits import Limits, shortened
-from app.state.runs import ServedRun
 from datamodules.loading.decode import TooLargeError, UndecidedRangeError, ValueRange, decoded, reason_of
 from vitrail.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+    from app.state.runs import ServedRun
 
 _HINT = "save it as JPEG or PNG and try again"
 _SHOWN = 512
@@ -80,51 +86,81 @@ def read_upload(path: str | Path, limits: Limits | None = None, value_range: Val
     return Image.fromarray(read_pixels(path, limits, value_range).permute(1, 2, 0).contiguous().numpy())
 
 
-def read_pixels(path: str | Path, limits: Limits | None = None, value_range: ValueRange = "auto") -> torch.Tensor:
+class UploadError(UserError):
+    """A file that is refused.
+
+    Attributes:
+        status: of HTTP that says why.
+    """
+
+    def __init__(self, line: str, status: HTTPStatus = HTTPStatus.UNPROCESSABLE_ENTITY) -> None:
+        super().__init__(line)
+        self.status = status
+
+
+def read_pixels(
+    source: str | Path | bytes, limits: Limits | None = None, value_range: ValueRange = "auto", name: str = ""
+) -> torch.Tensor:
     """Read an upload in its upright orientation, by the rules and formats of data sets.
 
     Args:
-        path: the uploaded file; neither its name nor its content is trusted.
+        source: the uploaded file or its content; neither its name nor its content is trusted.
         limits: of size; the usual ones by default.
         value_range: as of ``datamodules.loading.decode.read_image``.
+        name: of the file, where its content is given.
 
     Returns:
         uint8 ``(3, H, W)``, RGB.
 
     Raises:
-        UserError: the file is too large, has too many pixels, is not an image of a known format, is cut short or
+        UploadError: the file is too large, has too many pixels, is not an image of a known format, is cut short or
             damaged.
     """
     limits = limits or Limits()
-    name = f"image {shortened(Path(path).name, 60)!r}"
-    _check_size(Path(path), name, limits)
+    name = name if isinstance(source, bytes) else Path(source).name
+    with upload_errors(name, limits):
+        _check_size(source, limits)
+        return decoded(source, value_range, limits.upload_pixels)
+
+
+@contextmanager
+def upload_errors(name: str, limits: Limits) -> Iterator[None]:
+    """Turn what decoders raise into an ``UploadError`` that names the upload, the reason and the fix."""
+    label = f"image {shortened(name, 60)!r}"
     try:
-        return decoded(path, value_range, limits.upload_pixels)
+        yield
+    except UploadError as error:
+        raise UploadError(f"{label}: {error}", error.status) from None
     except UndecidedRangeError:
-        raise UserError(f"{name}: has more than 8 bits a channel, of unknown range; {_HINT}") from None
+        raise UploadError(f"{label}: has more than 8 bits a channel, of unknown range; {_HINT}") from None
     except UnidentifiedImageError as error:
         reason = reason_of(error) if "HEIC" in str(error) else "not an image in a supported format"
-        raise UserError(f"{name}: {reason}; {_HINT}") from None
+        raise UploadError(f"{label}: {reason}; {_HINT}", HTTPStatus.UNSUPPORTED_MEDIA_TYPE) from None
     except TooLargeError as error:
         most = f"at most {limits.upload_pixels / 1e6:g} million are decoded"
-        raise UserError(f"{name}: has {error}, {most}; scale it down, or start the app with --max-pixels N") from None
+        line = f"{label}: has {error}, {most}; scale it down, or start the server with --max-pixels N"
+        raise UploadError(line, HTTPStatus.REQUEST_ENTITY_TOO_LARGE) from None
     # Decoders of broken files raise whatever they stumble over; here each of these means the same.
     except Exception as error:
-        raise UserError(f"{name}: is damaged or cut short ({_reason(error)}); {_HINT}") from error
+        raise UploadError(f"{label}: is damaged or cut short ({_reason(error)}); {_HINT}") from error
 
 
-def _check_size(path: Path, name: str, limits: Limits) -> None:
-    try:
-        size = path.stat().st_size if path.is_file() else -1
-    except (OSError, ValueError):
-        size = -1
+def _check_size(source: str | Path | bytes, limits: Limits) -> None:
+    if isinstance(source, bytes):
+        size = len(source)
+    else:
+        try:
+            size = Path(source).stat().st_size if Path(source).is_file() else -1
+        except (OSError, ValueError):
+            size = -1
     if size < 0:
-        raise UserError(f"{name}: the upload is no longer there; upload it again")
+        raise UploadError("the upload is no longer there; upload it again")
     if size == 0:
-        raise UserError(f"{name}: is empty; upload it again")
+        raise UploadError("is empty; upload it again")
     if size > limits.upload_bytes:
         most = f"{limits.upload_bytes / 2**20:g} MiB"
-        raise UserError(f"{name}: has {size / 2**20:.1f} MiB, at most {most} are read; scale it down")
+        line = f"has {size / 2**20:.1f} MiB, at most {most} are read; scale it down"
+        raise UploadError(line, HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
 
 
 def _reason(error: Exception) -> str:

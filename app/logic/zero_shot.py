@@ -6,21 +6,17 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from app.logic.none_of_these import Others, Verdict
 from app.state.limits import Limits
-from app.state.runs import ServedRun
+from app.state.runs import ServedModel, ServedRun
 from datamodules.captions import PromptOptions, class_prompts
 from vitrail.errors import UserError
 from vitrail.types import LABEL_TASK
-
-if TYPE_CHECKING:
-    import torch
-    from PIL.Image import Image
 
 PROMPTS: dict[str, tuple[str, ...]] = {
     "One sentence": ("a photo of a {}.",),
@@ -84,8 +80,16 @@ def parse_labels(text: str, limits: Limits) -> Labels:
         UserError: there is no label, or they are too many or too long.
     """
     _check_length("labels", text, limits.text)
-    given = [" ".join(part.split()) for part in re.split(r"[,\n\r]", text)]
-    given = [name for name in given if name]
+    return distinct_labels(re.split(r"[,\n\r]", text), limits)
+
+
+def distinct_labels(names: Sequence[str], limits: Limits) -> Labels:
+    """Return the labels among names; those that differ only in case or blanks are one.
+
+    Raises:
+        UserError: as ``parse_labels``.
+    """
+    given = [name for name in (" ".join(part.split()) for part in names) if name]
     if not given:
         raise UserError("labels: there are none; write some, separated by commas or lines")
     distinct: dict[str, str] = {}
@@ -109,7 +113,16 @@ def parse_templates(text: str, limits: Limits) -> list[str]:
         UserError: there is no template, or one is too long or lacks ``{}``.
     """
     _check_length("templates", text, limits.text)
-    templates = list(dict.fromkeys(line.strip() for line in text.splitlines() if line.strip()))
+    return distinct_templates(text.splitlines(), limits)
+
+
+def distinct_templates(lines: Sequence[str], limits: Limits) -> list[str]:
+    """Return the templates among lines, each once.
+
+    Raises:
+        UserError: as ``parse_templates``.
+    """
+    templates = list(dict.fromkeys(line.strip() for line in lines if line.strip()))
     if not templates:
         raise UserError("templates: there are none; write one with {} in place of the label")
     for template in templates:
@@ -120,8 +133,15 @@ def parse_templates(text: str, limits: Limits) -> list[str]:
 
 
 def ask(
-    run: ServedRun,
-    images: Sequence[Image | torch.Tensor],
+    run: ServedModel, images: Sequence[Any], labels: Sequence[str], templates: Sequence[str], **options: Any
+) -> list[ZeroShot]:
+    """Return what ``compare`` returns for N images, which are encoded first."""
+    return compare(run, run.encode_images(images), labels, templates, **options)
+
+
+def compare(
+    run: ServedModel,
+    vectors: NDArray[np.float32],
     labels: Sequence[str],
     templates: Sequence[str],
     *,
@@ -136,7 +156,7 @@ def ask(
 
     Args:
         run: a dual encoder.
-        images: N of them.
+        vectors: of N images, float32 ``(N, D)``, of unit length.
         labels: distinct.
         templates: each with ``{}`` once.
         temperature: above 1 the probabilities are more alike; below, less.
@@ -156,7 +176,6 @@ def ask(
     scale = run.logit_scale / run.temperatures.get(LABEL_TASK, 1.0) / temperature
     prompts = class_prompts(PromptOptions(templates=list(templates)), labels)
     texts = run.encode_labels(prompts)
-    vectors = run.encode_images(images)
     similarities = (vectors @ texts.T).astype(np.float64)
     verdicts = [Verdict()] * len(vectors)
     if others is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +17,6 @@ from app.state.context import display_name
 from app.state.facets import facet_of
 from app.state.limits import shortened
 from datamodules.loading.decode import ValueRange
-from retrieval.fill import is_complete
 from retrieval.gallery import Gallery
 from retrieval.image_files import ImageFiles
 from retrieval.schema import LABEL, NOT_METADATA, PREDICTED, ModelIdentity, image_schema
@@ -183,6 +183,19 @@ class ServedGallery:
                 raise
             return kept
 
+    def jpeg(self, sample_id: str, side: int) -> bytes:
+        """Return an image as JPEG, its longest side at most ``side`` pixels; raise ``UserError`` as ``image``."""
+        from PIL import Image
+
+        from datamodules.loading.decode import read_image
+
+        pixels = read_image(self.image(sample_id), sample_id, self.value_range)
+        image = Image.fromarray(pixels.permute(1, 2, 0).numpy())
+        image.thumbnail((side, side), Image.Resampling.LANCZOS)
+        content = io.BytesIO()
+        image.save(content, format="JPEG", quality=88)
+        return content.getvalue()
+
 
 def gallery_name(address: str | Path, taken: Sequence[str]) -> str:
     """Return a name for a gallery that was given by its address: that of its folder, made different from others."""
@@ -206,6 +219,8 @@ def indexed_gallery(
     Raises:
         UserError: other weights made the gallery, or it is missing and so are the run's data.
     """
+    from retrieval.fill import is_complete
+
     folder = run.path / Run.GALLERY
     if not is_complete(folder, run.weights):
         report(f"{run.name}: indexing its images for the search, once")

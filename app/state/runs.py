@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
@@ -13,9 +14,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from app.state.limits import Limits, SingleFlightCache
 from vitrail.errors import UserError
 from vitrail.ood import Detector, marked, outputs_with_features
-from vitrail.predictions import ImagePrediction, OutputCalibration, image_predictions
+from vitrail.predictions import ImagePrediction, OperatingPoint, OutputCalibration, image_predictions
 from vitrail.runs import Run, read_calibration, read_run_detector
 from vitrail.types import TaskKind, TextReading, kind_of
 
@@ -33,12 +35,131 @@ _FEATURES = "\0features"
 """Stands next to the names of tasks, none of which has it."""
 
 _LOGGER = logging.getLogger("vitrail.app")
+_KEPT = 32
+"""Sets of labels whose vectors are kept."""
+
 _BATCH = 16
 """Images that pass through the network together, which bounds the memory."""
 
 
-class ServedRun:
-    """The best checkpoint of a run, with the temperatures that were fitted for it.
+class ServedModel(ABC):
+    """A trained model with the calibration that was fitted for it, safe to use from several threads.
+
+    Attributes:
+        name: by which users and requests know it.
+        path: its directory.
+        kind: ``classifier`` or ``dual encoder``.
+        tasks: class names of each task that it predicts, the main one first.
+        kinds: kinds of the tasks that are not single-label.
+        thresholds: of multi-label tasks, of each label.
+        temperatures: by task, as ``python -m evaluation calibrate`` fitted them.
+        weights: SHA-256 of the weights, hexadecimal, by which a gallery knows its model.
+        notes: what users should know of it, one line each; where there is no calibration they report it.
+    """
+
+    name: str
+    path: Path
+    kind: Kind
+    tasks: dict[str, list[str]]
+    kinds: dict[str, TaskKind]
+    thresholds: Mapping[str, Sequence[float]]
+    temperatures: dict[str, float]
+    notes: list[str]
+    weights: Any
+    _calibration: OutputCalibration
+    _detector: Detector | None
+    _points: Mapping[str, OperatingPoint]
+
+    @abstractmethod
+    def outputs(self, images: Sequence[Any]) -> dict[str, NDArray[np.float32]]:
+        """Logits ``(N, C)`` by task, and under the empty name the vectors ``(N, D)``; N is at least 1.
+
+        Where the detector of unknown images needs them, the backbone's features too.
+        """
+
+    @abstractmethod
+    def read(self, content: bytes, name: str, limits: Limits) -> Any:
+        """Return an image as the model takes it, from the content of a file.
+
+        Raises:
+            UploadError: it is too large, not an image of a known format, or damaged.
+        """
+
+    @abstractmethod
+    def encode_texts(self, texts: list[str]) -> NDArray[np.float32]:
+        """Return vectors of texts, as they are: float32 ``(Q, D)``, of unit length."""
+
+    @property
+    @abstractmethod
+    def logit_scale(self) -> float:
+        """What a dual encoder multiplies cosines by to get logits."""
+
+    def predict(self, images: Sequence[Any]) -> list[ImagePrediction]:
+        """Predict all tasks of each image, or of what ``read`` or ``prepared`` made of it.
+
+        ``Run.predict`` reads and scales images itself; here uploads are small already, and threads share the network.
+
+        Raises:
+            UserError: the model has no classes, or its outputs are not finite.
+        """
+        self.check_classes()
+        return self.predictions(self.outputs(images)) if images else []
+
+    def predictions(self, outputs: Mapping[str, NDArray[np.float32]]) -> list[ImagePrediction]:
+        """Return what outputs mean: calibrated, at the operating points, and unknown images marked."""
+        found = image_predictions(
+            [self.name] * len(outputs[""]),
+            outputs,
+            self.tasks,
+            self.temperatures,
+            self.kinds,
+            self.thresholds,
+            self._calibration,
+        )
+        found = [one.decided(self._points) for one in found]
+        return found if self._detector is None else marked(found, self._detector, outputs, outputs.get(_FEATURES))
+
+    def encode_images(self, images: Sequence[Any]) -> NDArray[np.float32]:
+        """Return vectors of one image or more as in the run's galleries: float32 ``(N, D)``, of unit length."""
+        return self.outputs(images)[""]
+
+    def encode_labels(self, prompts: Sequence[Sequence[str]]) -> NDArray[np.float32]:
+        """Return the mean vector of each label's prompts, as the classes of a dual encoder are made.
+
+        Args:
+            prompts: of each of C labels one or more.
+
+        Returns:
+            float32 ``(C, D)``, of unit length; read-only, since the latest are kept.
+        """
+        key = tuple(map(tuple, prompts))
+        return self._labels.get(key, lambda: self._mean_vectors(prompts))
+
+    @cached_property
+    def _labels(self) -> SingleFlightCache[NDArray[np.float32]]:
+        return SingleFlightCache(_KEPT)
+
+    def _mean_vectors(self, prompts: Sequence[Sequence[str]]) -> NDArray[np.float32]:
+        flat = self.encode_texts([prompt for texts in prompts for prompt in texts])
+        starts = np.cumsum([0, *(len(texts) for texts in prompts[:-1])])
+        means = np.add.reduceat(flat, starts) / np.array([[len(texts)] for texts in prompts], np.float32)
+        labels: NDArray[np.float32] = means / np.linalg.norm(means, axis=1, keepdims=True)
+        labels.flags.writeable = False
+        return labels
+
+    def check_classes(self) -> None:
+        """Raise ``UserError`` for a model without classes."""
+        if not self.tasks:
+            raise UserError(f"{self.name}: its data have no classes; ask it for labels of your own under Zero-shot")
+
+    def check_texts(self) -> None:
+        """Raise ``UserError`` for a model without a text encoder."""
+        if self.kind != "dual encoder":
+            raise UserError(f"{self.name}: a {self.kind} has no text encoder; choose a dual encoder")
+
+
+class ServedRun(ServedModel):
+    """The best checkpoint of a run, or an export of its weights.
 
     One thread at a time is inside the network, because saliency maps hook into its layers.
 
@@ -46,13 +167,6 @@ class ServedRun:
         path: run directory.
         name: by which users and requests know it; experiment and run directory by default.
         device: to compute on; a GPU by default where there is one.
-
-    Attributes:
-        kind: ``classifier`` or ``dual encoder``.
-        tasks: class names of each task that it predicts, the main one first.
-        kinds: kinds of the tasks that are not single-label.
-        temperatures: by task, as ``python -m evaluation calibrate`` fitted them.
-        notes: what users should know of it, one line each; where there is no calibration they report it.
 
     Raises:
         UserError: the directory is not a run, or has no best checkpoint that can be read safely.
@@ -67,61 +181,25 @@ class ServedRun:
         self.kind: Kind = "dual encoder" if isinstance(self._model, DualEncoder) else "classifier"
         self.tasks = {task: list(classes) for task, classes in getattr(self._model, "tasks", {}).items()}
         self.kinds: dict[str, TaskKind] = dict(getattr(self._model, "task_kinds", {}))
+        self.thresholds = getattr(self._model, "thresholds", {})
         self.notes: list[str] = []
-        self.temperatures, self._calibration = self._read_calibration()
-        self._detector = self._read_detector()
+        self.temperatures, self._calibration = self._read_calibration(run)
+        self._points = run.operating_points if self.temperatures or self._calibration != OutputCalibration() else {}
+        self._detector = self._read_detector(run)
         self._lock = threading.RLock()
-
-    def predict(self, images: Sequence[Image | torch.Tensor]) -> list[ImagePrediction]:
-        """Predict all tasks of each image, or of what ``prepared`` made of it.
-
-        ``Run.predict`` reads and scales images itself; here uploads are small already, and threads share the network.
-
-        Raises:
-            UserError: the model has no classes, or its outputs are not finite.
-        """
-        if not self.tasks:
-            raise UserError(f"{self.name}: its data have no classes; ask it for labels of your own under Zero-shot")
-        if not images:
-            return []
-        thresholds, names = getattr(self._model, "thresholds", {}), [self.name] * len(images)
-        outputs = self._outputs(images)
-        found = image_predictions(
-            names, outputs, self.tasks, self.temperatures, self.kinds, thresholds, self._calibration
-        )
-        return found if self._detector is None else marked(found, self._detector, outputs, outputs.get(_FEATURES))
-
-    def encode_images(self, images: Sequence[Image | torch.Tensor]) -> NDArray[np.float32]:
-        """Return vectors of one image or more as in the run's galleries: float32 ``(N, D)``, of unit length."""
-        return self._outputs(images)[""]
 
     def encode_texts(self, texts: list[str]) -> NDArray[np.float32]:
         """Return vectors of texts, as they are: float32 ``(Q, D)``, of unit length."""
         import torch
 
-        self._check_texts()
+        self.check_texts()
         with self._lock, torch.inference_mode():
             vectors: NDArray[np.float32] = self._model.encode_text(texts).float().cpu().numpy()
         return vectors
 
-    def encode_labels(self, prompts: Sequence[Sequence[str]]) -> NDArray[np.float32]:
-        """Return the mean vector of each label's prompts, as the classes of a dual encoder are made.
-
-        Args:
-            prompts: of each of C labels one or more.
-
-        Returns:
-            float32 ``(C, D)``, of unit length.
-        """
-        flat = self.encode_texts([prompt for texts in prompts for prompt in texts])
-        starts = np.cumsum([0, *(len(texts) for texts in prompts[:-1])])
-        means = np.add.reduceat(flat, starts) / np.array([[len(texts)] for texts in prompts], np.float32)
-        labels: NDArray[np.float32] = means / np.linalg.norm(means, axis=1, keepdims=True)
-        return labels
-
     def reading(self, text: str) -> TextReading:
         """Return what the model's tokenizer reads of a text."""
-        self._check_texts()
+        self.check_texts()
         with self._lock:
             reading: TextReading = self._model.towers.tokenizer.reading(text)
             return reading
@@ -129,7 +207,7 @@ class ServedRun:
     @property
     def logit_scale(self) -> float:
         """What a dual encoder multiplies cosines by to get logits."""
-        self._check_texts()
+        self.check_texts()
         return float(self._model.objective.logit_scale()[0].detach())
 
     @cached_property
@@ -195,13 +273,10 @@ class ServedRun:
         made: torch.Tensor = eval_transform(self._model.input_options)(pixels)
         return made.clone()
 
-    def _check_texts(self) -> None:
-        if self.kind != "dual encoder":
-            raise UserError(f"{self.name}: a {self.kind} has no text encoder; choose a dual encoder")
-
-    def _read_calibration(self) -> tuple[dict[str, float], OutputCalibration]:
+    def _read_calibration(self, run: Run) -> tuple[dict[str, float], OutputCalibration]:
         try:
-            found, of_outputs = read_calibration(self.path)
+            exported = (self.path / Run.EXPORT).is_file()
+            found, of_outputs = (run.temperatures, run.output_calibration) if exported else read_calibration(self.path)
         except UserError as error:
             # It must be reported, but must not keep the model from being served. The browser gets no path.
             _LOGGER.warning("%s", error)
@@ -214,13 +289,19 @@ class ServedRun:
             )
         return found, of_outputs
 
-    def _read_detector(self) -> Detector | None:
+    def _read_detector(self, run: Run) -> Detector | None:
         try:
-            return read_run_detector(self.path) if (self.path / Run.OOD).is_file() else None
+            return read_run_detector(self.path) if (self.path / Run.OOD).is_file() else run.detector
         except UserError as error:
             _LOGGER.warning("%s", error)
             self.notes.append(f"Unknown images are not recognised: {Run.OOD} is damaged or of another checkpoint.")
             return None
+
+    def read(self, content: bytes, name: str, limits: Limits) -> torch.Tensor:
+        """See ``ServedModel``."""
+        from app.logic.uploads import read_pixels
+
+        return self.prepared(read_pixels(content, limits, self.value_range, name))
 
     def _pixels(self, images: Sequence[Image | torch.Tensor]) -> torch.Tensor:
         """uint8 ``(N, 3, size, size)`` of images, or of what ``prepared`` made of them."""
@@ -235,11 +316,8 @@ class ServedRun:
             ]
         )
 
-    def _outputs(self, images: Sequence[Image | torch.Tensor]) -> dict[str, NDArray[np.float32]]:
-        """Logits ``(N, C)`` by task, and under the empty name the vectors ``(N, D)``; N is at least 1.
-
-        Where the detector of unknown images needs them, the backbone's features too.
-        """
+    def outputs(self, images: Sequence[Image | torch.Tensor]) -> dict[str, NDArray[np.float32]]:
+        """See ``ServedModel``; at most 16 images pass through the network together."""
         import torch
 
         parts: dict[str, list[torch.Tensor]] = {}

@@ -6,13 +6,11 @@ The grid works by mouse, finger and keyboard. The route serves nothing of the di
 from __future__ import annotations
 
 import hashlib
-import io
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 from http import HTTPStatus
-from pathlib import Path
 from urllib.parse import urlencode
 
 import gradio as gr
@@ -21,7 +19,6 @@ from starlette.responses import PlainTextResponse, Response
 
 from app.state.context import AppContext
 from app.state.limits import SingleFlightCache
-from datamodules.loading.decode import ValueRange
 from vitrail.errors import UserError
 
 ROUTE = "images"
@@ -131,7 +128,7 @@ def add_images(app: FastAPI, context: AppContext) -> None:
     def jpeg(name: str, sample_id: str, side: int) -> bytes:
         gallery = context.gallery(name)  # ids are looked up, never made part of a path
         with decoding:
-            return _scaled(gallery.image(sample_id), sample_id, side, gallery.value_range)
+            return gallery.jpeg(sample_id, side)
 
     def image(request: Request, gallery: str, id: str, side: int = 256) -> Response:  # noqa: A002 -- part of the address
         side = next((size for size in SIDES if size >= side), SIDES[-1])
@@ -147,16 +144,3 @@ def add_images(app: FastAPI, context: AppContext) -> None:
         return Response(content, media_type="image/jpeg", headers=headers)
 
     app.get(f"/{ROUTE}", include_in_schema=False)(image)
-
-
-def _scaled(found: Path | bytes, sample_id: str, side: int, value_range: ValueRange) -> bytes:
-    """JPEG whose longest side is at most ``side``."""
-    from PIL import Image
-
-    from datamodules.loading.decode import read_image
-
-    image = Image.fromarray(read_image(found, sample_id, value_range).permute(1, 2, 0).numpy())
-    image.thumbnail((side, side), Image.Resampling.LANCZOS)
-    content = io.BytesIO()
-    image.save(content, format="JPEG", quality=88)
-    return content.getvalue()

@@ -125,11 +125,12 @@ WORDS = ("red", "blue", "green", "metal", "glass", "plastic", "new", "used", "wo
 _CHUNK = 20_000
 
 
-def make_runs(folder: Path, backbone: str = DEIT_TINY) -> None:
-    """Run directories ``classifier`` and ``pairs`` with a checkpoint each."""
+def make_runs(folder: Path, backbone: str = DEIT_TINY, *, pairs: bool = True) -> None:
+    """Run directories ``classifier`` and, if asked, ``pairs`` with a checkpoint each."""
     deit = {**_DEIT, "model": {"init_args": {"backbone": backbone}}}
-    pairs = {"data": {"init_args": {"n_samples": 240}}}
-    for name, experiment, overlay in ((CLASSIFIER, "quickstart", deit), (PAIRS, "quickstart_pairs", pairs)):
+    few = {"data": {"init_args": {"n_samples": 240}}}
+    made = [(CLASSIFIER, "quickstart", deit), *([(PAIRS, "quickstart_pairs", few)] if pairs else [])]
+    for name, experiment, overlay in made:
         path = folder / f"{name}.json"
         path.write_text(json.dumps({**_SHORT, **overlay}), encoding="utf-8")
         configs = ["--config", str(EXPERIMENTS / f"{experiment}.yaml"), "--config", str(path)]
@@ -137,8 +138,8 @@ def make_runs(folder: Path, backbone: str = DEIT_TINY) -> None:
         done = subprocess.run([sys.executable, "-m", *command], check=False, capture_output=True, text=True)
         if done.returncode:
             raise RuntimeError(f"{' '.join(command)} ended with {done.returncode}:\n{done.stderr[-2000:]}")
-        (made,) = (folder / "runs" / name).glob("*")
-        made.rename(folder / name)
+        (run,) = (folder / "runs" / name).glob("*")
+        run.rename(folder / name)
 
 
 def make_gallery(folder: Path, images: int) -> None:

@@ -19,15 +19,17 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import cache
 from pathlib import Path
-from typing import IO, Any, Literal, NamedTuple
+from typing import IO, TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import simplejpeg
-import torch
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from vitrail.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
 
 MAX_PIXELS = 89_478_485
 """Larger images are refused before they are decoded, unless ``max_pixels`` allows more: a small file can hold one that
@@ -205,6 +207,8 @@ def _named(label: str, max_pixels: int) -> Iterator[None]:
 
 def decoded(source: str | Path | bytes, value_range: ValueRange = "auto", max_pixels: int = MAX_PIXELS) -> torch.Tensor:
     """Decode an image as ``read_image`` does, with whatever exceptions the decoders raise."""
+    import torch
+
     if max_pixels > MAX_PIXELS and Image.MAX_IMAGE_PIXELS is not None:
         # Pillow has one limit for a process, at twice which it refuses to open a file.
         Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, max_pixels)
@@ -216,12 +220,20 @@ def decoded(source: str | Path | bytes, value_range: ValueRange = "auto", max_pi
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
+def check_header(content: bytes, max_pixels: int = MAX_PIXELS) -> None:
+    """Refuse what ``decoded`` refuses for its format or its size, by the header alone, with the same exceptions."""
+    with io.BytesIO(content) as file, opened(file) as image:
+        _refuse_too_large(image, file, max_pixels)
+
+
 def image_pixels(image: Image.Image, value_range: ValueRange = "auto") -> torch.Tensor:
     """Return the pixels of a Pillow image as ``read_image`` returns those of a file.
 
     Raises:
         UndecidedRangeError: for an image of unknown range; Pillow raises others for broken files.
     """
+    import torch
+
     return torch.from_numpy(_upright_rgb(image, value_range)).permute(2, 0, 1)
 
 
@@ -482,6 +494,7 @@ def _from_deep_color(image: Image.Image, file: IO[bytes], value_range: ValueRang
         if chosen != _FULL:
             raise ValueError("a TIFF with 16 bits a channel that uses fewer; save it with 8 bits, or as PNG")
         return image
+    import torch
     import torchvision.io
 
     file.seek(0)

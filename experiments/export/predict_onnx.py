@@ -135,21 +135,26 @@ class Model:
             PredictError: if it cannot be read.
         """
         try:
-            with Path(path).open("rb") as file, _opened(file) as image:
-                _refuse_too_large(image, file, self._max_pixels)
-                if image.format == "PNG":
-                    _check_png(file)
-                if image.format in ("JPEG", "MPO"):
-                    _check_jpeg(file, image.mode)
-                options = self.metadata["image"]
-                rgb = _upright(image, options.get("value_range", "auto"))
-                if image.format == "PNG":
-                    _check_png_rows(image, file)
-                return prepared(rgb, options)
+            with Path(path).open("rb") as file:
+                return self.decoded(file)
         # Decoders of broken files raise whatever they stumble over.
         except Exception as error:
             reason = "no such file" if isinstance(error, FileNotFoundError) else " ".join(str(error).split())
             raise PredictError(f"{path}: cannot be read ({reason}); give an image file") from error
+
+    def decoded(self, file: IO[bytes]) -> NDArray[np.uint8]:
+        """As ``read``, of an open file, with whatever exceptions the decoders raise."""
+        with _opened(file) as image:
+            _refuse_too_large(image, file, self._max_pixels)
+            if image.format == "PNG":
+                _check_png(file)
+            if image.format in ("JPEG", "MPO"):
+                _check_jpeg(file, image.mode)
+            options = self.metadata["image"]
+            rgb = _upright(image, options.get("value_range", "auto"))
+            if image.format == "PNG":
+                _check_png_rows(image, file)
+            return prepared(rgb, options)
 
     def probabilities(self, outputs: Mapping[str, NDArray[np.float32]]) -> dict[str, NDArray[np.float64]]:
         """Probabilities of the classes of each task, with the temperatures that calibration found.

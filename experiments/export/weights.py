@@ -141,6 +141,7 @@ def _text(task: VisionTask) -> dict[str, Any] | None:
         "pad_token": task.towers.tokenizer.pad_token,
         "fixed_length": state["fixed_length"],
         "class_prompts": task.class_prompts,
+        "logit_scale": float(task.objective.logit_scale()[0].detach()),
     }
 
 

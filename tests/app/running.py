@@ -72,9 +72,16 @@ def serving(app: ASGIApp, context: AppContext) -> Iterator[Served]:
     """Serves an application on a free port of this machine while the block runs."""
     from app.server import server_config
 
+    with running(server_config(app, context)) as served:
+        yield served
+
+
+@contextmanager
+def running(config: uvicorn.Config) -> Iterator[Served]:
+    """Runs a server on a free port of this machine while the block runs."""
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
-        server = uvicorn.Server(server_config(app, context))
+        server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
         thread.start()
         while not server.started:

@@ -56,7 +56,7 @@ def test_a_bomb_is_refused_before_it_is_decoded(tmp_path: Path) -> None:
     bomb = written(tmp_path, "a.png", png_bomb(20_000, 20_000))
     tracemalloc.start()
     with pytest.raises(
-        UserError, match="pixels, at most 50 million are decoded; scale it down, or start the app with --max-pixels"
+        UserError, match="pixels, at most 50 million are decoded; scale it down, or start the server with --max-pixels"
     ):
         read_upload(bomb)
     _, most = tracemalloc.get_traced_memory()

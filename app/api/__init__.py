@@ -1,0 +1,1 @@
+"""``vitrail serve``: a trained model as an HTTP API."""
