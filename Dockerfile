@@ -4,7 +4,7 @@ ARG DEVICE=cpu
 FROM python:3.11-slim AS build
 # Address of a package index with PyTorch's wheels for CPUs, which are smaller by gigabytes than the regular ones.
 ARG TORCH_INDEX=""
-ARG EXTRAS=app,export,heic,sweeps,tensorboard,mlflow
+ARG EXTRAS=app,export,heic,serve,sweeps,tensorboard,mlflow
 # Commit of the sources, for run.json: .git is not copied.
 ARG REVISION=""
 WORKDIR /source

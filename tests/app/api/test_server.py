@@ -283,7 +283,16 @@ def test_searches_are_bounded(flowers: httpx.Client, data: dict[str, str], reaso
 
 @pytest.mark.parametrize(
     "sample_id",
-    ["/etc/passwd", "../../../etc/passwd", "..%2f..%2fetc%2fpasswd", "file:///etc/passwd", "\0", "a\nb", "", "run.json"],
+    [
+        "/etc/passwd",
+        "../../../etc/passwd",
+        "..%2f..%2fetc%2fpasswd",
+        "file:///etc/passwd",
+        "\0",
+        "a\nb",
+        "",
+        "run.json",
+    ],
 )
 def test_no_address_leads_out_of_the_gallery(flowers: httpx.Client, sample_id: str) -> None:
     assert refusal(flowers.get("/v1/image", params={"id": sample_id}), 404) == "there is no such image"
