@@ -84,7 +84,7 @@ class RefusedError(Exception):
 
 
 class Callers:
-    """Who may send requests: whoever calls the server by a name of its own, from no other page.
+    """Which requests are accepted: those that call the server by a name of its own, from no other page.
 
     Args:
         hosts: names, in addition to numeric addresses and ``localhost``, under which the server may be reached.

@@ -2,10 +2,10 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
-import httpx
 import pytest
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse
@@ -33,7 +33,7 @@ def client(app: Any = echo, base_url: str = "http://127.0.0.1:8000", **changes: 
     return TestClient(ApiGuard(app, settings, Metrics(), ["/v1/classify"]), base_url=base_url)
 
 
-def one_line(response: httpx.Response) -> str:
+def one_line(response: Any) -> str:
     assert list(response.json()) == ["error"]
     line: str = response.json()["error"]
     assert line
@@ -55,7 +55,7 @@ def one_line(response: httpx.Response) -> str:
 def test_only_the_token_opens_what_is_not_open(headers: dict[str, str]) -> None:
     served = client(token=TOKEN)
     for path in ("/v1/model", "/metrics", "/v1/image?id=a", "/docs/", "//docs", "/health/../metrics"):
-        refused = served.get(path, headers={key: value.encode("latin-1") for key, value in headers.items()})
+        refused = served.get(path, headers=[(key.encode(), value.encode("latin-1")) for key, value in headers.items()])
         assert refused.status_code == 401, path
         assert refused.headers["www-authenticate"] == "Bearer"
         assert "Bearer TOKEN" in one_line(refused)
@@ -108,10 +108,10 @@ def test_a_body_has_to_arrive_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
     assert sent[0]["status"] == 408
 
 
-def test_a_caller_may_send_so_many_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_caller_has_a_rate_and_a_burst(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
     rate = module._Rate(2.0)
-    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
     assert [rate.wait("a") for _ in range(4)] == [0] * 4
     assert rate.wait("a") == pytest.approx(0.5)
     assert rate.wait("b") == 0
