@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import huggingface_hub
 import numpy as np
@@ -23,6 +22,7 @@ from experiments.export.predict_onnx import Model
 from experiments.export.weights import metadata_of
 from lightning_modules.base import VisionTask
 from lightning_modules.checkpoint import load_task
+from tests.support.hub_server import TOKEN, Hub, hub_server
 from tests.support.runs import exported, flowers_onnx, kinds_onnx, products_onnx, products_run
 from vitrail.errors import UserError
 from vitrail.predictions import read_predictions
@@ -30,38 +30,57 @@ from vitrail.runs import Run
 
 
 @pytest.fixture
-def pushed(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """A hub that accepts everything, and what it received."""
-    received: dict[str, Any] = {}
-
-    class Api:
-        def create_repo(self, repository: str, **options: Any) -> None:
-            received["repo"] = (repository, options)
-
-        def upload_folder(self, **options: Any) -> Any:
-            received["upload"] = options
-            return SimpleNamespace(commit_url="https://hub/owner/name/commit/1")
-
-    monkeypatch.setattr(huggingface_hub, "HfApi", Api)
-    monkeypatch.setattr("lightning_modules.encoders.weights.reachable", lambda *_: True)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-    return received
+def served(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
+    """A hub of this machine, and a user who is logged in there."""
+    with hub_server() as served:
+        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", served.url)
+        template = f"{served.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+        monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr("huggingface_hub.file_download.HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False)
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        yield served
 
 
-def test_a_push_is_one_private_commit(pushed: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_push_is_one_private_commit_and_comes_back(served: Hub, capsys: pytest.CaptureFixture[str]) -> None:
     export = products_onnx()
     capsys.readouterr()  # making it, if no other test has yet, prints too
     assert experiments(["push-to-hub", str(export), "--repo", "owner/name"]) == 0
-    assert capsys.readouterr().out == "https://hub/owner/name/commit/1\n"
-    assert pushed["repo"] == ("owner/name", {"private": True, "exist_ok": True})
-    assert pushed["upload"]["folder_path"] == products_onnx()
-    assert experiments(["push-to-hub", str(products_onnx()), "--repo", "owner/name", "--public"]) == 0
-    assert pushed["repo"][1]["private"] is False
+    repository = served.repositories["models/owner/name"]
+    assert capsys.readouterr().out == f"{served.url}/owner/name/commit/{repository.sha}\n"
+    assert (repository.private, repository.commits) == (True, ["Export of Vitrail"])
+    assert repository.files == {path.name: path.read_bytes() for path in export.iterdir()}
+    fetched = Run.from_hub("owner/name").path
+    known = {path.name for path in fetched.iterdir()}
+    assert known == {path.name for path in export.iterdir() if path.suffix != ".py"}  # no scripts
+    assert all((fetched / name).read_bytes() == (export / name).read_bytes() for name in known)
+    assert experiments(["push-to-hub", str(export), "--repo", "owner/public", "--public"]) == 0
+    assert served.repositories["models/owner/public"].private is False
 
 
-def test_only_whole_exports_are_pushed(
-    pushed: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_exports_come_back_from_a_folder_and_from_the_hub(served: Hub) -> None:
+    weights = exported(products_run(), "safetensors")
+    assert experiments(["push-to-hub", str(weights), "--repo", "owner/name"]) == 0
+    image = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    own = load_task(products_run() / "checkpoints" / "best.ckpt")
+    with torch.no_grad():
+        logits = own(image)
+    for name in (weights, "owner/name"):
+        task = hub.load(name)
+        assert isinstance(task, VisionTask)
+        with torch.no_grad():
+            assert torch.equal(task(image)["class"], logits["class"])
+    # What was fetched is in the hub's cache: no server is asked for it once more than needed.
+    served.repositories.clear()
+    with pytest.raises(UserError, match=r"owner/other: cannot be fetched from the hub \(.*\); check the name"):
+        hub.load("owner/other")
+    model = hub.load(products_onnx())
+    assert isinstance(model, Model)
+    np.testing.assert_allclose(model(image.numpy())["logits_class"], logits["class"].numpy(), atol=1e-4)
+
+
+def test_only_whole_exports_are_pushed(served: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     copied = Path(shutil.copytree(products_onnx(), tmp_path / "onnx"))
     (copied / "model.onnx").unlink()
     changed = Path(shutil.copytree(products_onnx(), tmp_path / "changed"))
@@ -77,7 +96,7 @@ def test_only_whole_exports_are_pushed(
         error = capsys.readouterr().err
         assert message in error
         assert len(error.splitlines()) == 1
-    assert pushed == {}
+    assert served.repositories == {}
 
 
 def test_without_a_network_the_push_ends_at_once(
@@ -88,36 +107,18 @@ def test_without_a_network_the_push_ends_at_once(
     assert "HF_HUB_OFFLINE is set" in capsys.readouterr().err
 
 
-def test_a_refusal_of_the_hub_is_one_line(
-    pushed: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_a_refusal_of_the_hub_is_one_line_without_the_token(
+    served: Hub, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def refuse(*_: object, **__: object) -> None:
-        raise OSError("401: who are you?\nlong explanations")
-
-    monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", refuse)
+    monkeypatch.setenv("HF_TOKEN", "hf_wrong_token")
     export = products_onnx()
     capsys.readouterr()
     assert experiments(["push-to-hub", str(export), "--repo", "owner/name"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert "who are you" in line
-
-
-def test_exports_come_back_from_a_folder_and_from_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
-    weights = exported(products_run(), "safetensors")
-    # As the hub's client keeps what it has fetched.
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, **_: str(weights))
-    image = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    own = load_task(products_run() / "checkpoints" / "best.ckpt")
-    with torch.no_grad():
-        logits = own(image)
-    for name in (weights, "owner/name"):
-        task = hub.load(name)
-        assert isinstance(task, VisionTask)
-        with torch.no_grad():
-            assert torch.equal(task(image)["class"], logits["class"])
-    model = hub.load(products_onnx())
-    assert isinstance(model, Model)
-    np.testing.assert_allclose(model(image.numpy())["logits_class"], logits["class"].numpy(), atol=1e-4)
+    assert "401" in line
+    assert "set HF_TOKEN to a token that may write" in line
+    assert "hf_wrong_token" not in line
+    assert served.repositories == {}
 
 
 def test_the_card_is_valid_and_its_scores_are_those_of_the_predictions() -> None:
