@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import signal
 import time
 from collections import Counter
@@ -24,7 +26,18 @@ RANGES = {"model.lr": {"distribution": "log_uniform_values", "min": 1e-4, "max":
 
 
 def opened(folder: Path, sweep: SweepFile, seed: int = 1) -> SweepStudy:
-    return SweepStudy(f"sqlite:///{folder / 'sweep.db'}", "sweep", sweep, seed)
+    """A study in a file of the folder, or in the database of the environment, where each folder has its own."""
+    url = os.environ.get("SWEEP_DATABASE")
+    return SweepStudy(url or f"sqlite:///{folder / 'sweep.db'}", os.environ.get("SWEEP_NAME", "sweep"), sweep, seed)
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Where this process and those that it starts keep a study: a file, or a real database server."""
+    if request.param == "postgresql":
+        monkeypatch.setenv("SWEEP_DATABASE", request.getfixturevalue("postgresql_server"))
+        monkeypatch.setenv("SWEEP_NAME", request.node.name)
+    return str(request.param)
 
 
 def grid(folder: Path, **changes: Any) -> SweepFile:
@@ -66,6 +79,7 @@ def test_every_point_of_a_grid_is_taken_once_in_its_order(tmp_path: Path) -> Non
     assert opened(tmp_path, sweep).take(6) is None
 
 
+@pytest.mark.usefixtures("database")
 def test_several_processes_share_a_grid(tmp_path: Path) -> None:
     run_program("tests.experiments.launch.sweep_processes", str(tmp_path), "share")
     found = [values for number in range(2) for values in json.loads((tmp_path / str(number) / "taken").read_text())]
@@ -122,7 +136,7 @@ def test_tpe_looks_where_it_was_good(tmp_path: Path) -> None:
     assert sum(late) / len(late) < 0.5 * sum(early) / len(early)
 
 
-@pytest.mark.usefixtures("impatient")
+@pytest.mark.usefixtures("impatient", "database")
 @pytest.mark.parametrize("when", ["killed", "killed_early"])
 def test_the_trials_of_a_killed_process_are_run_again(tmp_path: Path, when: str) -> None:
     sweep = grid(tmp_path)
@@ -241,3 +255,14 @@ def test_a_database_that_cannot_be_used_is_reported_in_one_line(tmp_path: Path, 
         SweepStudy(url, "sweep", grid(tmp_path), 1)
     assert "\n" not in str(raised.value)
     assert "secret" not in str(raised.value)
+
+
+def test_what_a_database_server_refuses_is_one_line_without_the_password(
+    tmp_path: Path, postgresql_server: str
+) -> None:
+    away = re.sub(r":\d+/", ":9/", postgresql_server)
+    for url in (f"{postgresql_server}_which_is_not_there", away):
+        with pytest.raises(UserError, match=r"--storage postgresql.*://vitrail:\*\*\*@127") as raised:
+            SweepStudy(url, "sweep", grid(tmp_path), 1)
+        assert "\n" not in str(raised.value)
+        assert "secret" not in str(raised.value)
