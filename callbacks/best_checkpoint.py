@@ -16,7 +16,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from callbacks.averaged_weights import average_in_place
 from vitrail.errors import UserError
-from vitrail.files import rename
+from vitrail.files import local_folder, rename
 from vitrail.runs import Run
 
 BEST_NAME = "best"
@@ -82,6 +82,11 @@ class BestCheckpoint(ModelCheckpoint):
             raise UserError(
                 "checkpoint.save_on_exception: best.ckpt holds weights that were validated; leave it out, and write "
                 "last.ckpt more often with last.every_n_train_steps or last.every_minutes"
+            )
+        if self.dirpath is not None and local_folder(str(self.dirpath)) is None:
+            raise UserError(
+                f"checkpoint.dirpath: must be a folder; got {self.dirpath}; last.copy_to copies checkpoints to an "
+                "object store"
             )
         if self.save_last:
             rank_zero_info("checkpoint.save_last: last.ckpt is always written, once an epoch; see `last`")

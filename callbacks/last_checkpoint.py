@@ -21,13 +21,13 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from typing_extensions import override
 
 from datamodules.loading.dataset import CountedLoader
 from vitrail.errors import DISK_FULL, UserError
-from vitrail.files import check_zip, write_atomically
+from vitrail.files import check_zip, local_folder, upload, write_atomically
 from vitrail.runs import Run
 
 
@@ -166,17 +166,32 @@ class LastCheckpoint(Callback):
         every_n_train_steps: write it also after every N batches; 0 for not.
         every_minutes: write it also N minutes after it was last written; 0 for not.
         dirpath: folder; ``checkpoints`` in the run directory by default.
+        copy_to: address at an object store, such as ``s3://bucket/runs/name``, to which every checkpoint that is
+            written is copied, with the best one so far and the run's configuration. An upload that fails is
+            reported, and made up for by the next one; training goes on.
     """
 
-    def __init__(self, every_n_train_steps: int = 0, every_minutes: float = 0.0, dirpath: str | None = None) -> None:
+    def __init__(
+        self,
+        every_n_train_steps: int = 0,
+        every_minutes: float = 0.0,
+        dirpath: str | None = None,
+        copy_to: str | None = None,
+    ) -> None:
         if every_n_train_steps < 0 or every_minutes < 0:
             raise UserError("last.every_n_train_steps, last.every_minutes: must be 0 or more")
         self.every_n_train_steps = every_n_train_steps
         self.every_minutes = every_minutes
+        if dirpath is not None and local_folder(dirpath) is None:
+            raise UserError(f"last.dirpath: must be a folder; got {dirpath}; set last.copy_to to that address as well")
+        if copy_to is not None and local_folder(copy_to) is not None:
+            raise UserError(f"last.copy_to: must be an address such as s3://bucket/runs/name; got {copy_to}")
         self.dirpath = dirpath
+        self.copy_to = copy_to and copy_to.rstrip("/")
         self._written_at = time.monotonic()
         self._first_batch = True
         self._due = False
+        self._copied: dict[str, int | None] = {}
         self._signals = DeferredSignals((), lambda number: None)
 
     @override
@@ -208,6 +223,10 @@ class LastCheckpoint(Callback):
         self._signals = DeferredSignals(signals, forward)
         self._signals.install()
         self._written_at = time.monotonic()
+        config = Path(trainer.default_root_dir) / Run.CONFIG
+        if self.copy_to and trainer.is_global_zero and config.is_file():
+            # A wrong address or missing rights show before hours of training.
+            upload(config, f"{self.copy_to}/{config.name}")
         # Nothing has happened yet that is worth saving.
         self._first_batch, self._due = True, False
 
@@ -283,6 +302,20 @@ class LastCheckpoint(Callback):
                 "--ckpt_path last"
             ) from error
         self._written_at = time.monotonic()
+        if self.copy_to and trainer.is_global_zero:
+            self._copy(path, trainer)
+
+    def _copy(self, path: Path, trainer: Trainer) -> None:
+        """Copy the best checkpoint, then this one: with an older best one it would be given the wrong weights."""
+        best = Path(trainer.default_root_dir) / Run.BEST
+        try:
+            for file in (best, path):
+                state = file.stat().st_mtime_ns if file.is_file() else None
+                if state != self._copied.get(file.name):
+                    upload(file, f"{self.copy_to}/{file.name}")
+                    self._copied[file.name] = state
+        except UserError as error:
+            rank_zero_warn(f"last.copy_to: {error}; training goes on, the next checkpoint is copied again")
 
     def _path(self, trainer: Trainer) -> Path:
         return Path(self.dirpath or Path(trainer.default_root_dir) / Run.CHECKPOINTS) / "last.ckpt"

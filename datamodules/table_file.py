@@ -16,7 +16,7 @@ import numpy as np
 from lightning.pytorch.utilities import rank_zero_info
 
 from datamodules.base import ImageDataModule
-from datamodules.checks.verify import Verification, cache_directory
+from datamodules.checks.verify import Verification
 from datamodules.files.arrow_columns import plain_texts, require_column, sample_columns, vocabularies
 from datamodules.files.label_csv import as_on_disk, count_files_left_out, read_label_file
 from datamodules.files.target_columns import guessed_kind, other_targets, require_order, strata
@@ -26,7 +26,7 @@ from datamodules.splits import SplitBy, SplitOptions, resolve_splits, split_of_n
 from datamodules.table import Missing, SampleTable, composed, table_error, target_column
 from vitrail.console import tracked
 from vitrail.errors import UserError
-from vitrail.files import write_atomically
+from vitrail.files import cache_directory, write_atomically
 from vitrail.types import LABEL_TASK, TaskKind, kind_of
 
 if TYPE_CHECKING:

@@ -1,7 +1,7 @@
 """One table of a gallery: Arrow columns in versioned files of LanceDB, in a folder or at an object store's URI.
 
 An object store's credentials come from the environment, as LanceDB reads them (``AWS_ACCESS_KEY_ID``,
-``AWS_ENDPOINT``, ``GOOGLE_SERVICE_ACCOUNT``, ``AZURE_STORAGE_ACCOUNT_NAME`` …).
+``AWS_ENDPOINT_URL``, ``GOOGLE_SERVICE_ACCOUNT``, ``AZURE_STORAGE_ACCOUNT_NAME`` …).
 """
 
 from __future__ import annotations
@@ -252,7 +252,11 @@ def _connected(uri: str) -> Any:
     import lancedb
 
     folder = local_folder(uri)
-    return lancedb.connect(str(folder) if folder is not None else uri)
+    if folder is not None:
+        return lancedb.connect(str(folder))
+    # An endpoint without TLS, such as a MinIO server's, needs an option of its own.
+    endpoint = os.environ.get("AWS_ENDPOINT_URL") or os.environ.get("AWS_ENDPOINT") or ""
+    return lancedb.connect(uri, storage_options={"allow_http": "true"} if endpoint.startswith("http://") else None)
 
 
 def _open_table(uri: str, name: str) -> Any:
@@ -279,11 +283,27 @@ def _one_line_errors(origin: str, *, writing: bool = False) -> Iterator[None]:
         # Without the place in the library's source.
         first = (str(error).strip() or type(error).__name__).splitlines()[0].removeprefix("lance error: ")
         reason = re.sub(r", /\S*\.rs:\d+:\d+.*$", "", first)
-        if not writing:
+        if problem := _object_store_problem(str(error)):
+            line = f"{origin}: {problem}"
+        elif not writing:
             line = f"{origin} cannot be read ({reason}); restore it from a copy, or index into a new one"
         else:
             line = _writing_failed(origin, reason)
         raise UserError(line) from error
+
+
+def _object_store_problem(text: str) -> str:
+    """What an object store answered, and a fix; empty where it is not about that. The library prints its structures."""
+    code = re.search(r"<Code>(\w+)</Code>", text)
+    if "credentials" in text:
+        return "no credentials for the object store; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or log in"
+    if code and code[1] == "NoSuchBucket":
+        return "there is no such bucket (NoSuchBucket); make it, or correct the address"
+    if refused := re.search(r"status: (40[13])\b", text):
+        return f"the object store refuses access ({code[1] if code else refused[1]}); check credentials and rights"
+    if re.search(r"kind: (Connect|Timeout)\b|BadScheme", text):
+        return "the object store cannot be reached; check the network, AWS_ENDPOINT_URL and AWS_DEFAULT_REGION"
+    return ""
 
 
 def _writing_failed(origin: str, reason: str) -> str:

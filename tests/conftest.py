@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import gc
+import hashlib
 import os
 import random
 import shutil
@@ -83,3 +84,35 @@ def browser() -> Iterator[Browser]:
 
     with opened_browser() as browser:
         yield browser
+
+
+@pytest.fixture(scope="session")
+def s3_environment() -> Iterator[dict[str, str]]:
+    """A real S3 server for all tests of a process; skips where it is not installed."""
+    from tests.support.servers import s3
+
+    with s3() as environment:
+        yield environment
+
+
+@pytest.fixture
+def bucket(s3_environment: dict[str, str], monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> str:
+    """A new, empty bucket, ``s3://name``, that all clients find by the environment."""
+    import s3fs
+
+    for name, value in s3_environment.items():
+        monkeypatch.setenv(name, value)
+    # Clients keep the address of the server of a former test.
+    s3fs.S3FileSystem.clear_instance_cache()
+    name = f"test-{hashlib.sha256(request.node.nodeid.encode()).hexdigest()[:12]}"
+    s3fs.S3FileSystem(use_listings_cache=False).mkdir(name)
+    return f"s3://{name}"
+
+
+@pytest.fixture(scope="session")
+def postgresql_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """URL of a real PostgreSQL server's database, for all tests of a process; skips where it is not installed."""
+    from tests.support.servers import postgresql
+
+    with postgresql(tmp_path_factory.mktemp("postgresql")) as url:
+        yield url

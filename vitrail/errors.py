@@ -140,6 +140,8 @@ _EXTRAS = {
     "onnxscript": "export",
     "open_clip": "open_clip",
     "optuna": "sweeps",
+    "psycopg": "postgresql",
+    "s3fs": "s3",
     "sqlalchemy": "sweeps",
     "sqlglot": "retrieval",
     "prometheus_client": "serve",

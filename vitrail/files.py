@@ -1,4 +1,4 @@
-"""Atomic writes, locks between processes, checksums of Parquet files and checkpoints, CSV safe for spreadsheets."""
+"""Atomic writes, object stores, locks between processes, checksums of Parquet files and checkpoints, safe CSV."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import hashlib
 import os
 import re
 import sys
+import tempfile
 import time
 import zipfile
 import zlib
@@ -209,11 +210,98 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(content, "sha256").hexdigest()
 
 
+def cache_directory() -> Path:
+    """Return ``$VITRAIL_CACHE``, or ``~/.cache/vitrail``."""
+    return Path(os.environ.get("VITRAIL_CACHE") or "~/.cache/vitrail").expanduser()
+
+
 def local_folder(uri: str) -> Path | None:
     """Return the folder of a URI or path; None for an object store."""
     if uri.startswith("file://"):
         return Path(unquote(uri.removeprefix("file://")))
     return None if re.match(r"[a-zA-Z][a-zA-Z0-9+-]+://", uri) else Path(uri).expanduser()
+
+
+@contextmanager
+def remote_errors(url: str, doing: str) -> Iterator[None]:
+    """Turn what the libraries of object stores raise into one line.
+
+    Args:
+        url: of the file or folder.
+        doing: for the message, ``read`` or ``written``.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    # botocore's and its peers' errors have no common class; some carry a whole request.
+    except Exception as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        fix = "install the library" if isinstance(error, ImportError) else "check address, credentials and endpoint"
+        raise UserError(f"{url}: cannot be {doing} ({reason}); {fix}") from error
+
+
+def upload(path: Path, url: str) -> None:
+    """Copy a file to an object store, where it appears once all of it is there.
+
+    Args:
+        path: of the file.
+        url: such as ``s3://bucket/folder/name``, of any store that fsspec knows.
+
+    Raises:
+        UserError: it cannot be written there.
+    """
+    from fsspec.core import url_to_fs
+
+    with remote_errors(url, "written"):
+        store, place = url_to_fs(url)
+        store.put_file(str(path), place)
+
+
+@contextmanager
+def write_remotely(url: str) -> Iterator[Path]:
+    """Yield a temporary path with the same name, uploaded to ``url`` when the block ends without an error."""
+    with tempfile.TemporaryDirectory(prefix="vitrail-upload-") as folder:
+        path = Path(folder) / url.rpartition("/")[2]
+        yield path
+        upload(path, url)
+
+
+def remote_names(url: str) -> list[str]:
+    """Return the names of the files in a folder of an object store, sorted; none where there is no such folder.
+
+    Raises:
+        UserError: the store cannot be reached, or refuses access.
+    """
+    from fsspec.core import url_to_fs
+
+    with remote_errors(url, "read"):
+        store, place = url_to_fs(url, use_listings_cache=False)
+        try:
+            return sorted(name.rstrip("/").rpartition("/")[2] for name in store.ls(place, detail=False))
+        except FileNotFoundError:
+            return []
+
+
+def fetch(url: str, folder: Path) -> Path:
+    """Copy a file from an object store into a folder, unless it is there and has not changed since.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    from fsspec.core import url_to_fs
+
+    path = folder / url.rpartition("/")[2]
+    note = folder / f".{path.name}.version"
+    with remote_errors(url, "read"), lock(folder / ".fetching.lock"):
+        store, place = url_to_fs(url, use_listings_cache=False)
+        version = str(store.ukey(place))
+        if not path.is_file() or not note.is_file() or note.read_text(encoding="utf-8") != version:
+            note.unlink(missing_ok=True)
+            with write_atomically(path) as partial:
+                store.get_file(place, str(partial))
+            write_text_atomically(note, version)
+    return path
 
 
 _NUMBERS = re.compile(r"[+-]?[\d.][\d.,eE+\-–±% \[\]()]*|[+-](inf|nan)")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -22,7 +23,14 @@ from numpy.typing import NDArray
 
 from vitrail.config import read_experiment
 from vitrail.errors import UserError
-from vitrail.files import file_sha256, timestamped_directory, write_text_atomically
+from vitrail.files import (
+    cache_directory,
+    fetch,
+    file_sha256,
+    local_folder,
+    timestamped_directory,
+    write_text_atomically,
+)
 from vitrail.ood import Detector, marked, outputs_with_features, read_detector
 from vitrail.predictions import (
     ImagePrediction,
@@ -866,6 +874,8 @@ def discard_empty(directory: Path) -> None:
 def resolve_checkpoint(ckpt_path: str, root: Path, name: str) -> Path:
     """Return the checkpoint that ``ckpt_path`` names: a file, or ``best`` or ``last`` of the experiment's newest run.
 
+    One at an object store is fetched into ``$VITRAIL_CACHE/checkpoints``, with what was copied next to it.
+
     Raises:
         UserError: there is no such file.
     """
@@ -878,9 +888,23 @@ def resolve_checkpoint(ckpt_path: str, root: Path, name: str) -> Path:
                 "run `fit` first or give the path of a checkpoint"
             )
         return found[-1]
+    if local_folder(ckpt_path) is None:
+        return _fetched_checkpoint(ckpt_path)
     path = Path(ckpt_path)
     if not path.is_file():
         raise UserError(f"--ckpt_path {ckpt_path}: no such file; a run keeps its checkpoints in {Run.CHECKPOINTS}/")
+    return path
+
+
+def _fetched_checkpoint(url: str) -> Path:
+    folder = cache_directory() / "checkpoints" / hashlib.sha256(url.encode()).hexdigest()[:16]
+    path = fetch(url, folder)
+    # A training that goes on keeps the best checkpoint so far, if the run had the same validation.
+    for name in {Path(Run.BEST).name, Run.CONFIG} - {path.name}:
+        try:
+            fetch(f"{url.rpartition('/')[0]}/{name}", folder)
+        except UserError:
+            (folder / name).unlink(missing_ok=True)
     return path
 
 

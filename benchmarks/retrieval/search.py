@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from statistics import median
@@ -44,6 +44,23 @@ def threads() -> dict[str, str]:
 
 def make_gallery(folder: Path, images: int, dim: int) -> None:
     """A gallery of random directions, whose ids are their numbers, and queries."""
+    random = np.random.default_rng(0)
+    fill_gallery(str(folder / "gallery"), images, dim, lambda rows: random_directions(random, rows, dim))
+    np.save(folder / QUERIES, random_directions(random, 200, dim))
+
+
+def fill_gallery(
+    uri: str, images: int, dim: int, sample: Callable[[int], NDArray[np.float32]], chunk: int = _CHUNK
+) -> None:
+    """Write a gallery whose ids are their numbers, ``chunk`` rows a commit.
+
+    Args:
+        uri: of the gallery.
+        images: number of rows.
+        dim: length of the vectors.
+        sample: returns n unit vectors, float32 ``(n, dim)``.
+        chunk: rows of a commit.
+    """
     import pyarrow as pa
 
     from retrieval.gallery import Gallery
@@ -51,17 +68,14 @@ def make_gallery(folder: Path, images: int, dim: int) -> None:
 
     identity = ModelIdentity("Random", "0" * 64, "", dim, False, {}, {}, [])
     schema = image_schema(identity)
-    random = np.random.default_rng(0)
-    with Gallery.create(str(folder / "gallery"), identity).writing() as writer:
-        for start in range(0, images, _CHUNK):
-            rows = min(_CHUNK, images - start)
-            vectors = random_directions(random, rows, dim)
+    with Gallery.create(uri, identity).writing() as writer:
+        for start in range(0, images, chunk):
+            rows = min(chunk, images - start)
             columns = {name: pa.array([""] * rows) for name in schema.names if name != "thumbnail"}
             columns["id"] = pa.array([str(number) for number in range(start, start + rows)])
             columns["thumbnail"] = pa.nulls(rows, pa.binary())
-            columns["vector"] = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), dim)
+            columns["vector"] = pa.FixedSizeListArray.from_arrays(pa.array(sample(rows).ravel()), dim)
             writer.add(pa.table([columns[name] for name in schema.names], schema=schema))
-    np.save(folder / QUERIES, random_directions(random, 200, dim))
 
 
 def random_directions(random: np.random.Generator, rows: int, dim: int) -> NDArray[np.float32]:

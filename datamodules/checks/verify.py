@@ -43,7 +43,7 @@ from datamodules.options import Verify
 from datamodules.table import SampleTable
 from vitrail.console import tracked
 from vitrail.errors import UserError
-from vitrail.files import write_atomically
+from vitrail.files import cache_directory, write_atomically
 
 Arrays = dict[str, NDArray[np.generic]]
 
@@ -239,11 +239,6 @@ def content_of(pixels: NDArray[np.uint8]) -> bytes:
     """
     inner = xxhash.xxh3_128(np.ascontiguousarray(pixels).data).digest()
     return hashlib.sha256(str(pixels.shape).encode() + inner).digest()
-
-
-def cache_directory() -> Path:
-    """Return ``$VITRAIL_CACHE``, or ``~/.cache/vitrail``."""
-    return Path(os.environ.get("VITRAIL_CACHE") or "~/.cache/vitrail").expanduser()
 
 
 _SIDE, _COLUMNS, _ROWS = 64, 9, 8

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from datamodules.commands.data_arguments import add_data_arguments, data_arguments
 
@@ -13,7 +12,9 @@ from datamodules.commands.data_arguments import add_data_arguments, data_argumen
 def add_arguments(command: argparse.ArgumentParser) -> None:
     """Add the arguments of ``pack``."""
     add_data_arguments(command)
-    command.add_argument("--to", type=Path, required=True, metavar="FOLDER", help="to write to")
+    command.add_argument(
+        "--to", required=True, metavar="FOLDER", help="to write to, or an address such as s3://bucket/folder"
+    )
     command.add_argument(
         "--format", choices=("parquet", "webdataset"), default="parquet", help="of the shards (default: parquet)"
     )

@@ -25,12 +25,12 @@ from lightning.pytorch.utilities import rank_zero_info
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
-from datamodules.checks.verify import Sink, cache_directory
+from datamodules.checks.verify import Sink
 from datamodules.loading.transforms import scale_down, useful_short_side
 from datamodules.options import AugmentOptions, LoaderOptions
 from vitrail.console import tracked
 from vitrail.errors import DISK_FULL, UserError
-from vitrail.files import lock, rename
+from vitrail.files import cache_directory, lock, rename
 from vitrail.runtime import cores
 from vitrail.types import InputOptions, Resampler, Resize, with_image_defaults
 

@@ -22,7 +22,6 @@ from typing import IO, TYPE_CHECKING, Any, TypedDict, cast
 import numpy as np
 from lightning.pytorch.utilities import rank_zero_warn
 
-from datamodules.checks.verify import cache_directory
 from datamodules.files.arrow_columns import plain_texts, require_column, sample_columns, vocabularies
 from datamodules.files.label_csv import is_left_alone
 from datamodules.files.target_columns import (
@@ -47,7 +46,15 @@ from datamodules.streaming.shards import (
 from datamodules.table import Missing, SampleTable, composed, strings_of, target_column
 from vitrail.console import tracked
 from vitrail.errors import UserError
-from vitrail.files import DamagedFileError, current_keys, lock, read_parquet, write_atomically, write_parquet
+from vitrail.files import (
+    DamagedFileError,
+    cache_directory,
+    current_keys,
+    lock,
+    read_parquet,
+    write_atomically,
+    write_parquet,
+)
 from vitrail.types import LABEL_TASK, TaskKind
 
 if TYPE_CHECKING:

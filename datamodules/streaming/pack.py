@@ -12,6 +12,7 @@ import math
 import tarfile
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -25,7 +26,7 @@ from datamodules.streaming.shards import INDEX_FILE, SUFFIXES
 from datamodules.table import SPLITS
 from vitrail.console import tracked
 from vitrail.errors import UserError
-from vitrail.files import write_atomically, write_parquet
+from vitrail.files import local_folder, remote_names, write_atomically, write_parquet, write_remotely
 from vitrail.seeding import seeded_generator
 from vitrail.types import CLASS_KINDS, LABEL_TASK, UNKNOWN, TaskKind, kind_of
 
@@ -43,13 +44,13 @@ _OWN_COLUMNS = ("image", "key", "label", "caption", "group", "shard", "offset", 
 
 
 def pack(
-    datamodule: ImageDataModule, folder: Path, pack_format: PackFormat = "parquet", shard_size: int = 1000
+    datamodule: ImageDataModule, place: Path | str, pack_format: PackFormat = "parquet", shard_size: int = 1000
 ) -> dict[str, int]:
     """Write every split as shards of about equal size, train in random order.
 
     Args:
         datamodule: of the samples; unreadable images are refused or left out according to its ``checks``.
-        folder: must not contain shards yet.
+        place: folder, or address at an object store (``s3://bucket/folder``), that must not contain shards yet.
         pack_format: of the shards.
         shard_size: most samples of a shard.
 
@@ -61,24 +62,39 @@ def pack(
     datamodule.prepare_data()
     plan = [part for split in SPLITS for part in _plan(datamodule, split, shard_size)]
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if there := sorted(path.name for path in folder.iterdir() if path.suffix in (".parquet", ".tar")):
-            raise UserError(f"--to {folder}: contains {there[0]} already; choose another folder, or empty this one")
+        if there := [name for name in _names(place) if name.endswith((".parquet", ".tar"))]:
+            raise UserError(f"--to {place}: contains {there[0]} already; choose another folder, or empty this one")
         write = _write_parquet if pack_format == "parquet" else _write_tar
         done: dict[str, pa.Table] = {}
+        sizes: dict[str, int] = {}
         all_rows = [row for _, rows in plan for row in rows.tolist()]
-        images = tracked(map(datamodule.encoded_image, all_rows), f"packing into {folder}", len(all_rows))
+        images = tracked(map(datamodule.encoded_image, all_rows), f"packing into {place}", len(all_rows))
         for name, rows in plan:
             file = f"{name}{SUFFIXES[pack_format][0]}"
-            with write_atomically(folder / file) as temporary:
+            with _written(place, file) as temporary:
                 done[file] = write(temporary, datamodule, rows, images)
+                sizes[file] = temporary.stat().st_size
         if pack_format == "webdataset":
-            _write_index(folder, datamodule, done)
+            with _written(place, INDEX_FILE) as temporary:
+                _write_index(temporary, datamodule, done, sizes)
     except OSError as error:
         raise UserError(
-            f"--to {folder}: cannot be written ({error.strerror}); free some space or choose another"
+            f"--to {place}: cannot be written ({error.strerror}); free some space or choose another"
         ) from error
     return {split: sum(name.startswith(f"{split}-") for name, _ in plan) for split in SPLITS}
+
+
+def _names(place: Path | str) -> list[str]:
+    """Names of the files in a folder, which is created, or at an address, sorted."""
+    if (folder := local_folder(str(place))) is None:
+        return remote_names(str(place))
+    folder.mkdir(parents=True, exist_ok=True)
+    return sorted(path.name for path in folder.iterdir())
+
+
+def _written(place: Path | str, name: str) -> AbstractContextManager[Path]:
+    folder = local_folder(str(place))
+    return write_remotely(f"{str(place).rstrip('/')}/{name}") if folder is None else write_atomically(folder / name)
 
 
 def _plan(datamodule: ImageDataModule, split: str, shard_size: int) -> Iterator[tuple[str, NDArray[np.int64]]]:
@@ -223,12 +239,10 @@ def _ending(content: bytes) -> str:
     return next(suffix for suffix in IMAGE_SUFFIXES if formats.get(f".{suffix}") == name)
 
 
-def _write_index(folder: Path, datamodule: ImageDataModule, done: dict[str, pa.Table]) -> None:
+def _write_index(path: Path, datamodule: ImageDataModule, done: dict[str, pa.Table], sizes: dict[str, int]) -> None:
     import pyarrow as pa
 
-    lengths = {name: (folder / name).stat().st_size for name in done}
-    schema = _schema(datamodule, images=False, shards=lengths)
+    schema = _schema(datamodule, images=False, shards=sizes)
     tables = [table.append_column("shard", [[name] * len(table)]) for name, table in done.items()]
     index = pa.concat_tables([table.select(schema.names) for table in tables]).cast(schema)
-    with write_atomically(folder / INDEX_FILE) as temporary:
-        write_parquet(index.replace_schema_metadata(schema.metadata), temporary)
+    write_parquet(index.replace_schema_metadata(schema.metadata), path)

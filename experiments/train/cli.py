@@ -396,7 +396,9 @@ class VitrailCLI(LightningCLI):
         else:
             own = run is not None and self.checkpoint is not None and self.checkpoint.stem == "best"
             own = own and run is not None and same_data(run, values.get("data"))
-        self._continues = run is not None and same_validation(run, values)
+        fetched = self.checkpoint.parent if self.checkpoint else Path()  # from where `last.copy_to` has copied a run to
+        origin = run or (fetched if (fetched / Run.CONFIG).is_file() else None)
+        self._continues = self.checkpoint is not None and origin is not None and same_validation(origin, values)
         if run is not None and own:
             self.run_directory = resumed_run_directory(run)
         else:

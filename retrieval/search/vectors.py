@@ -31,7 +31,7 @@ from retrieval.schema import not_unit
 from retrieval.search.exact import Coarse, Coder, ExactIndex, integer_products
 from retrieval.store import ROW_ID, Neighbours, Store, matrix_of
 from vitrail.errors import DISK_FULL, UserError
-from vitrail.files import local_folder, write_atomically
+from vitrail.files import cache_directory, local_folder, write_atomically
 
 _HEADER = struct.Struct("<8sIIQQ3dI")
 _HEADER_CHECK = struct.Struct("<I")
@@ -356,8 +356,7 @@ def cache_of(uri: str) -> Path:
     """A gallery's folder under ``$VITRAIL_CACHE``, for what belongs to this machine."""
     local = local_folder(uri)
     name = str(local.resolve()) if local is not None else uri.rstrip("/")
-    cache = Path(os.environ.get("VITRAIL_CACHE") or "~/.cache/vitrail").expanduser()
-    return cache / "galleries" / hashlib.sha256(name.encode()).hexdigest()[:16]
+    return cache_directory() / "galleries" / hashlib.sha256(name.encode()).hexdigest()[:16]
 
 
 def _folders(uri: str) -> list[Path]:

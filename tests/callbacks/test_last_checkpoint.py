@@ -17,10 +17,11 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from callbacks import LastCheckpoint
+from callbacks import BestCheckpoint, LastCheckpoint
 from callbacks.last_checkpoint import DeferredSignals
 from tests.support.runs import MadePhotos, recorded_files, tiny_task, tiny_trainer
 from vitrail.errors import UserError
+from vitrail.files import fetch
 
 STEPS = 6
 
@@ -203,3 +204,34 @@ def test_who_asks_twice_does_not_wait(handled: list[int]) -> None:
     assert caught.value.code == 128 + signal.SIGUSR2
     signals.remove()
     assert handled == []
+
+
+def test_copies_on_s3_follow_every_checkpoint_and_a_failed_one_is_made_up_for(
+    tmp_path: Path, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copies = LastCheckpoint(copy_to=f"{bucket}/run/")
+    written: list[int] = []
+
+    class Watching(Callback):
+        """The store is away while the second of three checkpoints is written."""
+
+        def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+            written.append(trainer.global_step)
+            monkeypatch.setattr(copies, "copy_to", f"{bucket}-gone" if len(written) == 2 else f"{bucket}/run")
+
+    with pytest.warns(
+        UserWarning, match=r"last\.copy_to: s3://.*-gone/last\.ckpt: cannot be written .*; training goes on"
+    ):
+        fit(tmp_path, copies, Watching())
+    assert written == [STEPS, 2 * STEPS, 3 * STEPS]
+    fetched = fetch(f"{bucket}/run/last.ckpt", tmp_path / "fetched")
+    assert fetched.read_bytes() == (tmp_path / "checkpoints" / "last.ckpt").read_bytes()
+
+
+def test_addresses_and_folders_are_not_mixed_up() -> None:
+    with pytest.raises(UserError, match=r"last\.dirpath: must be a folder; got s3://bucket/x; set last\.copy_to"):
+        LastCheckpoint(dirpath="s3://bucket/x")
+    with pytest.raises(UserError, match=r"last\.copy_to: must be an address such as s3://bucket/runs/name; got runs"):
+        LastCheckpoint(copy_to="runs")
+    with pytest.raises(UserError, match=r"checkpoint\.dirpath: must be a folder; got s3://bucket/x; last\.copy_to"):
+        BestCheckpoint(monitor="val/loss", dirpath="s3://bucket/x")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,9 +13,15 @@ import pytest
 import torch
 import yaml
 
-from datamodules.streaming.pack import pack
+from datamodules.streaming import StreamedImages
+from datamodules.streaming.index import stamp_of
+from datamodules.streaming.pack import PackFormat, pack
+from datamodules.streaming.shards import find_shards
 from experiments.train.cli import main
 from tests.datamodules.streaming.shard_sets import SIZES, source
+from tests.support.forks import run_program
+from vitrail.errors import UserError
+from vitrail.files import fetch, remote_names, upload
 
 YAML = Path(__file__).parents[2] / "experiments" / "streamed_images.yaml"
 
@@ -108,6 +115,66 @@ def test_a_terminated_run_is_resumed_exactly(
         assert value.equal(expected[name]), name
     assert metrics(whole)["train/loss_step"].count() == 12
     pd.testing.assert_frame_equal(metrics(folder), metrics(whole))
+
+
+@pytest.mark.parametrize("kind", ["parquet", "webdataset"])
+def test_shards_on_s3_are_those_that_were_packed(
+    kind: PackFormat, bucket: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = source(tmp_path / "products")
+    assert pack(data, f"{bucket}/shards", kind, shard_size=10) == {"train": 4, "val": 1, "test": 1}
+    far = StreamedImages(f"{bucket}/shards")
+    assert {far.encoded_image(row) for row in range(54)} == {data.encoded_image(row) for row in range(54)}
+    assert stamp_of(far._opened().urls[0])  # changes with the shard, so that what is kept of it can be used again
+    with pytest.raises(UserError, match=r"--to s3://.*/shards: contains .* already; choose another folder"):
+        pack(data, f"{bucket}/shards", kind, shard_size=10)
+    for there in ("s3://no-such-bucket/x", f"{bucket}/nothing"):
+        with pytest.raises(UserError, match=r"no-such-bucket|nothing") as caught:
+            find_shards(there)
+        assert "\n" not in str(caught.value)
+    with pytest.raises(UserError, match=r"s3://no-such-bucket/x.*cannot be written.*check address, credentials"):
+        pack(data, "s3://no-such-bucket/x", kind)
+
+
+@pytest.mark.slow  # two more runs as programs
+def test_a_run_on_s3_is_killed_and_goes_on_on_another_machine(
+    config: Path, whole: Path, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The same shards as of the undisturbed run, and every checkpoint is copied.
+    for shard in (config.parent / "shards").iterdir():
+        upload(shard, f"{bucket}/shards/{shard.name}")
+    address = f"{bucket}/runs/streamed"
+    common = ["fit", "--config", str(YAML), "--config", str(config), f"--data.init_args.shards={bucket}/shards"]
+    common += [f"--last.copy_to={address}", "--last.every_n_train_steps=2"]
+    # In the second epoch, after a validation; the first machine is lost with its disk.
+    run_program(
+        "experiments", *common, "--runs", str(tmp_path / "one"), environment={"KILL_AT": "46"}, code=-signal.SIGKILL
+    )
+    assert remote_names(address) == ["best.ckpt", "config.yaml", "last.ckpt"]
+    monkeypatch.setenv("VITRAIL_CACHE", str(tmp_path / "cache"))
+    run_program("experiments", *common, "--runs", str(tmp_path / "two"), "--ckpt_path", f"{address}/last.ckpt")
+    (folder,) = (tmp_path / "two").glob("*/*")
+    expected = state(whole)
+    for name, value in state(folder).items():
+        assert value.equal(expected[name]), name
+    best, theirs = (torch.load(one / "checkpoints" / "best.ckpt", weights_only=True) for one in (folder, whole))
+    assert best["global_step"] == theirs["global_step"]
+    assert all(value.equal(theirs["state_dict"][name]) for name, value in best["state_dict"].items())
+    fetched = torch.load(fetch(f"{address}/last.ckpt", tmp_path / "fetched"), weights_only=True)
+    assert fetched["global_step"] == torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["global_step"]
+    # Neither credentials nor the endpoint are recorded.
+    recorded = (folder / "config.yaml").read_text() + (folder / "run.json").read_text()
+    assert os.environ["AWS_SECRET_ACCESS_KEY"] not in recorded
+    assert os.environ["AWS_ENDPOINT_URL"] not in recorded
+
+
+def test_a_copy_that_fails_at_the_start_ends_the_run_with_one_line(
+    config: Path, bucket: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert bucket
+    assert run(config, tmp_path, "--last.copy_to=s3://no-such-bucket/x")[0] == 2
+    (line,) = (line for line in capsys.readouterr().err.splitlines() if line.startswith("error: "))
+    assert "s3://no-such-bucket/x/config.yaml: cannot be written" in line
 
 
 def test_two_processes_evaluate_as_one(config: Path, whole: Path, tmp_path: Path) -> None:

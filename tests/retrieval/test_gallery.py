@@ -65,12 +65,12 @@ def test_a_gallery_opens_by_path_and_by_uri(small: Gallery) -> None:
         assert opened.nearest(QUERIES, 3) == small.nearest(QUERIES, 3)
 
 
-def test_a_gallery_outside_of_this_machines_folders_is_filled_and_searched(
-    small: Gallery, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_gallery_on_s3_is_filled_and_searched(
+    small: Gallery, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("VITRAIL_CACHE", str(tmp_path))
-    far = small_gallery("shared-memory://far")
-    assert Gallery.open("shared-memory://far").nearest(QUERIES, 12) == small.nearest(QUERIES, 12)
+    far = small_gallery(f"{bucket}/far")
+    assert Gallery.open(f"{bucket}/far").nearest(QUERIES, 12) == small.nearest(QUERIES, 12)
     assert far.nearest_captions(QUERIES, 5) == small.nearest_captions(QUERIES, 5)
     assert len(list(tmp_path.glob("galleries/*/images.*.vectors"))) == 1
 
@@ -343,6 +343,46 @@ def test_a_writer_that_is_killed_between_captions_and_images_can_be_finished(
     add_batch(Gallery.open(gallery.uri))
     for found, expected in zip(content(Gallery.open(gallery.uri)), content(undisturbed), strict=True):
         assert found.equals(expected)
+
+
+def test_on_s3_a_killed_writer_is_finished_while_others_read(undisturbed: Gallery, bucket: str) -> None:
+    uri = small_gallery(f"{bucket}/g").uri
+    readers = [Gallery.open(uri) for _ in range(3)]
+    before = [reader.nearest(QUERIES, 5) for reader in readers]
+    run_program("tests.retrieval.gallery_processes", "2", uri, code=-signal.SIGKILL)
+    check_what_a_kill_left(uri)
+    add_batch(Gallery.open(uri))
+    for found, expected in zip(content(Gallery.open(uri)), content(undisturbed), strict=True):
+        assert found.equals(expected)
+    # They keep what was there when they opened it.
+    assert [reader.nearest(QUERIES, 5) for reader in readers] == before
+    assert [len(reader) for reader in readers] == [12] * 3
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"AWS_ENDPOINT_URL": "http://127.0.0.1:9"}, "the object store cannot be reached; check the network"),
+        ({"AWS_ACCESS_KEY_ID": ""}, "no credentials for the object store; set AWS_ACCESS_KEY_ID"),
+        ({}, "there is no such bucket .*make it, or correct the address"),
+    ],
+    ids=["unreachable", "no credentials", "no bucket"],
+)
+def test_what_an_object_store_refuses_is_one_line(
+    bucket: str, changes: dict[str, str], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    for name, value in changes.items():
+        if value:
+            monkeypatch.setenv(name, value)
+        else:
+            monkeypatch.delenv(name)
+    uri = f"{bucket}/g" if changes else "s3://no-such-bucket/g"
+    with pytest.raises(UserError, match=message) as caught:
+        Gallery.open(uri)
+    assert str(caught.value).startswith(uri)
+    assert len(str(caught.value)) < 250
+    assert "not-so-secret" not in str(caught.value)
 
 
 def test_the_next_writer_removes_captions_that_a_kill_left_without_an_image(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -64,3 +65,13 @@ def test_build_index_prints_recall(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "search stays exact up to 1,000,000 images" in said
     assert main(["info", "--gallery", gallery.uri]) == 0
     assert "built" in capsys.readouterr().out
+
+
+def test_commands_take_a_gallery_on_s3(bucket: str, capsys: pytest.CaptureFixture[str]) -> None:
+    uri = small_gallery(f"{bucket}/shop").uri
+    assert main(["info", "--gallery", uri]) == 0
+    assert "12" in capsys.readouterr().out
+    assert main(["search", "--gallery", uri, "--like", "p1", "--top-k", "3", "--json"]) == 0
+    assert [hit["id"] for hit in json.loads(capsys.readouterr().out)["found"]] == [
+        hit.id for hit in Gallery.open(uri).nearest(Gallery.open(uri).vectors(["p1"]), 4)[0][1:]
+    ]

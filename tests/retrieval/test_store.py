@@ -88,8 +88,8 @@ def test_every_change_has_a_revision_of_its_own_even_in_a_table_that_is_made_aga
     assert len(set(seen)) == 4
 
 
-def test_a_second_writer_at_a_place_without_locks_is_refused() -> None:
-    uri = "shared-memory://second-writer"
+def test_a_second_writer_at_a_place_without_locks_is_refused(bucket: str) -> None:
+    uri = f"{bucket}/gallery"
     first = Store.create(uri, "captions", caption_schema(identity()))
     second = Store.open(uri, "captions")
     assert second is not None
@@ -111,8 +111,8 @@ def test_a_second_writer_at_a_place_without_locks_is_refused() -> None:
         Store.create(uri, "captions", caption_schema(identity()))
 
 
-def test_a_writer_between_check_and_commit_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    uri = "shared-memory://slips-in"
+def test_a_writer_between_check_and_commit_is_noticed(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    uri = f"{bucket}/gallery"
     first = Store.create(uri, "captions", caption_schema(identity()))
     second = Store.open(uri, "captions")
     assert second is not None

@@ -13,15 +13,20 @@ import torch
 
 from datamodules.files.label_csv import read_label_file
 from tests.support.runs import recorded_files
+from vitrail.errors import UserError
 from vitrail.files import (
     DamagedFileError,
     check_zip,
+    fetch,
     flush,
     read_csv,
     read_parquet,
+    remote_names,
+    upload,
     write_atomically,
     write_csv,
     write_parquet,
+    write_remotely,
     write_text_atomically,
 )
 
@@ -207,3 +212,25 @@ def test_an_empty_table(tmp_path: Path) -> None:
     frame = pd.DataFrame({"a": [], "=b": []})
     write_csv(tmp_path / "a.csv", frame)
     assert list(read_csv(tmp_path / "a.csv").columns) == ["a", "=b"]
+
+
+def test_a_file_of_an_object_store_is_fetched_once_and_again_when_it_changes(tmp_path: Path, bucket: str) -> None:
+    url = f"{bucket}/folder/a.bin"
+    for content in (b"first", b"other"):
+        (tmp_path / "a.bin").write_bytes(content)
+        upload(tmp_path / "a.bin", url)
+        fetched = fetch(url, tmp_path / "cache")
+        assert fetched.read_bytes() == content
+        stamp = fetched.stat().st_mtime_ns
+        assert fetch(url, tmp_path / "cache").stat().st_mtime_ns == stamp
+    assert remote_names(f"{bucket}/folder") == ["a.bin"]
+    assert remote_names(f"{bucket}/none") == []
+    with pytest.raises(UserError, match=r"s3://.*/b\.bin: cannot be read \(.*\); check address, credentials") as caught:
+        fetch(f"{bucket}/b.bin", tmp_path / "cache")
+    assert "\n" not in str(caught.value)
+
+
+def test_nothing_is_uploaded_of_a_file_that_was_not_finished(bucket: str) -> None:
+    with pytest.raises(FileNotFoundError), write_remotely(f"{bucket}/a.bin") as path:
+        path.with_name("missing").read_bytes()
+    assert remote_names(bucket) == []

@@ -120,6 +120,15 @@ def test_names(address: str, name: str) -> None:
     assert all(other.startswith(name) or other.endswith(f"/{name}") for other in (second, third))
 
 
+def test_a_gallery_on_s3_is_served_with_its_run(bucket: str) -> None:
+    small_gallery(f"{bucket}/shop", run="")
+    lines: list[str] = []
+    opened = opened_gallery(f"{bucket}/shop", [], [], lines.append)
+    assert (len(opened), opened.name) == (12, "shop")
+    assert opened.thumbnail("p1") == ServedGallery(f"{bucket}/shop", "again").thumbnail("p1")
+    assert lines == ["shop: its run is not recorded; texts and uploads cannot be searched for; name its run with --run"]
+
+
 @pytest.fixture(scope="module")
 def run(quickstart_run: Path, tmp_path_factory: pytest.TempPathFactory) -> ServedRun:
     """The quickstart's run without its gallery."""

@@ -13,11 +13,12 @@ from PIL import Image
 
 from datamodules.checks import verify
 from datamodules.checks.audit import find_leaks
-from datamodules.checks.verify import HASH_BOXES, Verification, cache_directory, cached, content_of, hash_boxes
+from datamodules.checks.verify import HASH_BOXES, Verification, cached, content_of, hash_boxes
 from datamodules.image_folder import ImageFolder
 from datamodules.options import CheckOptions, ImageOptions, LoaderOptions
 from tests.support.data import write_deep_folder, write_image_folder
 from vitrail.errors import UserError
+from vitrail.files import cache_directory
 
 
 class Counting(ImageFolder):

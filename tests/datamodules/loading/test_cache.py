@@ -16,7 +16,6 @@ import torch
 from PIL import Image
 
 from datamodules import ImageFolder, Wares
-from datamodules.checks.verify import cache_directory
 from datamodules.loading import cache as pixel_cache
 from datamodules.loading.cache import PixelCache
 from datamodules.loading.transforms import scale_down, useful_short_side
@@ -24,6 +23,7 @@ from datamodules.options import AugmentOptions, CheckOptions, ImageOptions, Load
 from datamodules.splits import SplitOptions
 from tests.support.data import write_image_folder
 from vitrail.errors import UserError
+from vitrail.files import cache_directory
 from vitrail.types import Batch, Resize
 
 

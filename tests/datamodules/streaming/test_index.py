@@ -14,7 +14,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from datamodules.checks.verify import cache_directory
 from datamodules.streaming import index as tar_scan
 from datamodules.streaming.index import (
     OTHERS_KEY,
@@ -30,6 +29,7 @@ from datamodules.table import SampleTable
 from tests.datamodules.streaming.shard_sets import encoded, served, streamed, write_tar
 from tests.support.data import TAGS, labelled_rows
 from vitrail.errors import UserError
+from vitrail.files import cache_directory
 from vitrail.types import UNKNOWN
 
 
