@@ -55,7 +55,7 @@ def postgresql(folder: Path) -> Iterator[str]:
     options = ("-c", "listen_addresses=127.0.0.1", "-c", "fsync=off", "-c", f"unix_socket_directories={folder}")
     with subprocess.Popen([programs / "postgres", "-D", data, "-p", str(port), *options], **quiet) as server:
         try:
-            ready = [programs / "pg_isready", "-q", "-h", "127.0.0.1", "-p", str(port)]
+            ready = [str(programs / "pg_isready"), "-q", "-h", "127.0.0.1", "-p", str(port)]
             deadline = time.monotonic() + 60
             while subprocess.run(ready, check=False).returncode:
                 assert server.poll() is None, "PostgreSQL does not start"
