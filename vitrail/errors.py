@@ -59,8 +59,18 @@ def report_interruption(how_to_go_on: str = "") -> int:
 
 
 def same_command() -> str:
-    """The command line of this process, to be run again."""
-    return shlex.join([Path(sys.orig_argv[0]).name, *sys.orig_argv[1:]])
+    """The command line of this process, to be run again, without passwords."""
+    return without_passwords(shlex.join([Path(sys.orig_argv[0]).name, *sys.orig_argv[1:]]))
+
+
+def without_passwords(text: str) -> str:
+    """Return a text in which the passwords of addresses are stars: logs are read by others.
+
+    Example:
+        >>> without_passwords("sweep --storage postgresql://me:secret@host/sweeps")
+        'sweep --storage postgresql://me:***@host/sweeps'
+    """
+    return re.sub(r"(://[^:/@\s]+):[^@\s]+@", r"\1:***@", text)
 
 
 EXIT_USER_ERROR = 2

@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import json
-import re
 import threading
 import time
 import warnings
@@ -29,7 +28,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from sqlalchemy.exc import IntegrityError, OperationalError, ProgrammingError, SQLAlchemyError
 
 from experiments.launch.sweep_file import EarlyStopping, SweepFile
-from vitrail.errors import EXIT_USER_ERROR, UserError
+from vitrail.errors import EXIT_USER_ERROR, UserError, without_passwords
 from vitrail.files import lock
 
 BEAT_SECONDS = 5
@@ -129,8 +128,6 @@ class SweepStudy:
         warnings.filterwarnings("ignore", category=ExperimentalWarning)
         warnings.filterwarnings("ignore", message="Heartbeat of storage is supposed to be used")
         self._retry = RetryHeartbeatStaleTrialCallback()
-        # The password must not end in a log that others read.
-        shown = re.sub(r"(://[^:/@]+):[^@]+@", r"\1:***@", url)
         try:
             if self._file is not None and not self._file.parent.is_dir():
                 raise FileNotFoundError(f"there is no folder {self._file.parent}")
@@ -143,7 +140,7 @@ class SweepStudy:
         except (StorageInternalError, SQLAlchemyError, ImportError, OSError) as error:
             reason = " ".join(str(error.__cause__ or error).split())[:300]
             raise UserError(
-                f"--storage {shown}: {reason}; give a URL such as sqlite:///sweep.db or postgresql://user@host/database"
+                f"--storage {without_passwords(url)}: {reason}; give a URL such as sqlite:///sweep.db or postgresql://user@host/database"
             ) from error
 
     def trials(self) -> list[FrozenTrial]:

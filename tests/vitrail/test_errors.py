@@ -22,6 +22,7 @@ from vitrail.errors import (
     one_line,
     run_program,
     run_reporting_user_errors,
+    same_command,
     was_interrupted,
 )
 
@@ -247,3 +248,9 @@ def test_other_exits_stay_what_they_are() -> None:
     assert not was_interrupted(ValueError())
     with pytest.raises(SystemExit):
         run_reporting_user_errors(lambda: sys.exit(1))
+
+
+def test_the_command_to_repeat_has_no_password(monkeypatch: pytest.MonkeyPatch) -> None:
+    command = ["/usr/bin/python", "-m", "experiments", "sweep", "a.yaml", "--storage", "postgresql://me:secret@host/db"]
+    monkeypatch.setattr(sys, "orig_argv", command)
+    assert same_command() == "python -m experiments sweep a.yaml --storage postgresql://me:***@host/db"
