@@ -138,8 +138,10 @@ def _reader_has_gone() -> bool:
     return True
 
 
-_EXTRAS = {
+EXTRAS = {
     "alembic": "sweeps",
+    "coremltools": "coreml",
+    "executorch": "executorch",
     "fastapi": "serve",
     "fastapi_offline": "serve",
     "gradio": "app",
@@ -149,6 +151,7 @@ _EXTRAS = {
     "onnxruntime": "export",
     "onnxscript": "export",
     "open_clip": "open_clip",
+    "openvino": "openvino",
     "optuna": "sweeps",
     "psycopg": "postgresql",
     "s3fs": "s3",
@@ -171,7 +174,7 @@ def _line_for_user(error: BaseException) -> str | None:
         if isinstance(cause, UserError):
             return str(cause)
         cause = cause.__cause__
-    if isinstance(error, ModuleNotFoundError) and (extra := _EXTRAS.get(str(error.name).partition(".")[0])):
+    if isinstance(error, ModuleNotFoundError) and (extra := EXTRAS.get(str(error.name).partition(".")[0])):
         return f"{error.name} is not installed; install it with: pip install 'vitrail[{extra}]'"
     if (line := _line_of_system(error)) is not None:
         return line

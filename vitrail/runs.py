@@ -143,7 +143,20 @@ _HOW_TO_PREDICT = {
 _STAGE = {"val": "validate"}
 """Stage that predicts a split, if its name differs from the split's."""
 
-_FROM_HUB = ("*.json", "*.md", "*.safetensors", "*.onnx", "*.yaml", "*.csv", "*.parquet", "*.ckpt")
+_FROM_HUB = (
+    "*.json",
+    "*.md",
+    "*.safetensors",
+    "*.onnx",
+    "*.xml",
+    "model.bin",
+    "image.bin",
+    "text.bin",
+    "*.yaml",
+    "*.csv",
+    "*.parquet",
+    "*.ckpt",
+)
 """Files fetched from the hub: data and weights, no scripts."""
 
 

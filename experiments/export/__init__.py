@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vitrail.errors import UserError
+from vitrail.errors import EXTRAS, UserError
 from vitrail.files import rename
 from vitrail.runs import Run
 
@@ -26,16 +26,28 @@ if TYPE_CHECKING:
 LAYOUTS = ("timm", "transformers", "open_clip", "peft")
 """Formats of other libraries, see ``layouts``."""
 
-FORMATS = ("onnx", "safetensors", "torch_export", *LAYOUTS)
+RUNTIMES = ("onnx_fp16", "onnx_bf16", "openvino", "openvino_fp16", "executorch", "coreml", "coreml_fp16")
+"""Formats for runtimes of other makers, and ONNX in 16 bits, see ``runtimes``."""
+
+FORMATS = ("onnx", *RUNTIMES, "safetensors", "torch_export", *LAYOUTS)
 BATCH_SIZES = [1, 8]
 REPEATS = 10
-MIN_AGREEMENT = {"": 1.0, "int8": 0.9}
+MIN_AGREEMENT = {"": 1.0, "fp16": 0.98, "bf16": 0.95, "int8": 0.9}
+_MODULES = {
+    "onnx": ["onnx", "onnxscript", "onnxruntime"],
+    "openvino": ["openvino", "onnx", "onnxscript"],
+    "executorch": ["executorch"],
+    "coreml": ["coremltools"],
+    "open_clip": ["open_clip"],
+}
+"""What formats need, by what their names begin with."""
 
 _EPILOG = """\
 examples:
   python -m experiments export runs/NAME/TIME                              # ONNX, in runs/NAME/TIME/export/onnx
   python runs/NAME/TIME/export/onnx/predict.py photo.jpg                   # needs no PyTorch
   python -m experiments export runs/NAME/TIME --format onnx torch_export --quantize int8 --markdown
+  python -m experiments export runs/NAME/TIME --format onnx_fp16 openvino executorch coreml --repeats 10 --markdown
   python -m experiments export runs/NAME/TIME --format timm                # or transformers, open_clip, peft
   python -m experiments push-to-hub runs/NAME/TIME/export/onnx --repo owner/name
 """
@@ -58,15 +70,14 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         "--min-agreement",
         type=float,
         metavar="SHARE",
-        help="of images that model and export must decide alike (default: 1, with --quantize 0.9)",
+        help="of images that model and export must decide alike (default: 1, fp16 0.98, bf16 0.95, int8 0.9)",
     )
     command.add_argument("--batch-sizes", nargs="+", type=int, default=BATCH_SIZES, metavar="N", help="that are timed")
     command.add_argument(
         "--repeats",
         type=int,
-        default=REPEATS,
         metavar="N",
-        help=f"rounds that are timed, 0 for none (default: {REPEATS})",
+        help=f"rounds that are timed (default: {REPEATS} with --quantize, else none)",
     )
     command.add_argument("--markdown", action="store_true", help="print a Markdown table")
 
@@ -100,22 +111,29 @@ def run(options: argparse.Namespace, rest: Sequence[str]) -> None:
 
 
 def _check(options: argparse.Namespace) -> None:
+    if options.repeats is None:
+        options.repeats = REPEATS if options.quantize else 0
     if options.repeats < 0 or min(options.batch_sizes) < 1:
         raise UserError("--repeats must be at least 0, --batch-sizes at least 1")
-    if options.min_agreement is None:
-        options.min_agreement = MIN_AGREEMENT[options.quantize]
-    if not 0 <= options.min_agreement <= 1:
+    if options.min_agreement is not None and not 0 <= options.min_agreement <= 1:
         raise UserError(f"--min-agreement: is a share between 0 and 1, got {options.min_agreement}")
     options.format = list(dict.fromkeys(options.format))
     if options.quantize and (others := set(options.format) & set(LAYOUTS)):
         raise UserError(f"--quantize: the layout of {min(others)} has float32 weights; leave one of the two out")
-    needed = {"onnx": ["onnx", "onnxscript", "onnxruntime"], "open_clip": ["open_clip"]}
-    modules = [module for name in options.format for module in needed.get(name, [])]
-    modules += ["torchao"] if options.quantize and set(options.format) - {"onnx"} else []
+    if options.quantize and (others := [name for name in options.format if name in RUNTIMES]):
+        raise UserError(
+            f"--quantize: {others[0]} is not written in eight bits; choose onnx, torch_export or safetensors"
+        )
+    modules = ["torchao"] if options.quantize and set(options.format) - {"onnx"} else []
+    for name in options.format:
+        modules += next((needed for start, needed in _MODULES.items() if name.startswith(start)), [])
     from importlib.util import find_spec
 
     if missing := [module for module in modules if find_spec(module) is None]:
-        raise UserError(f"export: needs {', '.join(missing)}; install with `pip install 'vitrail[export]'`")
+        extras = ",".join(sorted({EXTRAS[module] for module in missing}))
+        raise UserError(
+            f"export: needs {', '.join(dict.fromkeys(missing))}; install with `pip install 'vitrail[{extras}]'`"
+        )
 
 
 def _data(files: Run, options: argparse.Namespace, rest: Sequence[str]) -> ImageDataModule:
@@ -127,6 +145,12 @@ def _data(files: Run, options: argparse.Namespace, rest: Sequence[str]) -> Image
     datamodule.prepare_data()
     datamodule.setup("test")
     return datamodule
+
+
+def precision_of(kind: str) -> str:
+    """Return ``fp16``, ``bf16``, or an empty text for a format in float32."""
+    end = kind.rpartition("_")[2]
+    return end if end in ("fp16", "bf16") else ""
 
 
 def _folder(name: str, quantize: str) -> str:

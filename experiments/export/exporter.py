@@ -5,17 +5,20 @@ from __future__ import annotations
 import argparse
 import copy
 import shutil
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import numpy as np
+from lightning.pytorch.utilities import rank_zero_warn
 from torch.export import ExportedProgram
 
 from datamodules.base import ImageDataModule
 from evaluation.efficiency import BatchCost
-from experiments.export import LAYOUTS, predict_onnx
+from experiments.export import LAYOUTS, MIN_AGREEMENT, precision_of, predict_onnx
 from experiments.export.graphs import (
     Runner,
     Tower,
@@ -30,6 +33,18 @@ from experiments.export.graphs import (
 from experiments.export.hub import write_card
 from experiments.export.layouts import reloaded, write_layout
 from experiments.export.parity import TOLERANCE, Form, interleaved, measure, refuse_disagreement
+from experiments.export.runtimes import (
+    COREML_UNMEASURED,
+    bf16_runner,
+    coreml_runner,
+    executorch_runner,
+    openvino_runner,
+    write_coreml,
+    write_executorch,
+    write_onnx_bf16,
+    write_onnx_fp16,
+    write_openvino,
+)
 from experiments.export.weights import (
     FILE,
     as_strings,
@@ -43,7 +58,16 @@ from lightning_modules.base import VisionTask
 from vitrail.runs import Run
 
 OWN = "PyTorch"
-_SUFFIX = {"onnx": ".onnx", "torch_export": ".pt2"}
+_SUFFIX = {
+    "onnx": ".onnx",
+    "torch_export": ".pt2",
+    "openvino": ".xml",
+    "executorch": ".pte",
+    "coreml": ".mlpackage",
+}
+"""By what the format's name begins with."""
+
+_MODEL_FILES = {".onnx", ".pt2", ".safetensors", ".xml", ".bin", ".pte", ".mlmodel"}
 _TOOL = {"onnx": "ONNX Runtime", "torch_export": "torchao", "safetensors": "torchao, weights"}
 
 
@@ -62,6 +86,7 @@ class Exporter:
         self._metadata = metadata_of(task, files, options.checkpoint)
         self._graphs: dict[str, ExportedProgram] = {}
         self._calibration: list[Any] = []
+        self._scratch = TemporaryDirectory()
 
     def export(self, folders: Mapping[str, Path]) -> list[Form]:
         """Fill an empty folder for each format.
@@ -73,7 +98,7 @@ class Exporter:
             UserError: A form cannot be made, or does not reproduce the model.
         """
         quantize = self._options.quantize
-        if quantize:
+        if quantize or self._options.repeats:
             from experiments.export.quantize import calibration_images
 
             self._calibration = calibration_images(self._data)
@@ -82,7 +107,7 @@ class Exporter:
             plain = folder if not quantize else folder / ".float32"
             plain.mkdir(exist_ok=True)
             self._write(kind, plain)
-            forms[f"{kind}, float32"] = _Written(kind, plain, eight_bits=False)
+            forms[_form(kind)] = _Written(kind, plain, eight_bits=False)
             if quantize:
                 self._write_quantised(kind, plain, folder)
                 forms[f"{kind}, int8 ({_TOOL[kind]})"] = _Written(kind, folder, eight_bits=True)
@@ -100,11 +125,27 @@ class Exporter:
             write_layout(kind, self._task, folder)
             return
         for tower in self._towers:
-            path = folder / f"{tower.name}{_SUFFIX[kind]}"
-            if kind == "onnx":
-                write_onnx(self._graph(tower), tower, path, self._strings(tower))
-            else:
-                write_torch_export(self._graph(tower), path, self._strings(tower))
+            path, strings = self._path(kind, folder, tower), self._strings(tower)
+            match kind:
+                case "onnx":
+                    shutil.copyfile(self._onnx(tower), path)
+                case "onnx_bf16":
+                    write_onnx_bf16(tower, path, strings)
+                case "onnx_fp16":
+                    write_onnx_fp16(self._onnx(tower), path)
+                case "openvino" | "openvino_fp16":
+                    write_openvino(self._onnx(tower), path, strings, fp16=kind == "openvino_fp16")
+                case "executorch":
+                    write_executorch(tower, path)
+                case "coreml" | "coreml_fp16":
+                    write_coreml(tower, path, strings, fp16=kind == "coreml_fp16")
+                case _:
+                    write_torch_export(self._graph(tower), path, strings)
+
+    @staticmethod
+    def _path(kind: str, folder: Path, tower: Tower) -> Path:
+        [suffix] = [suffix for name, suffix in _SUFFIX.items() if kind.startswith(name)]
+        return folder / f"{tower.name}{suffix}"
 
     def _write_quantised(self, kind: str, plain: Path, folder: Path) -> None:
         from experiments.export.quantize import quantize_onnx, quantize_program, quantize_weights
@@ -127,6 +168,13 @@ class Exporter:
             self._graphs[tower.name] = graph_of(tower)
         return self._graphs[tower.name]
 
+    def _onnx(self, tower: Tower) -> Path:
+        """The tower as ONNX in float32, which other formats are made of, too."""
+        path = Path(self._scratch.name) / f"{tower.name}.onnx"
+        if not path.exists():
+            write_onnx(self._graph(tower), tower, path, self._strings(tower))
+        return path
+
     def _strings(self, tower: Tower) -> dict[str, str]:
         return as_strings({**self._metadata, "tower": tower.name, "outputs": tower.outputs})
 
@@ -136,27 +184,50 @@ class Exporter:
         if kind in LAYOUTS:
             found = reloaded(kind, self._task, folder)
             return {tower.name: module_runner(tower) for tower in towers_of(found)}
-        if kind == "onnx":
-            return {tower.name: onnx_runner(folder / f"{tower.name}.onnx") for tower in self._towers}
-        return {
-            tower.name: program_runner(folder / f"{tower.name}.pt2", tower, compiled=compiled) for tower in self._towers
-        }
+        return {tower.name: self._runner(kind, tower, folder, compiled=compiled) for tower in self._towers}
+
+    def _runner(self, kind: str, tower: Tower, folder: Path, *, compiled: bool) -> Runner:
+        path = self._path(kind, folder, tower)
+        match kind:
+            case "onnx" | "onnx_fp16":
+                return onnx_runner(path)
+            case "onnx_bf16":
+                return bf16_runner(path)
+            case "openvino" | "openvino_fp16":
+                return openvino_runner(path)
+            case "executorch":
+                return executorch_runner(path, tower)
+            case "coreml" | "coreml_fp16":
+                return coreml_runner(path, tower)
+            case _:
+                return program_runner(path, tower, compiled=compiled)
 
     def _measured(self, forms: Mapping[str, _Written]) -> list[Form]:
         """Measure parity of all forms in one pass over the images, and their speed in turn with eight bits."""
         options = self._options
-        runners = {name: self._runners(form.kind, form.folder) for name, form in forms.items()}
+        unmeasured = {
+            name: COREML_UNMEASURED
+            for name, form in forms.items()
+            if form.kind.startswith("coreml") and sys.platform != "darwin"
+        }
+        for name, reason in unmeasured.items():
+            rank_zero_warn(f"{name}: {reason}")
+        runners = {name: self._runners(one.kind, one.folder) for name, one in forms.items() if name not in unmeasured}
         own = {tower.name: module_runner(tower) for tower in self._towers}
         parity = measure(self._task, self._data, options.split, {OWN: own, **runners})
-        for name, form in forms.items():
-            share = options.min_agreement if form.eight_bits or not options.quantize else 1.0
-            tolerance = None if form.eight_bits else TOLERANCE
-            refuse_disagreement(name, parity[name], tolerance=tolerance, min_agreement=share)
-        costs = self._timed(forms, {OWN: own, **runners}) if options.quantize and options.repeats else {}
+        for name in runners:
+            precision = "int8" if forms[name].eight_bits else precision_of(forms[name].kind)
+            given = options.min_agreement if forms[name].eight_bits or not options.quantize else None
+            share = MIN_AGREEMENT[precision] if given is None else given
+            refuse_disagreement(name, parity[name], tolerance=TOLERANCE[precision], min_agreement=share)
+        costs = self._timed(forms, {OWN: own, **runners}) if options.repeats else {}
         state = self._task.state_dict().values()
         sizes = {OWN: sum(value.numel() * value.element_size() for value in state)}
         sizes |= {name: sum(file.stat().st_size for file in _model_files(form.folder)) for name, form in forms.items()}
-        return [Form(name, sizes[name], rows, costs.get(name, {})) for name, rows in parity.items()]
+        return [
+            Form(name, sizes[name], parity.get(name, []), costs.get(name, {}), unmeasured.get(name, ""))
+            for name in (OWN, *forms)
+        ]
 
     def _timed(
         self, forms: Mapping[str, _Written], runners: dict[str, dict[str, Runner]]
@@ -173,18 +244,28 @@ class Exporter:
         return interleaved(first, images, self._options.batch_sizes, self._options.repeats)
 
     def _describe(self, kind: str, folder: Path, forms: list[Form]) -> None:
-        mine = [form for form in forms if form.name == OWN or form.name.startswith(f"{kind},")]
-        if kind in ("onnx", "torch_export"):
+        plain = _form(kind)
+        mine = [form for form in forms if form.name in (OWN, plain) or form.name.startswith(f"{kind}, int8")]
+        if kind not in (*LAYOUTS, "safetensors"):
             write_tokenizer(self._task, folder)
-        if kind == "onnx":
+        if kind.startswith(("onnx", "openvino")):
             shutil.copyfile(str(predict_onnx.__file__), folder / "predict.py")
-        files = sorted(path.name for path in _model_files(folder))
-        measured = {"split": self._options.split, "forms": [asdict(form) for form in mine]}
-        digests = {path.name: predict_onnx.sha256(path) for path in _model_files(folder)}
+        digests = {str(path.relative_to(folder)): predict_onnx.sha256(path) for path in _model_files(folder)}
+        files = sorted(digests)
+        tolerance = TOLERANCE["int8" if self._options.quantize else precision_of(kind)]
+        measured = {"split": self._options.split, "tolerance": tolerance, "forms": [asdict(form) for form in mine]}
         values = {**self._metadata, "format": kind, "files": files, "sha256": digests, "measured": measured}
         write_summary(folder, values)
         write_card(folder / "README.md", self._files, self._metadata, kind, mine, self._options.split)
 
 
+def _form(kind: str) -> str:
+    """What tables call a format without eight bits."""
+    precision = precision_of(kind)
+    return f"{kind.removesuffix(f'_{precision}')}, {precision or 'float32'}"
+
+
 def _model_files(folder: Path) -> list[Path]:
-    return [path for path in folder.iterdir() if path.is_file() and path.suffix in {".onnx", ".pt2", ".safetensors"}]
+    """Files of the model, those of an ``.mlpackage`` one folder or more below."""
+    found = [path for path in folder.rglob("*") if path.is_file() and path.suffix in _MODEL_FILES]
+    return [path for path in found if ".float32" not in path.relative_to(folder).parts]

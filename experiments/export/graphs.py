@@ -53,6 +53,7 @@ class Tower:
         inputs: an example of each, with a batch of two.
         dynamic: the dimensions of each input that may have any length, with their bounds.
         outputs: their names.
+        pad_id: that texts are padded with.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Tower:
     inputs: dict[str, torch.Tensor]
     dynamic: dict[str, dict[int, Dim]]
     outputs: list[str]
+    pad_id: int = 0
 
 
 def towers_of(task: VisionTask) -> list[Tower]:
@@ -125,8 +127,17 @@ def without_unused(program: ExportedProgram) -> ExportedProgram:
     )
 
 
-def write_onnx(program: ExportedProgram, tower: Tower, path: Path, metadata: dict[str, str]) -> None:
+def write_onnx(
+    program: ExportedProgram, tower: Tower, path: Path, metadata: dict[str, str], opset: int | None = None
+) -> None:
     """Write a graph as ONNX, with metadata inside the file.
+
+    Args:
+        program: of the tower.
+        tower: that it was made of, for the names of inputs and outputs.
+        path: of the file.
+        metadata: strings by key.
+        opset: version of ONNX's operators; by default the one that PyTorch takes.
 
     Raises:
         UserError: ONNX has no operator for something in the graph.
@@ -140,6 +151,7 @@ def write_onnx(program: ExportedProgram, tower: Tower, path: Path, metadata: dic
                 output_names=tower.outputs,
                 dynamic_shapes=tuple(tower.dynamic.values()),  # for the names of the dimensions
                 optimize=True,
+                opset_version=opset,
                 verbose=False,
             )
     except Exception as error:
@@ -193,7 +205,7 @@ class _ImageTower(nn.Module):
         embedding = self.task.encode_image(image)
         if self.task.few_shot is not None:
             return self.task.few_shot(embedding), embedding
-        return (embedding @ self.classes.T, embedding) if self.task.tasks else (embedding,)
+        return (embedding @ self.classes.to(embedding.dtype).T, embedding) if self.task.tasks else (embedding,)
 
 
 class _TextTower(nn.Module):
@@ -222,7 +234,8 @@ def _text_tower(module: nn.Module, task: DualEncoder) -> Tower:
     shapes: dict[int, Dim] = {0: _batch()}
     if not tokenizer.state["fixed_length"]:
         shapes[1] = Dim("length", min=2, max=tokenizer.state["max_length"])
-    return Tower("text", module.eval(), tokens, dict.fromkeys(tokens, shapes), [TEXT_EMBEDDING])
+    pad_id = int(tokenizer.state["pad_id"])
+    return Tower("text", module.eval(), tokens, dict.fromkeys(tokens, shapes), [TEXT_EMBEDDING], pad_id)
 
 
 def _batch() -> Dim:

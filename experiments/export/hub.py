@@ -43,9 +43,9 @@ Logits divided by these temperatures, fitted on validation, are calibrated: \
 
 ## Use
 
-{% if kind == "onnx" -%}
+{% if kind.startswith(("onnx", "openvino")) -%}
 ```
-pip install onnxruntime numpy pillow
+pip install {{ "onnxruntime" if kind.startswith("onnx") else "openvino" }} numpy pillow
 python predict.py photo.jpg --top 3
 ```
 
@@ -55,6 +55,12 @@ python predict.py photo.jpg --top 3
 {%- elif kind in layouts -%}
 ```python
 {{ layouts[kind] }}
+```
+{%- elif kind.startswith(("executorch", "coreml")) -%}
+Each file takes one {{ "image" if not meta.text else "image or text" }} at a time{% if kind.startswith("coreml") %}: pixels as float32 from 0 to 255, tokens as int32{% endif %}. Texts are padded to their full length. In Python:
+
+```python
+{{ devices[kind.partition("_")[0]] }}
 ```
 {%- elif kind == "safetensors" -%}
 ```python
@@ -87,6 +93,10 @@ The run has no predictions of a labelled split by this checkpoint, so no score i
 Compared with the model on the images of {{ split }}; sizes and times are ratios.
 
 {{ forms }}
+{%- if unmeasured %}
+
+{{ unmeasured }}.
+{%- endif %}
 
 ## Data
 
@@ -157,6 +167,18 @@ model = PeftModel.from_pretrained(AutoModel.from_pretrained("BASE"), "OWNER/NAME
 }
 """How other libraries load their layouts; for folders instead of the hub see ``docs/guides/export.md``."""
 
+_DEVICES = {
+    "executorch": """\
+from executorch.runtime import Runtime
+
+method = Runtime.get().load_program("model.pte").load_method("forward")  # or image.pte, text.pte""",
+    "coreml": """\
+import coremltools
+
+model = coremltools.models.MLModel("model.mlpackage")  # or image.mlpackage, text.mlpackage; predicts on macOS""",
+}
+"""How runtimes that see one image at a time load a file."""
+
 _WIDGET_IMAGE = "https://huggingface.co/datasets/mishig/sample_images/resolve/main/cat-dog-music.png"
 
 _RESIZING = {
@@ -185,6 +207,8 @@ def write_card(
         meta=metadata,
         kind=kind,
         layouts=_LAYOUTS,
+        devices=_DEVICES,
+        unmeasured=next((form.unmeasured for form in forms if form.unmeasured), ""),
         image=image,
         parameters=_part(record, "model").get("parameters"),
         resizing=_RESIZING[image.get("resize", "crop")],
@@ -327,9 +351,9 @@ def run(options: argparse.Namespace, rest: Sequence[str] = ()) -> None:
 
 
 def load(name: str | Path) -> VisionTask | Model:
-    """Load an export as a callable: a task for safetensors, ``predict_onnx.Model`` for ONNX.
+    """Load an export as a callable: a task for safetensors, ``predict_onnx.Model`` for ONNX and OpenVINO.
 
-    No code comes with it: weights are plain tensors, and the graph is run by ONNX Runtime.
+    No code comes with it: weights are plain tensors, and the graph is run by ONNX Runtime or OpenVINO.
 
     Args:
         name: folder that ``export`` wrote, or owner and name on the hub.
@@ -338,12 +362,12 @@ def load(name: str | Path) -> VisionTask | Model:
         UserError: if it cannot be had, or is in neither of these formats.
     """
     folder = Path(name) if Path(name).is_dir() else Run.from_hub(str(name)).path
-    kind = summary_of(folder).get("format")
+    kind = str(summary_of(folder).get("format"))
     if kind == "safetensors":
         from experiments.export.weights import read_weights
 
         return read_weights(folder)
-    if kind == "onnx":
+    if kind.startswith(("onnx", "openvino")):
         from experiments.export.predict_onnx import Model, PredictError
 
         try:
@@ -352,6 +376,8 @@ def load(name: str | Path) -> VisionTask | Model:
             raise UserError(str(error)) from error
     if kind in _LAYOUTS:
         raise UserError(f"{name}: is in the layout of {kind}; load it as its card says")
+    if kind.startswith(tuple(_DEVICES)):
+        raise UserError(f"{name}: is in the format {kind}, for devices; load its files as its card says")
     raise UserError(f"{name}: is in the format {kind}; torch.export.load reads it, if you trust who made it")
 
 

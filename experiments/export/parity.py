@@ -14,6 +14,7 @@ from scipy.special import expit
 
 from datamodules.base import ImageDataModule
 from evaluation.efficiency import BatchCost, ratio_text
+from evaluation.statistics.intervals import wilson
 from experiments.export.graphs import IMAGE_EMBEDDING, LOGITS, TEXT_EMBEDDING, Arrays, Runner
 from lightning_modules.base import VisionTask, real_rows
 from lightning_modules.dual_encoder import DualEncoder
@@ -29,8 +30,9 @@ SAME_VALUE = 0.1
 AT_THRESHOLD = 1e-4
 """Probabilities this near to the threshold decide nothing: thresholds are probabilities of validation images."""
 
-TOLERANCE = 1e-3
-"""Largest difference of a floating-point export, as a share of the largest value, or of 1 where all are smaller."""
+TOLERANCE: dict[str, float | None] = {"": 1e-3, "fp16": 2e-2, "bf16": 1e-1, "int8": None}
+"""Largest difference by precision, as a share of the largest value, or of 1 where all are smaller: of float32, and of
+16 bits with 10 and with 7 of them for digits; with eight bits decisions alone count."""
 
 MAX_TEXTS = 1000
 _TEXTS_AT_A_TIME = 64
@@ -228,12 +230,14 @@ class Form:
         size: of its files in bytes.
         parity: its outputs compared with the model's own.
         costs: of the images' tower by batch size; empty where nothing was timed.
+        unmeasured: why it was not compared with the model; empty where it was.
     """
 
     name: str
     size: int
     parity: list[Parity]
     costs: dict[int, BatchCost]
+    unmeasured: str = ""
 
 
 def interleaved(
@@ -266,7 +270,7 @@ def interleaved(
 
 
 def parity_table(forms: Sequence[Form]) -> Table:
-    """One row per form; sizes and times are ratios to the first."""
+    """One row per form; sizes and times are ratios to the first, agreement has Wilson's interval of 95 %."""
     first = forms[0]
     choices = [row for row in first.parity if not math.isnan(row.agreement)]
     headings = [
@@ -278,19 +282,17 @@ def parity_table(forms: Sequence[Form]) -> Table:
     ]
     rows = []
     for form in forms:
+        size = f"{form.size / 1e6:.2f} MB, {form.size / first.size:.2f}"
+        if form.unmeasured:
+            rows.append([form.name, size, *["not measured"] * (len(headings) - 2)])
+            continue
         differences = [row.difference for row in form.parity]
-        agreements = [
-            f"{row.agreement:.3f} of {row.n}{f', {row.accuracy[1]:.3f}' if row.known else ''}"
-            for row in form.parity
-            if not math.isnan(row.agreement)
-        ]
-        rows.append(
-            [
-                form.name,
-                f"{form.size / 1e6:.2f} MB, {form.size / first.size:.2f}",
-                *agreements,
-                f"{max(differences):.1g}" if differences else "–",
-                *(ratio_text(one) for one in form.costs.values()),
-            ]
-        )
+        agreements = [_agreement(row) for row in form.parity if not math.isnan(row.agreement)]
+        times = [f"{one.p50 * 1e3:.3g} ms" if form is first else ratio_text(one) for one in form.costs.values()]
+        rows.append([form.name, size, *agreements, f"{max(differences):.1g}" if differences else "–", *times])
     return Table(headings, rows)
+
+
+def _agreement(row: Parity) -> str:
+    low, high = wilson(row.agreement, row.n)
+    return f"{row.agreement:.3f} [{low:.3f}, {high:.3f}] of {row.n}{f', {row.accuracy[1]:.3f}' if row.known else ''}"

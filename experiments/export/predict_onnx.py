@@ -1,9 +1,10 @@
-"""What an exported model predicts for images, with ONNX Runtime alone: ``python predict.py photo.jpg …``.
+"""What an exported model predicts for images, without PyTorch: ``python predict.py photo.jpg …``.
 
 This file stands on its own: ``python -m experiments export`` puts a copy of it next to the model. It needs
-``numpy``, ``pillow`` and ``onnxruntime``, and for texts (``--text``, dual encoders) ``tokenizers``; not PyTorch, and
-nothing of Vitrail. Images are brought to the network's size as in training and testing; normalisation is part of the
-model. With ``simplejpeg``, damage within JPEG files is noticed, too; Pillow notices truncated ones only.
+``numpy``, ``pillow`` and what runs the graph, ``onnxruntime`` (``.onnx``) or ``openvino`` (``.xml``), and for texts
+(``--text``, dual encoders) ``tokenizers``; not PyTorch, and nothing of Vitrail. Images are brought to the network's
+size as in training and testing; normalisation is part of the model. With ``simplejpeg``, damage within JPEG files is
+noticed, too; Pillow notices truncated ones only.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import signal
 import struct
 import sys
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -34,7 +35,6 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_
     signal.signal(signal.SIGINT, _interrupted)
 
 import numpy as np
-import onnxruntime
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 
@@ -83,6 +83,49 @@ class PredictError(ValueError):
     """A mistake that the user can mend, in one line."""
 
 
+Graph = Callable[[Mapping[str, NDArray[Any]]], dict[str, NDArray[np.float32]]]
+"""From inputs by name, of which it takes those that it knows, to outputs by name."""
+
+
+def onnx_graph(path: Path, threads: int) -> tuple[str, Graph]:
+    """A graph that ONNX Runtime runs, and the metadata in its file."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    known = {one.name for one in session.get_inputs()}
+    names = [output.name for output in session.get_outputs()]
+
+    def run(inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[np.float32]]:
+        taken = {name: values for name, values in inputs.items() if name in known}
+        return dict(zip(names, session.run(names, taken), strict=True))
+
+    strings = session.get_modelmeta().custom_metadata_map
+    return strings.get(KEY) or strings.get(FORMER_KEY, "{}"), run
+
+
+def openvino_graph(path: Path, threads: int) -> tuple[str, Graph]:
+    """A graph that OpenVINO runs on the CPU, and the metadata in its file."""
+    import openvino
+
+    model = openvino.Core().read_model(path)
+    # In float32 also where a processor could take bfloat16, which is what was compared with the model.
+    options = {"INFERENCE_PRECISION_HINT": "f32", **({"INFERENCE_NUM_THREADS": threads} if threads else {})}
+    compiled = openvino.compile_model(model, "CPU", options)
+    known = {port.get_any_name() for port in compiled.inputs}
+    names = [port.get_any_name() for port in compiled.outputs]
+
+    def run(inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[np.float32]]:
+        found = compiled({name: values for name, values in inputs.items() if name in known})
+        return {name: np.array(found[place]) for place, name in enumerate(names)}
+
+    return model.get_rt_info(KEY).astype(str) if model.has_rt_info(KEY) else "{}", run
+
+
+GRAPHS = {".onnx": onnx_graph, ".xml": openvino_graph}
+
+
 class Model:
     """An exported model.
 
@@ -103,13 +146,16 @@ class Model:
         if max_pixels > MAX_PIXELS and Image.MAX_IMAGE_PIXELS is not None:
             Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, max_pixels)  # Pillow refuses twice as much by itself
         self.folder = Path(folder)
-        names = [name for name in ("model.onnx", "image.onnx") if (self.folder / name).is_file()]
+        names = [f"{tower}{kind}" for kind in GRAPHS for tower in ("model", "image")]
+        names = [name for name in names if (self.folder / name).is_file()]
         if not names:
-            raise PredictError(f"{folder}: has no model.onnx and no image.onnx; give a folder that `export` wrote")
-        self._threads = threads
-        self._images = self._session(names[0])
-        strings = self._images.get_modelmeta().custom_metadata_map
-        self.metadata: dict[str, Any] = json.loads(strings.get(KEY) or strings.get(FORMER_KEY, "{}"))
+            raise PredictError(
+                f"{folder}: has no model.onnx and no image.onnx (or .xml); give a folder that `export` wrote as "
+                "onnx or openvino"
+            )
+        self._threads, self._kind = threads, Path(names[0]).suffix
+        metadata, self._images = self._graph(names[0])
+        self.metadata: dict[str, Any] = json.loads(metadata)
         if self.metadata.get("version") != VERSION:
             raise PredictError(f"{self.folder / names[0]}: was not exported by this version of Vitrail; export again")
 
@@ -122,8 +168,7 @@ class Model:
         Returns:
             ``logits_<task>`` ``(B, C)`` of each task, and ``image_embedding`` ``(B, D)`` of unit length.
         """
-        names = [output.name for output in self._images.get_outputs()]
-        return dict(zip(names, self._images.run(names, {"image": images}), strict=True))
+        return self._images({"image": images})
 
     def read(self, path: str | Path) -> NDArray[np.uint8]:
         """An image as the network takes it.
@@ -237,7 +282,7 @@ class Model:
         Raises:
             PredictError: if the model reads no texts, or ``tokenizers`` is not installed.
         """
-        if not (self.folder / "text.onnx").is_file():
+        if not (self.folder / f"text{self._kind}").is_file():
             raise PredictError(f"--text: {self.folder} reads no texts; export a dual encoder")
         try:
             from tokenizers import Tokenizer
@@ -249,23 +294,23 @@ class Model:
         length = rules["max_length"] if rules["fixed_length"] else None
         tokenizer.enable_padding(pad_id=rules["pad_id"], pad_token=rules["pad_token"], length=length)
         encoded = tokenizer.encode_batch(list(texts))
-        session = self._session("text.onnx")
+        _, texts_tower = self._graph(f"text{self._kind}")
         tokens = {
             "input_ids": np.array([text.ids for text in encoded], dtype=np.int64),
             "attention_mask": np.array([text.attention_mask for text in encoded], dtype=np.int64),
         }
-        known = {one.name for one in session.get_inputs()}
-        embeddings: NDArray[np.float32] = session.run(
-            ["text_embedding"], {name: tokens[name] for name in tokens if name in known}
-        )[0]
-        return embeddings
+        return texts_tower(tokens)["text_embedding"]
 
-    def _session(self, name: str) -> onnxruntime.InferenceSession:
+    def _graph(self, name: str) -> tuple[str, Graph]:
         self._refuse_changed(name)
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = self._threads
+        if self._kind == ".xml":
+            self._refuse_changed(Path(name).with_suffix(".bin").name)
         try:
-            return onnxruntime.InferenceSession(self.folder / name, options, providers=["CPUExecutionProvider"])
+            return GRAPHS[self._kind](self.folder / name, self._threads)
+        except ImportError as error:
+            raise PredictError(
+                f"{self.folder / name}: needs {error.name}; install it with `pip install {error.name}`"
+            ) from error
         # Each kind of damage has an exception of its own.
         except Exception as error:
             reason = " ".join(str(error).split())[:200]
@@ -281,7 +326,7 @@ class Model:
             return
         except (OSError, ValueError, TypeError) as error:
             raise PredictError(f"{self.folder / SUMMARY}: cannot be read ({error}); export again") from error
-        if sha256(self.folder / name) != recorded:
+        if not (self.folder / name).is_file() or sha256(self.folder / name) != recorded:
             raise PredictError(
                 f"{self.folder / name}: is not the file that was exported (its SHA-256 differs from {SUMMARY}), so its "
                 "weights may be missing or changed; export again"

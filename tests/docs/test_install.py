@@ -15,7 +15,7 @@ from packaging.utils import canonicalize_name
 
 from tests.docs.blocks import ROOT
 from tests.docs.test_wheel import PACKAGES, SOURCES
-from vitrail.errors import _EXTRAS
+from vitrail.errors import EXTRAS
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 SIZES = runpy.run_path(str(ROOT / "docs" / "sizes.py"))
@@ -45,8 +45,8 @@ def test_libraries_that_the_base_does_not_bring_belong_to_an_extra_that_is_named
         name for name in imported() if not {canonicalize_name(one) for one in homes.get(name, [name])} & set(base)
     }
     assert {"optuna", "lancedb", "gradio"} <= outside
-    assert outside - WITH_MESSAGES_OF_THEIR_OWN - ENVIRONMENT_ONLY <= set(_EXTRAS)
-    assert set(_EXTRAS.values()) <= set(PROJECT["optional-dependencies"])
+    assert outside - WITH_MESSAGES_OF_THEIR_OWN - ENVIRONMENT_ONLY <= set(EXTRAS)
+    assert set(EXTRAS.values()) <= set(PROJECT["optional-dependencies"])
 
 
 def test_the_closure_has_what_is_needed_of_what_is_needed_and_no_extras() -> None:

@@ -117,7 +117,7 @@ def test_an_older_export_is_replaced_only_by_a_good_one(
     folder = exported(run, "safetensors")
     before = read_weights(folder).weights_digest()
     (folder / "mine.txt").write_text("of an older version")
-    monkeypatch.setattr("experiments.export.exporter.TOLERANCE", -1.0)
+    monkeypatch.setattr("experiments.export.exporter.TOLERANCE", {"": -1.0})
     refused(capsys, run, "--format", "safetensors")
     assert (folder / "mine.txt").exists()
     monkeypatch.undo()
