@@ -57,7 +57,9 @@ python predict.py photo.jpg --top 3
 {{ layouts[kind] }}
 ```
 {%- elif kind.startswith(("executorch", "coreml")) -%}
-Each file takes one {{ "image" if not meta.text else "image or text" }} at a time{% if kind.startswith("coreml") %}: pixels as float32 from 0 to 255, tokens as int32{% endif %}. Texts are padded to their full length. In Python:
+Each file takes one {{ "image" if not meta.text else "image or text" }} at a time\
+{% if kind.startswith("coreml") %}: pixels as float32 from 0 to 255, tokens as int32{% endif %}. Texts are padded to \
+their full length. In Python:
 
 ```python
 {{ devices[kind.partition("_")[0]] }}

@@ -173,7 +173,7 @@ def test_the_table_has_ratios_to_the_first() -> None:
         *("form", "size", "class: agrees, accuracy", "largest difference", "time, batch 8 [low, high]")
     ]
     assert [cell.strip() for cell in lines[3].strip("|").split("|")] == [
-        *("int8", "1.00 MB, 0.25", "0.943 of 53, 0.480", "0.2", "0.75 [0.50, 1.00]")
+        *("int8", "1.00 MB, 0.25", "0.943 [0.846, 0.980] of 53, 0.480", "0.2", "0.75 [0.50, 1.00]")
     ]
 
 
