@@ -91,9 +91,8 @@ def graph_of(tower: Tower) -> ExportedProgram:
     """
     try:
         with torch.no_grad(), quiet():
-            program = torch.export.export(
-                tower.module, tuple(tower.inputs.values()), dynamic_shapes=tuple(tower.dynamic.values())
-            )
+            shapes = tuple(tower.dynamic.values()) if any(tower.dynamic.values()) else None
+            program = torch.export.export(tower.module, tuple(tower.inputs.values()), dynamic_shapes=shapes)
     except Exception as error:
         raise UserError(
             f"export: no graph can be made of the {tower.name} network ({first_line(error)}); --format safetensors "
