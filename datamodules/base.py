@@ -27,7 +27,7 @@ from PIL import Image
 from datamodules.captions import CaptionMode, PromptOptions, Texts
 from datamodules.files.label_csv import count_files_left_out, left_out_text
 from datamodules.loading import decode as images
-from datamodules.loading.cache import SplitReaders, cached_reader, decodes, writing_sink
+from datamodules.loading.cache import SplitReaders, cached_reader, decodes, is_lossy, writing_sink
 from datamodules.loading.dataset import Collate, CountedLoader, ImageDataset, make_loader
 from datamodules.loading.samplers import DistinctSampler, EvalSampler, TrainSampler, inverse_frequency_weights
 from datamodules.loading.transforms import eval_transform, is_light, mix_pending, targets_colour, train_transform
@@ -118,6 +118,7 @@ class ImageDataModule(LightningDataModule):
         self._content: NDArray[np.uint8] | None = None
         self._compares_pixels = False
         self._worker_notes: set[str] = set()
+        self._lossy_cache = False
 
     def load_table(self) -> SampleTable:
         """Read the data set's table; called once per process.
@@ -609,8 +610,13 @@ class ImageDataModule(LightningDataModule):
         return batch
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a checkpoint keeps of the data: fingerprint and value range. The loaders keep their place."""
-        return {"fingerprint": self.table.fingerprint(), "value_range": self.image_options.get("value_range", "auto")}
+        """Return what a checkpoint keeps of the data: fingerprint, value range, and whether the cache was lossy.
+
+        The loaders keep their place.
+        """
+        value_range = self.image_options.get("value_range", "auto")
+        state = {"fingerprint": self.table.fingerprint(), "value_range": value_range}
+        return {**state, "cache": "jpeg"} if self._lossy_cache else state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take the checkpoint's value range, and warn where training is resumed on other data."""
@@ -650,9 +656,11 @@ class ImageDataModule(LightningDataModule):
         if self._content is None:
             return self.read_image
         augment = self._augment if augmented else AugmentOptions()
-        return cached_reader(
+        reader = cached_reader(
             self.read_image, rows, self._content, self.image_options, augment, self.loader_options, self.table.origin
         )
+        self._lossy_cache = self._lossy_cache or is_lossy(reader)
+        return reader
 
     def _eval_loader(self, dataset: ImageDataset, view: int = 0) -> CountedLoader:
         sampler = EvalSampler(len(dataset), *self._place(), view=view, batch_size=self.loader_options.batch_size)

@@ -171,7 +171,9 @@ class LoaderOptions(Options):
             because BatchNorm cannot normalise it.
         cache: whether images are decoded once and kept on disk under ``$VITRAIL_CACHE``, scaled to what the network
             needs: ``auto`` where there is room for them, ``always`` or ``never``. Evaluation gets the same pixels with
-            and without; random crops of images that are larger come out of the smaller ones.
+            and without; random crops of images that are larger come out of the smaller ones. Where ``auto`` finds too
+            little room, training images that are cropped at random are kept as JPEG files of quality 95, which a note
+            reports and the checkpoint records, and of all others as many as fit.
         cache_limit_gb: gigabytes that all cached images together may take, above 0. The data sets that were not used
             for longest make room.
         predict: splits that ``predict`` goes through, in the table's order.

@@ -26,6 +26,7 @@ from benchmarks.harness.interleaved import Row, interleave, row
 from datamodules.loading.decode import read_image
 from datamodules.loading.transforms import scale_down, train_transform
 from datamodules.options import AugmentOptions, ImageOptions, Preset
+from vitrail.runtime import keep_freed_memory
 from vitrail.seeding import seeded_rng
 
 OURS, SIMPLEJPEG, PILLOW, TORCHVISION = "read_image", "simplejpeg", "Pillow", "torchvision decode_jpeg"
@@ -81,10 +82,11 @@ def per_second(work: Callable[[], None], count: int, clock: Callable[[], float] 
 
 def run(repeats: int, number: int = 256) -> list[Row]:
     """Images a CPU second of each decoder by Pillow's, and of the presets by that of ``light``."""
+    keep_freed_memory()  # as the command line does
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as name:
-        folder = enlarged(Path(name) / "enlarged") or write_photos(Path(name) / "photos", number, 500)
+        folder = enlarged(Path(name) / "enlarged", number=number) or write_photos(Path(name) / "photos", number, 500)
         contents = [path.read_bytes() for path in sorted(folder.glob("**/*.jpg"))[:number]]
     decoders: dict[str, Callable[[bytes], object]] = {
         PILLOW: pillow,

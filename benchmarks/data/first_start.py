@@ -26,14 +26,14 @@ HEADERS = "verification, headers only"
 ONE_PASS, TWO_PASSES = "verification fills the cache", "verification, then the cache"
 
 
-def enlarged(root: Path, side: int = 500) -> Path | None:
-    """Write the real photos with a long side of ``side`` pixels; None where there are none."""
+def enlarged(root: Path, side: int = 500, number: int = 1000) -> Path | None:
+    """Write some of the real photos with a long side of ``side`` pixels; None where there are none."""
     folders = Path(os.environ.get("VITRAIL_DATA", "data"))
-    photos = sorted(folders.glob("flickr8k/**/*.jpg"))[:1000]
-    for number, path in enumerate(photos):
+    photos = sorted(folders.glob("flickr8k/**/*.jpg"))[:number]
+    for index, path in enumerate(photos):
         image = Image.open(path).convert("RGB")
         scale = side / max(image.size)
-        target = root / "train" / f"class_{number % CLASSES}" / path.name
+        target = root / "train" / f"class_{index % CLASSES}" / path.name
         target.parent.mkdir(parents=True, exist_ok=True)
         size = (round(image.width * scale), round(image.height * scale))
         image.resize(size, Image.Resampling.BICUBIC).save(target, quality=92)

@@ -16,10 +16,11 @@ import warnings
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
+import simplejpeg
 import torch
 from lightning.pytorch.utilities import rank_zero_info
 from numpy.typing import NDArray
@@ -57,6 +58,9 @@ class PixelCache:
         interpolation: of the scaling, ``bilinear`` or ``bicubic``.
         folder: of the chunks.
         resize: which sides are scaled: the short one (``crop``), both (``squash``) or the long one (``pad``).
+        resampler: of the scaling.
+        lossy: whether images are kept as JPEG files, which take about a sixth of the room and a decoder's time.
+        kept: chunks that are on disk, the first ones; images of the others are decoded each time. None for all.
     """
 
     read_image: Callable[[int], torch.Tensor]
@@ -67,6 +71,8 @@ class PixelCache:
     folder: Path
     resize: Resize = "crop"
     resampler: Resampler = "torch"
+    lossy: bool = False
+    kept: int | None = None
     _chunks: dict[int, _Chunk] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
@@ -86,6 +92,10 @@ class PixelCache:
         """
         number, place = divmod(int(np.searchsorted(self.rows, row)), CHUNK)
         chunk = self._chunks.get(number) or self._open(number)
+        if chunk is None:
+            image = self.scaled(self.read_image(row))
+            # The same pixels as from the disk, so that results do not depend on what fits there.
+            return torch.from_numpy(_decoded(self.packed(image))).permute(2, 0, 1) if self.lossy else image
         pixels = chunk.pixels(place)
         if pixels is None:
             path = self.folder / self._names[number]
@@ -96,15 +106,20 @@ class PixelCache:
 
     def missing(self) -> list[int]:
         """Return the numbers of the chunks that do not exist yet."""
-        return [number for number, name in enumerate(self._names) if not (self.folder / name).exists()]
+        return [number for number, name in enumerate(self._names[: self.kept]) if not (self.folder / name).exists()]
 
-    def estimated_bytes(self) -> int:
-        """Estimate how much disk space the missing chunks need."""
-        missing = self.missing()
+    def fitting(self, room: int) -> PixelCache:
+        """Return a cache of as many chunks as fit into ``room`` bytes, by the estimate."""
+        needed = self.estimated_bytes(everything=True)
+        return self if needed <= room else replace(self, kept=len(self._names) * room // needed)
+
+    def estimated_bytes(self, *, everything: bool = False) -> int:
+        """Estimate how much disk space the missing chunks need, or all."""
+        missing = range(len(self._names)) if everything else self.missing()
         if not missing:
             return 0
         among = self.rows[np.linspace(0, len(self.rows) - 1, min(_ESTIMATED_FROM, len(self.rows))).astype(int)]
-        sizes = [self.scaled(self.read_image(int(row))).numel() for row in among]
+        sizes = [self.packed(self.scaled(self.read_image(int(row)))).size for row in among]
         return int(np.mean(sizes) * min(len(missing) * CHUNK, len(self.rows)))
 
     def build(self, limit: int, workers: int) -> None:
@@ -136,7 +151,15 @@ class PixelCache:
     def make(self, number: int) -> None:
         """Write one chunk atomically."""
         rows = self.rows[number * CHUNK : (number + 1) * CHUNK].tolist()
-        _write_chunk(self.folder / self._names[number], (self.scaled(self.read_image(row)) for row in rows), len(rows))
+        images = (self.scaled(self.read_image(row)) for row in rows)
+        _write_chunk(self.folder / self._names[number], images, len(rows), self.packed)
+
+    def packed(self, image: torch.Tensor) -> NDArray[np.uint8]:
+        """Return the bytes that the cache keeps of a scaled image, uint8 ``(n,)``."""
+        pixels: NDArray[np.uint8] = image.permute(1, 2, 0).contiguous().numpy()
+        if not self.lossy:
+            return pixels.reshape(-1)
+        return np.frombuffer(simplejpeg.encode_jpeg(pixels, _QUALITY, colorsubsampling="444"), dtype=np.uint8)
 
     def scaled(self, image: torch.Tensor) -> torch.Tensor:
         """Return an image as the cache keeps it, uint8 ``(3, H, W)``."""
@@ -146,6 +169,7 @@ class PixelCache:
         """Return the name of the chunk that has these images, hashes uint8 ``(n, 32)``."""
         made = f"{self.short_side} {self.interpolation}" + ("" if self.resize == "crop" else f" {self.resize}")
         made += "" if self.resampler == "torch" else f" {self.resampler}"
+        made += f" jpeg {_QUALITY}" if self.lossy else ""
         digest = hashlib.blake2b(_MAGIC + made.encode(), digest_size=20)
         digest.update(np.ascontiguousarray(content).tobytes())
         return f"{digest.hexdigest()}.pixels"
@@ -153,9 +177,13 @@ class PixelCache:
     def _name(self, number: int) -> str:
         return self.name(self.content[self.rows[number * CHUNK : (number + 1) * CHUNK]])
 
-    def _open(self, number: int) -> _Chunk:
+    def _open(self, number: int) -> _Chunk | None:
+        if self.kept is not None and number >= self.kept:
+            return None
         path = self.folder / self._names[number]
-        chunk = _mapped(path)
+        chunk = _mapped(path, lossy=self.lossy)
+        if chunk is None and self.kept is not None and not path.exists():
+            return None  # another cache needed the room, and it does not suffice for both
         if chunk is None:
             # Another run needed the room, or a user has emptied the folder.
             return self._make_again(number, f"{path}: is damaged or cut short" if path.exists() else "")
@@ -166,13 +194,13 @@ class PixelCache:
         """Write a chunk again that was lost or damaged; warn of the damage."""
         path = self.folder / self._names[number]
         with _disk_full(self.folder), lock(self.folder / f".{path.stem}.lock"):
-            chunk = _mapped(path)
+            chunk = _mapped(path, lossy=self.lossy)
             # Unless another process has made it by now.
             if chunk is None or (damage and not chunk.is_whole()):
                 if damage:
                     warnings.warn(f"{damage}; its images are decoded again", stacklevel=3)
                 self.make(number)
-                chunk = _mapped(path)
+                chunk = _mapped(path, lossy=self.lossy)
         if chunk is None:
             raise UserError(f"{path}: cannot be read although it was just written; set $VITRAIL_CACHE to another disk")
         self._chunks[number] = chunk
@@ -185,7 +213,9 @@ class PixelCache:
                 os.utime(self.folder / name)
 
 
-def _write_chunk(path: Path, images: Iterable[torch.Tensor], count: int) -> None:
+def _write_chunk(
+    path: Path, images: Iterable[torch.Tensor], count: int, packed: Callable[[torch.Tensor], NDArray[np.uint8]]
+) -> None:
     """Write scaled images, uint8 ``(3, H, W)``, as one chunk, atomically."""
     table = np.zeros((count, _ENTRY), dtype=np.int64)
     end = 0
@@ -195,9 +225,9 @@ def _write_chunk(path: Path, images: Iterable[torch.Tensor], count: int) -> None
         with temporary.open("wb") as file:
             file.seek(_HEADER + table.nbytes)
             for place, one in enumerate(images):
-                image = one.permute(1, 2, 0).contiguous().numpy()
-                table[place] = end, *image.shape[:2], zlib.crc32(image.data)
-                end += file.write(image.data)
+                data = packed(one).data
+                table[place] = end, *one.shape[-2:], zlib.crc32(data)
+                end += file.write(data)
             file.seek(0)
             file.write(_header(count, end, table) + table.tobytes())
         rename(temporary, path)
@@ -250,7 +280,7 @@ class ChunkWriter:
                 if self._open:
                     _make_room(path.parent, self._limit - needed, keep=set())
             if self._open and not path.exists():
-                _write_chunk(path, images, len(images))
+                _write_chunk(path, images, len(images), self._cache.packed)
         except OSError:
             self._open = False
 
@@ -282,17 +312,19 @@ class _Chunk:
 
     table: NDArray[np.int64]
     data: NDArray[np.uint8]
+    lossy: bool
     _good: set[int] = field(default_factory=set, repr=False)
 
     def pixels(self, place: int) -> NDArray[np.uint8] | None:
         """Return an image, uint8 ``(H, W, 3)``, or None if it is damaged, which is checked when it is first read."""
         begin, height, width, check = self.table[place].tolist()
-        pixels = self.data[begin : begin + height * width * 3]
+        end = int(self.table[place + 1, 0]) if place + 1 < len(self.table) else len(self.data)
+        kept = self.data[begin:end]
         if place not in self._good:
-            if len(pixels) != height * width * 3 or zlib.crc32(pixels.data) != check:
+            if zlib.crc32(kept.data) != check:
                 return None
             self._good.add(place)
-        return pixels.reshape(height, width, 3)
+        return _decoded(kept) if self.lossy else kept.reshape(height, width, 3)
 
     def is_whole(self) -> bool:
         """Return whether no image is damaged."""
@@ -305,7 +337,13 @@ def _header(count: int, size: int, table: NDArray[np.int64]) -> bytes:
     return head + np.array([zlib.crc32(table.tobytes(), zlib.crc32(head))], dtype=np.int64).tobytes()
 
 
-def _mapped(path: Path) -> _Chunk | None:
+def _decoded(jpeg: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """uint8 ``(H, W, 3)``."""
+    pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(jpeg.data, "RGB")
+    return pixels
+
+
+def _mapped(path: Path, *, lossy: bool) -> _Chunk | None:
     """A chunk; None for one that is missing, cut short, or whose table is damaged."""
     try:
         # Copy on write: a tensor on top of it may be changed, the file not.
@@ -321,11 +359,13 @@ def _mapped(path: Path) -> _Chunk | None:
     table = np.frombuffer(file, dtype=np.int64, count=count * _ENTRY, offset=_HEADER).reshape(count, _ENTRY)
     if bytes(file[:_HEADER]) != _header(count, size, table):
         return None
-    return _Chunk(table, np.asarray(file[begin:]))
+    return _Chunk(table, np.asarray(file[begin:]), lossy)
 
 
 _MOST_WORKERS = 16
 _GB = 10**9
+_QUALITY = 95
+_PART = 0.8  # Of the room: what is kept of another split needs some as well.
 
 
 class SplitReaders:
@@ -352,11 +392,18 @@ class SplitReaders:
         return self.readers[int(self._split_codes[row])](row)
 
 
+def is_lossy(reader: Callable[[int], torch.Tensor]) -> bool:
+    """Return whether images come as JPEG files out of the cache."""
+    cache = getattr(reader, "__self__", None)
+    return isinstance(cache, PixelCache) and cache.lossy
+
+
 def decodes(reader: Callable[[int], torch.Tensor]) -> bool:
     """Return whether a reader decodes or computes images, instead of finding them in the cache."""
     if isinstance(reader, SplitReaders):
         return any(decodes(part) for part in reader.readers.values())
-    return not isinstance(getattr(reader, "__self__", None), PixelCache)
+    cache = getattr(reader, "__self__", None)
+    return not isinstance(cache, PixelCache) or cache.lossy or cache.kept is not None
 
 
 def cached_reader(
@@ -390,10 +437,25 @@ def cached_reader(
     if refusal := needed and _no_room(cache.folder, needed, limit):
         if loader.cache == "always":
             raise UserError(f"data loader.cache: always, but {refusal}; or set loader.cache: auto")
-        rank_zero_info(f"{origin}: images are decoded again each time, because {refusal}.")
-        return read_image
-    cache.build(limit, min(cores(), _MOST_WORKERS))
+        cache, how = _smaller(cache, limit, may_lose=bool(augment.filled().random_resized_crop))
+        rank_zero_info(f"{origin}: {how}, because {refusal}.")
+    if cache.kept != 0:
+        cache.build(limit, min(cores(), _MOST_WORKERS))
     return cache.read
+
+
+def _smaller(cache: PixelCache, limit: int, *, may_lose: bool) -> tuple[PixelCache, str]:
+    """What fits of a cache that does not, and a note: JPEG files where random crops change pixels anyway, or a part."""
+    existing = next(one for one in (cache.folder, *cache.folder.parents) if one.exists())
+    # By the limit alone, so that a run has the same pixels whatever is on the disk.
+    cache = replace(cache, lossy=may_lose and cache.estimated_bytes(everything=True) > limit)
+    cache = cache.fitting(int(_PART * min(limit, shutil.disk_usage(existing).free)))
+    how = f"training images are JPEG files of quality {_QUALITY} in the cache, not exact pixels" if cache.lossy else ""
+    if cache.kept is not None:
+        kept = f"{min(cache.kept * CHUNK, len(cache.rows)):,} of {len(cache.rows):,} images are cached"
+        part = f"{kept}, the others are decoded again each time" if cache.kept else "images are decoded again each time"
+        how = f"{how}; {part}" if how else part
+    return cache, how
 
 
 def cache_of(

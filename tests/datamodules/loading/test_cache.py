@@ -370,7 +370,7 @@ def killed_while_building(folder: Path, die_at: int) -> None:
 
     killed = cache(folder, read)
     # Estimating the size reads images too, and is not what is to be killed.
-    killed.estimated_bytes = lambda: 0  # type: ignore[method-assign]
+    killed.estimated_bytes = lambda *, everything=False: 0  # type: ignore[method-assign]
     killed.build(10**9, 0)
 
 
@@ -395,7 +395,7 @@ def build_and_count(folder: Path, counter: Path) -> None:
         return image(row)
 
     made = cache(folder, slow)
-    made.estimated_bytes = lambda: 0  # type: ignore[method-assign]
+    made.estimated_bytes = lambda *, everything=False: 0  # type: ignore[method-assign]
     made.build(10**9, 0)
 
 
@@ -469,7 +469,7 @@ def test_a_image_that_became_unreadable(tmp_path: Path, workers: int) -> None:
         return image(row)
 
     made = cache(tmp_path, bad)
-    made.estimated_bytes = lambda: 0  # type: ignore[method-assign]
+    made.estimated_bytes = lambda *, everything=False: 0  # type: ignore[method-assign]
     with pytest.raises(UserError, match=r"^bottle.jpg: no such file$"):
         made.build(10**9, workers)
 
@@ -481,3 +481,38 @@ def test_the_estimate_is_near(tmp_path: Path) -> None:
     written = sum((tmp_path / name).stat().st_size for name in files(tmp_path))
     assert estimate == pytest.approx(written, rel=0.1)
     assert made.estimated_bytes() == 0
+
+
+def test_what_does_not_fit_is_decoded_each_time_and_the_rest_is_kept(tmp_path: Path) -> None:
+    whole = cache(tmp_path)
+    part = whole.fitting(whole.estimated_bytes() * 2 // 3)
+    part.build(10**9, 0)
+    assert part.kept == len(files(tmp_path)) == 2
+    assert_reads(part)
+    (tmp_path / files(tmp_path)[0]).unlink()
+    assert_reads(part)
+    assert len(files(tmp_path)) == 1, "there was no room for both"
+
+
+def test_a_lossy_cache_gives_the_same_pixels_from_the_disk_and_without(tmp_path: Path) -> None:
+    cached, decoded = built(tmp_path, lossy=True), cache(tmp_path / "none", lossy=True, kept=0)
+    decoded.build(10**9, 0)
+    for row in range(IMAGES):
+        assert torch.equal(cached.read(row), decoded.read(row))
+        assert cached.read(row).shape == scale_down(image(row), SHORT_SIDE, "bicubic").shape
+    assert not set(files(tmp_path)) & set(files(built(tmp_path / "exact").folder))
+
+
+@pytest.mark.parametrize(("limit", "state"), [(1e-5, "jpeg"), (1.0, None)])
+def test_only_training_with_random_crops_may_be_lossy_and_says_so(
+    folder: Path, caplog: pytest.LogCaptureFixture, limit: float, state: str | None
+) -> None:
+    augment = AugmentOptions(preset="light")
+    exact = batches(data(folder, augment, cache="never"), "val")
+    made = data(folder, augment, cache="auto", cache_limit_gb=limit)
+    with caplog.at_level(logging.INFO, logger="lightning.pytorch.utilities.rank_zero"):
+        batches(made, "train")
+    assert made.state_dict().get("cache") == state
+    assert ("JPEG files of quality 95" in caplog.text) == (state == "jpeg")
+    for one, other in zip(batches(made, "val"), exact, strict=True):
+        assert torch.equal(one["image"], other["image"])
