@@ -137,7 +137,10 @@ def lighten_torchmetrics() -> None:
     them. It has no effect once torchmetrics is imported, and is meant for commands only: in a session of Python's, and
     with plugins, any metric may be wanted.
     """
-    from lightning_utilities.core import imports
+    try:
+        from lightning_utilities.core import imports
+    except ModuleNotFoundError:
+        return  # a machine without Lightning, which serves an export
 
     is_available, is_met = imports.package_available, imports.RequirementCache.__bool__
 

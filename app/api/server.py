@@ -266,10 +266,20 @@ def build_app(model: ServedModel, gallery: ServedGallery | None, settings: Setti
     app.post("/v1/zero-shot")(service.zero_shot)
     app.post("/v1/search")(service.search)
     app.get("/v1/image", response_class=Response)(service.image)
-    paths = list(app.openapi()["paths"])
+    document = app.openapi()
+    _offer_files(document)
+    paths = list(document["paths"])
     for kind in (UserError, RefusedError, RequestValidationError, StarletteHTTPException, Exception):
         app.add_exception_handler(kind, _refusal)
     return ApiGuard(app, settings, metrics, paths)
+
+
+def _offer_files(part: Any) -> None:
+    """Mark files as Swagger UI knows them: of the newer mark it makes a field for text."""
+    if isinstance(part, dict) and part.pop("contentMediaType", None) == "application/octet-stream":
+        part["format"] = "binary"
+    for value in part.values() if isinstance(part, dict) else part if isinstance(part, list) else ():
+        _offer_files(value)
 
 
 def serve(app: ASGIApp, listening: socket.socket, settings: Settings) -> None:

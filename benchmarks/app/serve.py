@@ -27,7 +27,8 @@ from typing import Any
 from uuid import uuid4
 
 from benchmarks.app.load import CLASSIFIER, DEIT_TINY, a_photo, make_runs
-from benchmarks.harness.interleaved import Row, interleave, row
+from benchmarks.harness.interleaved import Row, interleave, pick, row
+from benchmarks.harness.processes import children
 
 if find_spec("litserve") is not None:
     from litserve import LitAPI, LitServer
@@ -39,7 +40,7 @@ NETWORK, PREDICT, OURS, PEER = "the network alone", "Run.predict", "vitrail serv
 _PHOTO = "photo.jpg"
 
 
-class PeerApi(LitAPI):  # type: ignore[misc] -- untyped, and may be missing
+class PeerApi(LitAPI):  # type: ignore[misc]  # untyped, and may be missing
     """The same model behind LitServe."""
 
     def setup(self, _device: str) -> None:
@@ -86,6 +87,21 @@ def litserve_server(run: str, port: int) -> None:
     server.run(host="127.0.0.1", port=port, log_level="warning", generate_client_file=False)
 
 
+def processor_seconds(process: int) -> float:
+    """Seconds of the processor that a process and those that it started have used."""
+    fields = Path(f"/proc/{process}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
+    own = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return own + sum(processor_seconds(child) for child in children(process))
+
+
+def load(server: subprocess.Popen[bytes], port: int, photo: Path, count: int, seconds: float) -> dict[str, float]:
+    """What ``clients`` measures, and milliseconds of the processor per image that the server used for it."""
+    begin = processor_seconds(server.pid)
+    found = clients(port, str(photo), count, seconds)
+    used = processor_seconds(server.pid) - begin
+    return {**found, "cost": 1000 * used / found["images"]}
+
+
 def clients(url_port: int, photo: str, count: int, seconds: float) -> dict[str, float]:
     """Responses a second of ``count`` clients, each on a connection of its own, and seconds of the slowest twentieth.
 
@@ -124,11 +140,12 @@ def clients(url_port: int, photo: str, count: int, seconds: float) -> dict[str, 
         thread.join()
     if errors:
         raise RuntimeError(f"a request failed with {errors[0]}")
-    return {"rate": len(times) / (time.perf_counter() - begin), "p95": sorted(times)[int(0.95 * len(times))]}
+    rate = len(times) / (time.perf_counter() - begin)
+    return {"rate": rate, "p95": sorted(times)[int(0.95 * len(times))], "images": len(times)}
 
 
 @contextmanager
-def a_server(command: list[str], port: int, log: Path) -> Iterator[None]:
+def a_server(command: list[str], port: int, log: Path) -> Iterator[subprocess.Popen[bytes]]:
     """Run a server until the end of the block, which begins when it answers."""
     with log.open("w", encoding="utf-8") as file:
         process = subprocess.Popen([sys.executable, "-m", *command], stdout=file, stderr=file)
@@ -138,7 +155,7 @@ def a_server(command: list[str], port: int, log: Path) -> Iterator[None]:
                 if process.poll() is not None or time.monotonic() > deadline:
                     raise RuntimeError(f"{command[0]}: the server did not start:\n{log.read_text()[-2000:]}")
                 time.sleep(0.2)
-            yield
+            yield process
         finally:
             process.terminate()
             process.wait(30)
@@ -187,11 +204,12 @@ class Alone:
 
     def _rate(self, batch: Any) -> dict[str, float]:
         batch()
-        count, begin = 0, time.perf_counter()
+        count, begin, used = 0, time.perf_counter(), time.process_time()
         while time.perf_counter() - begin < self._seconds:
             batch()
             count += BATCH
-        return {"rate": count / (time.perf_counter() - begin)}
+        cost = 1000 * (time.process_time() - used) / count
+        return {"rate": count / (time.perf_counter() - begin), "cost": cost}
 
 
 def run(repeats: int, users: int = 8, seconds: float = 6.0, backbone: str = DEIT_TINY, size: int = 512) -> list[Row]:
@@ -208,15 +226,15 @@ def run(repeats: int, users: int = 8, seconds: float = 6.0, backbone: str = DEIT
         peer = [harness, f"{__name__}:litserve_server", json.dumps([str(model), ports[PEER]])]
         alone = Alone(model, photo, seconds)
         contenders = {NETWORK: alone.network, PREDICT: alone.predict}
-        with a_server([*ours, "--batch-size", str(BATCH)], ports[OURS], folder / "ours.log"):
-            contenders[OURS] = lambda: clients(ports[OURS], str(photo), users, seconds)
+        with a_server([*ours, "--batch-size", str(BATCH)], ports[OURS], folder / "ours.log") as server:
+            contenders[OURS] = lambda: load(server, ports[OURS], photo, users, seconds)
             if LitAPI is object:
                 found = interleave(contenders, repeats)
             else:
-                with a_server(peer, ports[PEER], folder / "peer.log"):
-                    contenders[PEER] = lambda: clients(ports[PEER], str(photo), users, seconds)
+                with a_server(peer, ports[PEER], folder / "peer.log") as other:
+                    contenders[PEER] = lambda: load(other, ports[PEER], photo, users, seconds)
                     found = interleave(contenders, repeats)
-    values = {contender: [one["rate"] for one in rounds] for contender, rounds in found.items()}
+    values, costs = pick(found, "rate"), pick(found, "cost")
     what = f"{users} clients, photos of {size} px, DeiT-Tiny"
     slow = max(one["p95"] for one in found[OURS])
     rows = [row(what, OURS, PREDICT, values, "images/s", "≥ 0.8", f"p95 {slow:.3f} s")]
@@ -224,4 +242,6 @@ def run(repeats: int, users: int = 8, seconds: float = 6.0, backbone: str = DEIT
     if PEER in values:
         slow = max(one["p95"] for one in found[PEER])
         rows.append(row(what, OURS, PEER, values, "images/s", "", f"p95 of LitServe {slow:.3f} s"))
+    used = "the same, time of the processor"
+    rows += [row(used, OURS, other, costs, "ms per image") for other in (PREDICT, NETWORK, PEER) if other in costs]
     return rows

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO, TypeVar
 
@@ -210,8 +211,11 @@ def own_memory(process: int) -> float:
 
 def children(process: int) -> list[int]:
     """Numbers of the processes that one has started, from any of its threads."""
-    found = Path(f"/proc/{process}/task").glob("*/children")
-    return [int(number) for path in found for number in path.read_text(encoding="ascii").split()]
+    found: list[int] = []
+    for path in Path(f"/proc/{process}/task").glob("*/children"):
+        with suppress(FileNotFoundError):  # the thread has ended meanwhile
+            found += map(int, path.read_text(encoding="ascii").split())
+    return found
 
 
 def main(target: str, arguments: str, *paced: str) -> None:

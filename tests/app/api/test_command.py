@@ -25,7 +25,8 @@ WITHOUT_TORCH = """
 import sys
 
 # None stands for what is not installed.
-sys.modules.update(dict.fromkeys(("torch", "torchvision", "lightning", "timm", "transformers", "gradio")))
+missing = ("torch", "torchvision", "lightning", "lightning_utilities", "torchmetrics", "timm", "transformers", "gradio")
+sys.modules.update(dict.fromkeys(missing))
 from vitrail.programs import main
 sys.exit(main("vitrail"))
 """

@@ -201,6 +201,8 @@ def test_the_document_describes_every_endpoint_and_loads_nothing_from_elsewhere(
         for operation in path.values():
             assert operation.get("description")
             assert {"413", "415", "429", "503"} <= set(operation["responses"])
+    files = document["components"]["schemas"]["Body_classify_v1_classify_post"]["properties"]["images"]
+    assert files["items"]["format"] == "binary"  # else the page has no button to choose a file
     page = kinds.get("/docs").text
     assert "http://" not in page.replace("http://www.w3.org", "")
     assert "https://" not in page
