@@ -91,8 +91,16 @@ class AveragedWeights(Callback):
         checkpoint["state_dict"] = {**pl_module.state_dict(), **checkpoint["state_dict"]}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """See to it that everything that is trained is averaged."""
+        """See to it that everything that is trained is averaged, and where it is trained.
+
+        Lightning makes the copy before the network is on its device, so every update would copy all weights to the CPU.
+        How many updates there were is read in each: that number stays there.
+        """
         _complete(trainer, pl_module)
+        for average in _averages(trainer):
+            if average._device is None and (model := average._average_model) is not None:
+                model.module.to(pl_module.device)
+                model.n_averaged = model.n_averaged.cpu()
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Let the weights themselves be validated where there is no average yet."""

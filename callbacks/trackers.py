@@ -11,12 +11,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_only
 
 from callbacks.best_checkpoint import BestCheckpoint
 from datamodules.loading.decode import read_image
+from lightning_modules.base import VisionTask
+from vitrail.types import LOSS_OF_STEP
 
 if TYPE_CHECKING:
     import numpy as np
@@ -131,6 +134,20 @@ def log_configuration(loggers: Sequence[Logger], text: str, content: Mapping[str
                 logger.experiment.add_text("config", f"```yaml\n{text}\n```")
             case MLFlowLogger():
                 logger.experiment.log_text(str(logger.run_id), text, "config.yaml")
+
+
+class ProgressBar(RichProgressBar):
+    """Lightning's bar with the loss of the last logged step; reading those of all steps would make a GPU wait."""
+
+    _loss = ""
+
+    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
+        """Return what is shown next to the bar."""
+        values = super().get_metrics(trainer, pl_module)
+        is_logged = isinstance(pl_module, VisionTask) and pl_module.is_logged(trainer.fit_loop.batch_idx)
+        if trainer.training and is_logged and LOSS_OF_STEP in trainer.logged_metrics:
+            self._loss = f"{float(trainer.logged_metrics[LOSS_OF_STEP]):.3g}"
+        return {**values, **({LOSS_OF_STEP: self._loss} if self._loss else {})}
 
 
 class EpochLines(Callback):

@@ -36,7 +36,17 @@ from lightning_modules.optim import (
 from lightning_modules.options import OptimizerOptions, OptimOptions, ScheduleName, checked
 from lightning_modules.precision import Conversion, check_half_precision, keep_small_steps
 from vitrail.errors import UserError
-from vitrail.types import CLASS_KINDS, UNKNOWN, Batch, InputOptions, Outputs, TaskKind, batch_targets, kind_of
+from vitrail.types import (
+    CLASS_KINDS,
+    LOSS_OF_STEP,
+    UNKNOWN,
+    Batch,
+    InputOptions,
+    Outputs,
+    TaskKind,
+    batch_targets,
+    kind_of,
+)
 
 LoggedSplit = Literal["train", "val", "test"]
 
@@ -181,7 +191,8 @@ class VisionTask(LightningModule, ABC):
         """Loss of a batch, a float32 scalar."""
         loss, _ = self._shared_step(batch, "train")
         if self.is_logged(batch_idx):
-            self.log("train/loss_step", loss, on_step=True, on_epoch=False, prog_bar=True)
+            # Not with prog_bar: Lightning would read its last value in every step, and wait for the GPU.
+            self.log(LOSS_OF_STEP, loss, on_step=True, on_epoch=False)
         return loss * self._share_of_step(len(batch["sample_id"]))
 
     def is_logged(self, batch_idx: int) -> bool:
@@ -208,14 +219,15 @@ class VisionTask(LightningModule, ABC):
         planned = self.trainer.accumulate_grad_batches
         if planned == 1 or self.trainer.fit_loop.epoch_loop._should_accumulate():
             return
-        done = torch.tensor(sum(self._step_samples) / self._full_batch, device=self.device)
+        own = sum(self._step_samples) / self._full_batch
         self._step_samples = []
+        if self.trainer.world_size == 1 and own == planned:
+            return
+        done = torch.tensor(own, device=self.device)
         if self.trainer.world_size > 1:
             # All processes must scale alike; the gradients are averaged already.
             dist.all_reduce(done)
             done /= self.trainer.world_size
-        elif float(done) == planned:
-            return
         for parameter in self.parameters():
             if parameter.grad is not None:
                 parameter.grad.mul_((planned / done).to(parameter.grad.dtype))
@@ -515,6 +527,11 @@ def unknown_targets(kind: TaskKind, num_classes: int, like: torch.Tensor) -> tor
     if kind == "multi_label":
         return torch.full((len(like), num_classes), UNKNOWN, dtype=torch.int8, device=like.device)
     return torch.full_like(like, UNKNOWN)
+
+
+def training_outputs(batch: Batch) -> Outputs:
+    """Outputs of a training step, which no callback reads: selecting rows would make the CPU wait for a GPU."""
+    return {"sample_id": batch["sample_id"], "logits": {}, "targets": {}}
 
 
 def real_outputs(

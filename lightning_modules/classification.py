@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 
-from lightning_modules.base import LoggedSplit, VisionTask, known_targets, real_outputs
+from lightning_modules.base import LoggedSplit, VisionTask, known_targets, real_outputs, training_outputs
 from lightning_modules.distillation import Distillation, load_teacher
 from lightning_modules.encoders.image import ImageEncoder
 from lightning_modules.encoders.weights import WeightsOrigin
@@ -302,8 +302,8 @@ class ClassificationTask(ScoredTask):
             own, taught = self._logits_of_tokens(features) if self.encoder.has_two_tokens else (logits, logits)
             losses = {task: output.loss(own[task], targets[task], mix) for task, output in self._outputs.items()}
             loss = self._with_teacher(batch, features, taught, self.training_loss(losses))
-        else:
-            loss = self.evaluation_loss(split, logits, targets)
+            return loss, training_outputs(batch)
+        loss = self.evaluation_loss(split, logits, targets)
         return loss, real_outputs(batch, logits, targets, features if split == "test" else None)
 
     def _with_teacher(

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lightning_modules.base import LoggedSplit, VisionTask, known_targets, real_outputs, real_rows
+from lightning_modules.base import LoggedSplit, VisionTask, known_targets, real_outputs, real_rows, training_outputs
 from lightning_modules.contrastive import ContrastiveObjective, Pairs, encode_in_chunks
 from lightning_modules.encoders.dual import SIDES, Architectures, Side, Towers, build_towers, random_towers
 from lightning_modules.encoders.text import TextCache
@@ -218,7 +218,7 @@ class DualEncoder(VisionTask):
         if split == "train":
             loss = self._training_loss(batch)
             counter.update(loss, len(batch["sample_id"]))
-            return loss, real_outputs(batch, {}, {})
+            return loss, training_outputs(batch)
         outputs = self._evaluated(batch)
         loss = torch.zeros((), device=self.device)
         if "text_embedding" in outputs:

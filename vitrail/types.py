@@ -19,6 +19,9 @@ DEFAULT_SEED = 42
 DATA_ARGUMENTS = ("--data.", "--seed_everything")
 """Prefixes of command-line arguments that describe the data."""
 
+LOSS_OF_STEP = "train/loss_step"
+"""Name of a training step's loss in logs."""
+
 UNKNOWN = -1
 """Unknown target, left out of losses and metrics."""
 

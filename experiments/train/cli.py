@@ -22,7 +22,13 @@ import torch
 import yaml
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelCheckpoint, OnExceptionCheckpoint
+from lightning.pytorch.callbacks import (
+    Callback,
+    LearningRateMonitor,
+    ModelCheckpoint,
+    OnExceptionCheckpoint,
+    RichProgressBar,
+)
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.strategies.launchers.multiprocessing import _MultiProcessingLauncher
 
@@ -34,7 +40,7 @@ from callbacks.guards import MonitoredMetrics, NonFiniteLoss
 from callbacks.last_checkpoint import LastCheckpoint
 from callbacks.prediction_writer import PredictionWriter
 from callbacks.retrieval_metrics import RetrievalMetrics
-from callbacks.trackers import EpochLines, log_configuration
+from callbacks.trackers import EpochLines, ProgressBar, log_configuration
 from datamodules.base import ImageDataModule
 from experiments.train.closing import closing_summary, write_report
 from experiments.train.loggers import Tracker, WandbOptions, build_loggers, finish_wandb, sync_hint
@@ -437,6 +443,9 @@ class VitrailCLI(LightningCLI):
         self.callbacks.extend(
             [LearningRateMonitor(logging_interval="step"), MonitoredMetrics(), EpochLines(), recorder]
         )
+        for place, callback in enumerate(self.callbacks):
+            if type(callback) is RichProgressBar:
+                self.callbacks[place] = ProgressBar()
         ema = self._get(self.config_init, "ema")
         if ema is not None and self.subcommand == "fit":
             self.callbacks.insert(0, ema.callback())

@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 
-from lightning_modules.base import LoggedSplit, known_targets, real_outputs, real_rows
+from lightning_modules.base import LoggedSplit, known_targets, real_outputs, real_rows, training_outputs
 from lightning_modules.classification import ScoredTask
 from lightning_modules.encoders.image import warn_of_other_inputs
 from lightning_modules.encoders.weights import WeightsOrigin, misfits
@@ -256,7 +256,7 @@ class GenerativeClassifier(ScoredTask):
                     "data augment.mixup, cutmix: an answer is one label; leave them out with a generative model"
                 )
             losses = self._answer_losses(batch["image"], targets)
-            return self.sum_losses(split, losses), real_outputs(batch, {}, {})
+            return self.sum_losses(split, losses), training_outputs(batch)
         found = self._answer(batch["image"])
         loss = self.evaluation_loss(split, found.logits, targets)
         real = real_rows(batch)

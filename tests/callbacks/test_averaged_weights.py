@@ -62,3 +62,16 @@ def test_a_network_that_is_made_after_the_copy_is_averaged_too(tmp_path: Path) -
     tiny_trainer(tmp_path, callbacks=callbacks).fit(task, MadePhotos())
     saved = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
     assert torch.equal(saved["late.weight"], task.state_dict()["late.weight"])
+
+
+def test_the_average_is_kept_where_the_network_is_and_its_count_on_the_cpu(tmp_path: Path) -> None:
+    """Lightning copies the network before it is on its device; every update would copy all weights to the CPU."""
+    task, average = tiny_task(), EmaOptions().callback()
+    guard = AveragedWeights()
+    trainer = tiny_trainer(tmp_path, callbacks=[guard, average])
+    average.setup(trainer, task, "fit")
+    task.to("meta")
+    guard.on_train_start(trainer, task)
+    assert average._average_model is not None
+    assert {parameter.device.type for parameter in average._average_model.module.parameters()} == {"meta"}
+    assert average._average_model.n_averaged.device.type == "cpu"
