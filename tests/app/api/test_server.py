@@ -21,6 +21,7 @@ from app.state.runs import ServedModel
 from retrieval.__main__ import main as retrieval
 from tests.app.hostile_files import encoded, harmless_files, hostile_files
 from tests.app.running import running
+from tests.docs.blocks import blocks
 from tests.support.runs import data_of, flowers_run, kinds_run
 from vitrail.errors import UserError
 from vitrail.runs import Run
@@ -211,6 +212,16 @@ def test_the_document_describes_every_endpoint_and_loads_nothing_from_elsewhere(
     assert about["tasks"]["tags"]["kind"] == "multi_label"
     assert about["gallery_images"] is None
     assert kinds.get("/health").json()["status"] == "ready"
+
+
+def test_the_client_of_the_guide_gets_a_label(
+    kinds: httpx.Client, photos: list[Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    [block] = [one for one in blocks("python") if one.page == "docs/guides/serve.md"]
+    monkeypatch.chdir(photos[0].parent)
+    Path("photo.jpg").write_bytes(photos[0].read_bytes())
+    exec(block.code.replace("http://127.0.0.1:8000", str(kinds.base_url).rstrip("/")), {})
+    assert capsys.readouterr().out.strip() == Run(kinds_run()).predict("photo.jpg")[0].tasks["class"].label
 
 
 def test_vectors_are_those_of_the_model(flowers: httpx.Client, pair: ServedModel) -> None:
