@@ -24,6 +24,8 @@ EXTRAS = (
     "app",
     "export",
     "sweeps",
+    "postgresql",
+    "s3",
     "tensorboard",
     "mlflow",
     "heic",

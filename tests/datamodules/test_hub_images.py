@@ -10,13 +10,15 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from huggingface_hub import constants
+from huggingface_hub import HfApi, constants
 
 from datamodules.hub_images import ColumnOptions, HubImages, ImageColumn, open_splits
 from datamodules.loading.decode import ImageError
 from datamodules.options import CheckOptions, ImageOptions, LoaderOptions
 from datamodules.splits import SplitOptions
+from tests.datamodules.streaming.shard_sets import encoded
 from tests.support.data import draw_image, from_yaml, labelled_rows, write_hub_dataset
+from tests.support.hub_server import hub_server, log_in
 from vitrail.errors import UserError
 from vitrail.types import UNKNOWN
 
@@ -374,3 +376,21 @@ def test_labels_of_every_kind(tmp_path: Path, texts: bool) -> None:
     else:
         with pytest.raises(UserError, match=r"which is not a class; .* or its kind"):
             _ = HubImages(str(tmp_path / "set"), columns=ColumnOptions(label="tags")).table
+
+
+def test_a_data_set_that_was_pushed_to_a_hub_is_read_from_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b"])})
+    images = [{"bytes": encoded(number), "path": None} for number in range(8)]
+    made = datasets.Dataset.from_dict({"image": images, "label": [0, 1] * 4}, features=features)
+    made.to_parquet(str(tmp_path / "pushed" / "train-00000-of-00001.parquet"))
+    with hub_server() as hub:
+        log_in(hub, monkeypatch, tmp_path / "hub")
+        api = HfApi()
+        api.create_repo("owner/set", repo_type="dataset", private=True)
+        api.upload_folder(repo_id="owner/set", repo_type="dataset", folder_path=tmp_path / "pushed")
+        found = open_splits("owner/set")["train"]
+        assert found["label"][:] == [0, 1] * 4
+        raw = found.cast_column("image", datasets.Image(decode=False))
+        assert [cell["bytes"] for cell in raw["image"]] == [image["bytes"] for image in images]
+        with pytest.raises(UserError, match="data path: owner/none cannot be opened"):
+            open_splits("owner/none")

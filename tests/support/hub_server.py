@@ -14,8 +14,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
+
+import datasets
+import huggingface_hub
+import pytest
 
 TOKEN = "hf_of_the_tests"
 
@@ -89,6 +94,10 @@ class _Handler(BaseHTTPRequestHandler):
         path, body = urlsplit(self.path).path, self._body()
         if path == "/api/validate-yaml":
             self._send(200, {"errors": [], "warnings": []})
+        elif match := re.fullmatch(r"/api/((?:models|datasets)/[^/]+/[^/]+)/paths-info/[^/]+", path):
+            if (repository := self._repository(match[1])) is not None:
+                asked = parse_qs(body.decode())["paths"] if body[:1] != b"{" else json.loads(body)["paths"]
+                self._send(200, [entry for entry in self._tree(repository) if entry["path"] in asked])
         elif not self._logged_in():
             self._send(401, {"error": "Invalid username or password."})
         elif path == "/api/repos/create":
@@ -181,3 +190,16 @@ def hub_server() -> Iterator[Hub]:
         finally:
             server.shutdown()
             thread.join()
+
+
+def log_in(hub: Hub, monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
+    """Let the libraries use this hub as its user, with a cache of their own; they read the environment only once."""
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", hub.url)
+    template = f"{hub.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+    monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(cache))
+    monkeypatch.setattr(datasets.config, "HF_ENDPOINT", hub.url)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", cache / "datasets")
+    monkeypatch.setenv("HF_TOKEN", TOKEN)

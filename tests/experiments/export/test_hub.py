@@ -22,7 +22,7 @@ from experiments.export.predict_onnx import Model
 from experiments.export.weights import metadata_of
 from lightning_modules.base import VisionTask
 from lightning_modules.checkpoint import load_task
-from tests.support.hub_server import TOKEN, Hub, hub_server
+from tests.support.hub_server import Hub, hub_server, log_in
 from tests.support.runs import exported, flowers_onnx, kinds_onnx, products_onnx, products_run
 from vitrail.errors import UserError
 from vitrail.predictions import read_predictions
@@ -33,13 +33,7 @@ from vitrail.runs import Run
 def served(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
     """A hub of this machine, and a user who is logged in there."""
     with hub_server() as served:
-        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", served.url)
-        template = f"{served.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
-        monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr("huggingface_hub.file_download.HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False)
-        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        log_in(served, monkeypatch, tmp_path / "hub")
         yield served
 
 
