@@ -200,7 +200,7 @@ def rows_of(inputs: Mapping[str, NDArray[Any]], tower: Tower) -> list[Arrays]:
         length = tower.dynamic[name].get(1)
         if length is not None:
             pad = tower.pad_id if name == "input_ids" else 0
-            missing = int(length.max) - values.shape[1]  # type: ignore[attr-defined]  # Dim is typed as a class
+            missing = int(length.max) - values.shape[1]
             values = np.pad(values, ((0, 0), (0, missing)), constant_values=pad)
         whole[name] = np.ascontiguousarray(values.astype(example.numpy().dtype))
     count = len(next(iter(whole.values())))
