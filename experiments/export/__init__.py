@@ -120,9 +120,9 @@ def _check(options: argparse.Namespace) -> None:
     options.format = list(dict.fromkeys(options.format))
     if options.quantize and (others := set(options.format) & set(LAYOUTS)):
         raise UserError(f"--quantize: the layout of {min(others)} has float32 weights; leave one of the two out")
-    if options.quantize and (others := [name for name in options.format if name in RUNTIMES]):
+    if options.quantize and (given := [name for name in options.format if name in RUNTIMES]):
         raise UserError(
-            f"--quantize: {others[0]} is not written in eight bits; choose onnx, torch_export or safetensors"
+            f"--quantize: {given[0]} is not written in eight bits; choose onnx, torch_export or safetensors"
         )
     modules = ["torchao"] if options.quantize and set(options.format) - {"onnx"} else []
     for name in options.format:

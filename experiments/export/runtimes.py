@@ -226,8 +226,8 @@ def _known_operators(program: ExportedProgram) -> ExportedProgram:
     """Return a graph of operators that Core ML's converter knows."""
     table = default_decompositions()
     # It knows this one, but not the strides that it would be replaced by.
-    table.pop(torch.ops.aten.adaptive_avg_pool2d.default, None)
-    plain = program.run_decompositions(table)
+    del table[torch.ops.aten.adaptive_avg_pool2d.default]
+    plain: ExportedProgram = program.run_decompositions(table)
     for node in list(plain.graph.nodes):
         if node.target is torch.ops.aten.alias.default:
             node.replace_all_uses_with(node.args[0])

@@ -19,7 +19,7 @@ from vitrail.programs import PROGRAMS
 STAGES = ("fit", "validate", "test", "lightning-predict")
 OTHER_PROGRAMS = {
     *("source", "export", "pip", "docker", "sbatch", "srun", "for", "done", "[", "#!/bin/bash", "git", "gpg"),
-    *("curl", "openssl", "sudo"),
+    *("curl", "openssl", "sudo", "trtexec"),
     *(".venv/bin/pip", ".venv/bin/pre-commit", "code=$?"),
 }
 OF_PREDICT_PY = {"--top", "--text"}

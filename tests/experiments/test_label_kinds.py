@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -69,7 +68,7 @@ def test_every_kind_beats_a_constant_prediction_and_has_the_scores_of_scikit_lea
     run = Run(only_run(tmp_path))
     predictions = run.predictions("test")
     assert predictions is not None
-    logged: dict[str, Any] = run.metrics.ffill().iloc[-1].to_dict()
+    logged = run.metrics.ffill().iloc[-1].to_dict()
     assert {predictions.kind(task) for task in predictions.tasks} == {*ORACLES}
     for summary in summarise_run(run.path):
         kind = predictions.kind(summary.task)

@@ -69,7 +69,7 @@ def test_slices_are_those_of_the_command(tmp_path: Path) -> None:
     table = section.tables["slices_test_class"]
     assert table["slice"].tolist() == [row["slice"] for row in rows]
     assert table["difference"].tolist() == pytest.approx([row["difference"] for row in rows])
-    assert table.iloc[0, 1].startswith(f"{rows[0]['value']:.3f} [{rows[0]['interval'][0]:.3f}")
+    assert str(table.iloc[0, 1]).startswith(f"{rows[0]['value']:.3f} [{rows[0]['interval'][0]:.3f}")
     assert section.missing == []
     (run / "reports" / "slices_test_class.json").write_text("[1")
     assert "cannot be read" in slices_section(Run(run), "test").missing[0]
