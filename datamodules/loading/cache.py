@@ -59,7 +59,7 @@ class PixelCache:
         folder: of the chunks.
         resize: which sides are scaled: the short one (``crop``), both (``squash``) or the long one (``pad``).
         resampler: of the scaling.
-        lossy: whether images are kept as JPEG files, which take about a sixth of the room and a decoder's time.
+        lossy: whether images are kept as JPEG files, which take less room and a decoder's time.
         kept: chunks that are on disk, the first ones; images of the others are decoded each time. None for all.
     """
 
