@@ -183,6 +183,7 @@ def _of_wrong_kinds() -> list[Any]:
     ]
 
 
+@pytest.mark.slow
 def test_calls_with_whatever_is_sent_are_answered(client: httpx.Client, functions: list[dict[str, Any]]) -> None:
     """Each function gets each third value, in every place at once, and the next function the values after these."""
     values = _of_wrong_kinds()

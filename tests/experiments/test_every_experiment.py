@@ -254,6 +254,7 @@ def test_a_generative_model_is_evaluated_without_training(generative: Path) -> N
     assert (generative / "reports" / "test_class.csv").exists()
 
 
+@pytest.mark.slow
 def test_clip_before_and_after_training_and_a_generative_model_stand_side_by_side(
     zero_shot: Path, generative: Path, trained: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -14,7 +14,7 @@ import torch
 from tests.support.forks import run_program
 from tests.support.models import write_clip
 
-pytestmark = pytest.mark.timeout(1500)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
 KILLS = [2, pytest.param(10, marks=pytest.mark.slow)]
 """Of each experiment, over as many runs as that takes."""

@@ -85,6 +85,7 @@ def run_of(place: Path, seed: int = 1) -> Path:
     return run
 
 
+@pytest.mark.slow
 def test_every_attribute_is_a_task_and_can_be_filtered_by(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     gallery = Gallery.open(str(place / "g"))
     assert gallery.identity.labels == ["class", *NAMES]
@@ -112,6 +113,7 @@ def test_what_cannot_be_a_column_is_refused_by_name(place: Path, capsys: pytest.
     assert "attribute 'a.b' cannot be a column of a gallery; rename it" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_runs_are_compared_and_reported(place: Path, tmp_path: Path) -> None:
     assert evaluation(["compare", str(run_of(place)), str(run_of(place, 2)), "--html", str(tmp_path / "c.html")]) == 0
     assert evaluation(["report", str(run_of(place, 2)), "--to", str(tmp_path / "r")]) == 0

@@ -195,6 +195,7 @@ def test_every_task_computes_the_same_when_compiled_as_the_overlay_does(
     assert compiled == pytest.approx(plain, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_backbones_are_compiled_once_for_all_stages(tmp_path: Path) -> None:
     task = tiny_classifier()
     trainer = tiny_trainer(tmp_path, callbacks=[CompileModel("eager")], limit_train_batches=2, limit_val_batches=1)

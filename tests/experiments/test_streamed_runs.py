@@ -94,7 +94,7 @@ def metrics(folder: Path) -> pd.DataFrame:
 
 
 @pytest.mark.usefixtures("guarded")
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_terminated_run_is_resumed_exactly(
     workers: int, config: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -177,6 +177,7 @@ def test_a_copy_that_fails_at_the_start_ends_the_run_with_one_line(
     assert "s3://no-such-bucket/x/config.yaml: cannot be written" in line
 
 
+@pytest.mark.slow
 def test_two_processes_evaluate_as_one(config: Path, whole: Path, tmp_path: Path) -> None:
     checkpoint = ["--ckpt_path", str(whole / "checkpoints" / "last.ckpt")]
     tables = []
@@ -194,6 +195,7 @@ def test_two_processes_evaluate_as_one(config: Path, whole: Path, tmp_path: Path
         np.testing.assert_allclose(first, second, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_two_processes_train(config: Path, tmp_path: Path) -> None:
     arguments = ["--trainer.devices=2", "--trainer.strategy=ddp_fork", "--trainer.max_epochs=1"]
     code, folder = run(config, tmp_path, *arguments)

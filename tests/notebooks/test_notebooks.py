@@ -32,7 +32,11 @@ def test_every_notebook_has_a_small_version() -> None:
         assert names.split(", ") == list(SMALL[path.stem])
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path",
+    [path if path.stem.startswith(("02", "03")) else pytest.param(path, marks=pytest.mark.slow) for path in NOTEBOOKS],
+    ids=lambda path: path.stem,
+)
 def test_small_notebook_runs(path: Path, tmp_path: Path) -> None:
     parameters = "\n".join(f"{name} = {value}" for name, value in SMALL[path.stem].items())
     environment = {"VITRAIL_DATA": str(tmp_path / "nothing"), "PYTHONPATH": str(ROOT), "MPLBACKEND": "agg"}

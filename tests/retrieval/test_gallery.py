@@ -525,6 +525,7 @@ def test_nearest_among_no_places(folder: Path) -> None:
         gallery.places("colour = ")
 
 
+@pytest.mark.slow
 def test_a_second_writer_is_refused_while_reading_goes_on_and_until_the_first_is_killed(tmp_path: Path) -> None:
     gallery = small_gallery(tmp_path / "g")
     command = [sys.executable, "-m", "tests.retrieval.gallery_processes", "holding", gallery.uri]

@@ -188,6 +188,7 @@ def test_a_damaged_list_of_revisions_is_one_line_and_is_not_overwritten(tmp_path
     assert list((tmp_path / "g" / "images.lance" / "data").iterdir())
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_one_line_and_what_was_there_stays(tmp_path: Path) -> None:
     gallery = small_gallery(tmp_path / "g")
     command = [sys.executable, "-m", "tests.retrieval.gallery_processes", "full", gallery.uri]

@@ -68,6 +68,7 @@ def refused(arguments: Sequence[object], capsys: pytest.CaptureFixture[str]) -> 
     return error
 
 
+@pytest.mark.slow
 def test_an_export_is_served_without_torch_and_predicts_as_the_run() -> None:
     content = encoded("PNG", (32, 32))
     with started(str(kinds_onnx())) as (_, url):
@@ -88,6 +89,7 @@ def test_an_export_is_served_without_torch_and_predicts_as_the_run() -> None:
             assert shares == pytest.approx(dict(one.top_k(5)), abs=1e-4)
 
 
+@pytest.mark.slow
 def test_a_dual_encoder_searches_and_compares_without_torch(tmp_path: Path) -> None:
     gallery = tmp_path / "gallery"
     assert main(["index", "--run", str(flowers_run()), "--gallery", str(gallery)]) == 0

@@ -106,6 +106,7 @@ def test_a_class_among_the_bars_shows_its_images(page: Page, frame: pd.DataFrame
     expect(page.locator(GRID).first).to_contain_text(counts.index[-1])
 
 
+@pytest.mark.slow
 def test_a_point_of_the_map_opens_its_image(page: Page, frame: pd.DataFrame, screenshots: Path) -> None:
     page.goto("/?tab=explore&gallery=quickstart&split=val&view=Map")
     legend, tip = page.locator(".map-legend li"), page.locator(".map-tip")
@@ -126,6 +127,7 @@ def test_a_point_of_the_map_opens_its_image(page: Page, frame: pd.DataFrame, scr
     assert loaded(page.locator("#explore-focus img"))
 
 
+@pytest.mark.slow
 def test_a_click_opens_the_image_that_lies_there(page: Page, context: AppContext, frame: pd.DataFrame) -> None:
     ids = frame["id"].tolist()
     places = lay_out(context.gallery("quickstart").gallery, ids, "PCA").places
@@ -142,6 +144,7 @@ def test_a_click_opens_the_image_that_lies_there(page: Page, context: AppContext
     expect(page.locator("#explore-focus")).to_contain_text(ids[lonely])
 
 
+@pytest.mark.slow
 def test_colours_are_drawn_for_the_chosen_classes(page: Page, frame: pd.DataFrame, screenshots: Path) -> None:
     page.goto("/?tab=explore&gallery=quickstart&view=Colours")
     expect(page.locator("#explore-colours svg")).to_have_count(3)
@@ -179,6 +182,7 @@ def test_an_address_that_asks_for_what_there_is_not_says_so_and_shows_everything
     expect(page.locator(TOTALS)).to_contain_text("300 images (train")
 
 
+@pytest.mark.slow
 def test_nothing_is_wider_than_a_phone(phone: Page, screenshots: Path) -> None:
     phone.goto("/?tab=explore&gallery=quickstart")
     shown = {

@@ -69,6 +69,7 @@ def test_a_client_gets_the_page_its_images_and_answers(proxied: str) -> None:
             assert any("answered" in line for line in stream.iter_lines())
 
 
+@pytest.mark.slow
 def test_a_browser_does_too(proxied: str, browser: Browser) -> None:
     url = httpx.URL(proxied)
     for page in fresh_page(browser, f"http://{NAME}:{url.port}"):

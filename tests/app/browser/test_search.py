@@ -6,6 +6,8 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pytest
+
 from app.logic.uploads import read_upload
 from app.state.context import AppContext
 
@@ -54,6 +56,7 @@ def test_the_link_to_a_page_of_results_opens(page: Page) -> None:
     page.get_by_text("Results 21 to 40 for “blue mug”").wait_for()
 
 
+@pytest.mark.slow
 def test_what_was_asked_last_is_shown(page: Page) -> None:
     page.goto("/?tab=search&gallery=pairs&q=blue+mug")
     page.get_by_text("Results 1 to 20 for “blue mug”").wait_for()
@@ -81,6 +84,7 @@ def test_an_image_is_searched_for(page: Page, context: AppContext, tmp_path: Pat
     assert cards(page) == [hit.id for hit in gallery.gallery.nearest(vectors, 20)[0]]
 
 
+@pytest.mark.slow
 def test_on_a_phone_by_keyboard(phone: Page, context: AppContext, screenshots: Path) -> None:
     # What so small a run says of colours differs from processor to processor; something it does say.
     said = context.galleries["quickstart"].metadata.column("predicted_colour")[0].as_py()

@@ -50,6 +50,7 @@ def test_labels_get_bars_and_a_verdict(page: Page, images: list[Path], context: 
     page.screenshot(path=screenshots / "zero_shot.png", full_page=True)
 
 
+@pytest.mark.slow
 def test_an_ensemble_is_chosen_and_templates_can_be_own(page: Page, images: list[Path]) -> None:
     page.goto("/?tab=zero-shot&labels=mug,cap")
     expect(page.locator("#zero-shot-labels textarea")).to_have_value("mug,cap")

@@ -165,8 +165,11 @@ def test_operating_points_have_a_column(
     assert main("vitrail", ["predict", "pointed", "photos", "--to", "out.csv"]) == 0
     found = read_csv(Path("out.csv")).fillna("")
     [threshold] = Run("pointed").operating_points["colour"].thresholds.values()
-    expected = found["colour"].where(found["colour_confidence"] >= threshold - 1e-6, "")
-    assert found["colour_decision"].tolist() == expected.tolist()
+    # The confidence of one image is the threshold, and in a batch of other images it may be rounded another way.
+    sure = found[(found["colour_confidence"] - threshold).abs() > 1e-5]
+    assert len(sure)
+    expected = sure["colour"].where(sure["colour_confidence"] >= threshold, "")
+    assert sure["colour_decision"].tolist() == expected.tolist()
     assert "class_decision" not in found
     assert main("vitrail", ["predict", "pointed", photos[0]]) == 0
     assert "at the operating point" in " ".join(capsys.readouterr().out.split())

@@ -139,6 +139,7 @@ def members(folder: Path) -> list[Path]:
     return sorted((folder / "trials").glob("*/*"))
 
 
+@pytest.mark.slow
 def test_the_best_of_a_sweep_become_a_run_that_can_be_tested(sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["soup", "--sweep", str(sweep), "--top", "3", "--test"]) == 0
     printed = capsys.readouterr().out

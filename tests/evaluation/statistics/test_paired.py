@@ -246,6 +246,7 @@ def test_equal_models_hardly_ever_differ(num_groups: int) -> None:
     assert differing <= 0.05
 
 
+@pytest.mark.slow
 def test_interval_of_a_true_difference_covers_it_and_enough_objects_show_it() -> None:
     covered, differing = coverage(80, (0.75, 0.5))
     assert 0.9 <= covered < 1

@@ -134,6 +134,7 @@ def test_every_variant_has_a_row_with_what_could_be_had(done: tuple[Path, Trains
     assert len({line.count("|") for line in lines if line.startswith("|")}) == 1
 
 
+@pytest.mark.slow
 def test_nothing_is_done_twice(
     done: tuple[Path, Trains],
     file: Path,
@@ -243,6 +244,7 @@ def test_damaged_costs_are_refused(file: Path, tmp_path: Path, capsys: pytest.Ca
     assert "remove it to measure again" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_first_run_that_is_refused_ends_the_ablation_with_its_line(
     file: Path, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

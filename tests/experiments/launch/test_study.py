@@ -31,7 +31,7 @@ def opened(folder: Path, sweep: SweepFile, seed: int = 1) -> SweepStudy:
     return SweepStudy(url or f"sqlite:///{folder / 'sweep.db'}", os.environ.get("SWEEP_NAME", "sweep"), sweep, seed)
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.slow)])
 def database(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Where this process and those that it starts keep a study: a file, or a real database server."""
     if request.param == "postgresql":

@@ -60,6 +60,7 @@ def test_fit_leaves_everything_that_is_known_of_a_run(
     assert metrics["val/loss"].notna().sum() == 2
 
 
+@pytest.mark.slow
 def test_saved_config_repeats_the_run_bit_for_bit(run: RunCommand, tmp_path: Path) -> None:
     assert run("fit", "--model.init_args.lr=0.002") == 0
     first = only_run(tmp_path / "runs")

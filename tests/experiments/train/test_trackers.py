@@ -53,6 +53,7 @@ def last_values(run: Run) -> dict[str, float]:
     return found
 
 
+@pytest.mark.slow
 def test_wandb_has_numbers_figures_tables_and_the_configuration(run: Run) -> None:
     logged: dict[str, Any] = {}
     config: dict[str, Any] = {}

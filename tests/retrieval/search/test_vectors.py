@@ -71,6 +71,9 @@ def test_a_damaged_matrix_never_answers(
 
 
 def test_damage_that_is_found_by_the_search_that_looks_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Without integer products the whole file is read, and checked, when it is opened.
+    monkeypatch.setattr("retrieval.search.exact.integer_products", lambda: True)
+    monkeypatch.setattr(vector_rows, "integer_products", lambda: True)
     monkeypatch.setattr("retrieval.search.vectors._CHECKED", 64)  # so small a gallery has one block else
     gallery = small_gallery(tmp_path / "g")
     expected = gallery.nearest(QUERIES, 20)
