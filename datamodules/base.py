@@ -592,9 +592,7 @@ class ImageDataModule(LightningDataModule):
         elif trainer is None and multiprocessing.get_start_method() == "spawn":
             # A script that does not guard its main module would start itself again.
             workers, why = 0, "here processes start from scratch"
-        note = (
-            f"{self.table.origin}: worker processes that read images: {workers} ({why}; data loader.num_workers: auto)."
-        )
+        note = f"{self.table.origin}: worker processes for images: {workers} ({why}; data loader.num_workers: auto)."
         if note not in self._worker_notes:
             self._worker_notes.add(note)
             rank_zero_info(note)

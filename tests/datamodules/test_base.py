@@ -526,7 +526,7 @@ def test_workers_are_chosen_by_cores_and_by_what_an_image_costs(
     assert data.train_dataloader().num_workers == expected
     shown = [note for note in notes if "num_workers: auto" in note]
     assert len(shown) == 1, "never silently, and once"
-    assert f"worker processes that read images: {expected} " in shown[0]
+    assert f"worker processes for images: {expected} " in shown[0]
 
 
 def test_workers_that_were_asked_for_are_taken() -> None:
