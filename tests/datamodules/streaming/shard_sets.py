@@ -54,7 +54,7 @@ class Place:
 
     def __init__(self, rank: int, world_size: int, folder: Path) -> None:
         self.global_rank = rank
-        self.world_size = self.num_devices = world_size
+        self.world_size = world_size
         self.default_root_dir = str(folder)
 
 

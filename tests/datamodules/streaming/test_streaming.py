@@ -343,7 +343,7 @@ def test_a_split_without_shards_is_refused(packed: Path) -> None:
 
 def test_fewer_shards_than_processes_are_reported_and_work(packed: Path, tmp_path: Path) -> None:
     url = str(packed / "parquet" / "train-00000-of-00006.parquet")
-    ranks = [on_rank(url, rank, 3, tmp_path) for rank in range(3)]
+    ranks = [on_rank(url, rank, 3, tmp_path, loader={"num_workers": 0}) for rank in range(3)]
     with pytest.warns(UserWarning, match="1 shards of train for 3 processes"):
         seen = [ids_of(batches(data.train_dataloader())) for data in ranks]
     assert sorted(row for part in seen for row in part) == list(range(6))

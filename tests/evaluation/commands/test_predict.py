@@ -160,16 +160,16 @@ def test_operating_points_have_a_column(
     run: Path, photos: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     shutil.copytree(run, tmp_path / "pointed")
-    assert main("vitrail", ["calibrate", "pointed", "--operating-point", "coverage>=.5", "--task", "colour"]) == 0
+    assert main("vitrail", ["calibrate", "pointed", "--operating-point", "coverage>=.5", "--task", "class"]) == 0
     capsys.readouterr()
     assert main("vitrail", ["predict", "pointed", "photos", "--to", "out.csv"]) == 0
     found = read_csv(Path("out.csv")).fillna("")
-    [threshold] = Run("pointed").operating_points["colour"].thresholds.values()
+    [threshold] = Run("pointed").operating_points["class"].thresholds.values()
     # The confidence of one image is the threshold, and in a batch of other images it may be rounded another way.
-    sure = found[(found["colour_confidence"] - threshold).abs() > 1e-5]
+    sure = found[(found["class_confidence"] - threshold).abs() > 1e-5]
     assert len(sure)
-    expected = sure["colour"].where(sure["colour_confidence"] >= threshold, "")
-    assert sure["colour_decision"].tolist() == expected.tolist()
-    assert "class_decision" not in found
+    expected = sure["class"].where(sure["class_confidence"] >= threshold, "")
+    assert sure["class_decision"].tolist() == expected.tolist()
+    assert "colour_decision" not in found
     assert main("vitrail", ["predict", "pointed", photos[0]]) == 0
     assert "at the operating point" in " ".join(capsys.readouterr().out.split())

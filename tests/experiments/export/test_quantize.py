@@ -49,7 +49,7 @@ def test_onnx_in_eight_bits_is_smaller_and_compared_with_the_model(eight_bits: P
     assert rounded["size"] == (eight_bits / "model.onnx").stat().st_size
     choices = [row for row in rounded["parity"] if row["agreement"] is not None]
     assert {row["what"] for row in choices} == {"class", "colour"}
-    assert all(row["agreement"] >= 0.8 and row["difference"] > 0 for row in choices)
+    assert all(row["agreement"] >= (0.8 if integer_products() else 0.6) and row["difference"] > 0 for row in choices)
     # Interleaved: as many rounds for each, ratios to the model itself.
     assert [len(form["costs"]["2"]["seconds"]) for form in (own, plain, rounded)] == [2, 2, 2]
     assert own["costs"]["2"]["ratios"] == [1.0, 1.0]
