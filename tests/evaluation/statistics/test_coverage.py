@@ -372,7 +372,8 @@ def test_further_scores(
 ) -> None:
     groups = groups_of(kind, num_groups)
     for name, covered in further_coverage(prior, margin, groups, correlation, 100).items():
-        assert covered >= 0.85, name  # 100 draws: two standard errors are .04
+        # 100 draws: two standard errors are .04. Of coverage@R the summary says that its interval may be too narrow.
+        assert covered >= (0.7 if name.startswith("coverage@") else 0.85), name
 
 
 @pytest.mark.slow
