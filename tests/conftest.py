@@ -77,9 +77,13 @@ def pytest_unconfigure() -> None:
     gc.unfreeze()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """One browser for all tests of a process, in which Playwright starts only once; skips where there is none."""
+    """One browser for the tests of a file; skips where there is none.
+
+    Not for all files of a process: while Playwright runs, its event loop runs in this thread, so that
+    ``asyncio.run`` fails in every test that comes after.
+    """
     from tests.app.running import opened_browser
 
     with opened_browser() as browser:

@@ -4,7 +4,6 @@ import asyncio
 import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -105,9 +104,7 @@ def test_a_body_has_to_arrive_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
     headers = [(b"host", b"localhost"), (b"content-type", FORM["content-type"].encode())]
     scope = {"type": "http", "method": "POST", "path": "/v1/classify", "headers": headers, "client": ("::1", 1)}
     guarded = ApiGuard(echo, Settings(), Metrics(), ["/v1/classify"])
-    # A thread of its own: a browser of other tests may have a loop in this one.
-    with ThreadPoolExecutor(1) as pool:
-        pool.submit(asyncio.run, guarded(scope, never, send)).result()
+    asyncio.run(guarded(scope, never, send))
     assert sent[0]["status"] == 408
 
 
