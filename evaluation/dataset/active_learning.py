@@ -6,24 +6,25 @@
 * ``coreset``: images such that any other one is near to a labelled one (k-centre greedy, Sener & Savarese, ICLR 2018);
   needs vectors only, and does not ask for ten views of one object.
 
-Learning curves hide known labels and give them out step by step: a linear classifier is trained on those it has, a
-strategy chooses the next ones, and accuracy is measured on validation and test. All strategies of a seed begin with the
-same random images, so their differences are paired.
+Learning curves hide known labels and give them out step by step: a linear model is trained on those it has, a strategy
+chooses the next ones, and the main score of the task's kind (``evaluation.statistics.scores.MAIN``) is measured on
+validation and test. All strategies of a seed begin with the same random images, so their differences are paired.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluation.dataset.features import Reduction, fitted, probabilities
+from evaluation.dataset.features import Reduction, fitted, fitted_labels, fitted_numbers, probabilities
 from evaluation.report.figures import blank_figure, plain
+from evaluation.statistics.scores import HEADINGS, LOWER_IS_BETTER, MAIN, precision_statistic
 from vitrail.errors import UserError
-from vitrail.types import TaskKind
+from vitrail.types import CLASS_KINDS, UNKNOWN, TaskKind
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -159,6 +160,13 @@ class Pool:
     deviation: NDArray[np.float64] | None = None
 
 
+def check_strategy(by: str, kind: TaskKind) -> None:
+    """Refuse a strategy that tasks of a kind do not have."""
+    if by != "coreset" and (by == VARIANCE) != (kind == "regression"):
+        fits = VARIANCE if kind == "regression" else ", ".join(STRATEGIES[:-1])
+        raise UserError(f"--by {by}: does not go with a {kind} task; use {fits} or coreset")
+
+
 def ranking(pool: Pool, by: str, n: int) -> Ranked:
     """Rank the images to label, the most wanted first.
 
@@ -167,9 +175,7 @@ def ranking(pool: Pool, by: str, n: int) -> Ranked:
     """
     if by == "coreset":
         return k_centre_greedy(pool.vectors, n, pool.covered)
-    if (by == VARIANCE) != (pool.kind == "regression"):
-        fits = VARIANCE if pool.kind == "regression" else ", ".join(STRATEGIES[:-1])
-        raise UserError(f"--by {by}: does not go with a {pool.kind} task; use {fits} or coreset")
+    check_strategy(by, pool.kind)
     if by == VARIANCE:
         if pool.deviation is None:
             raise UserError(
@@ -213,10 +219,18 @@ def to_label(pool: Pool, ranked: Ranked, task: str) -> pd.DataFrame:
 
 
 class Labelled(NamedTuple):
-    """Features ``(N, D)`` and known labels int64 ``(N,)``."""
+    """Features and known targets of N images.
+
+    Attributes:
+        features: ``(N, D)``.
+        labels: int64 ``(N,)``; of multi-label tasks int8 ``(N, C)``, ``UNKNOWN`` for entries that are not known; of
+            regression tasks float ``(N,)``.
+        kind: of the task.
+    """
 
     features: NDArray[Any]
-    labels: NDArray[np.int64]
+    labels: NDArray[Any]
+    kind: TaskKind = "single_label"
 
 
 class Schedule(NamedTuple):
@@ -236,7 +250,7 @@ class Schedule(NamedTuple):
 def learning_curves(
     pool: Labelled, test: Labelled, strategies: Sequence[str], seeds: Iterable[int], schedule: Schedule
 ) -> pd.DataFrame:
-    """Measure accuracy by number of labels, of random choice and each strategy.
+    """Measure the main score of the task's kind by number of labels, of random choice and each strategy.
 
     Args:
         pool: to choose from.
@@ -246,66 +260,88 @@ def learning_curves(
         schedule: how labels are given out; it ends early where the pool is used up.
 
     Returns:
-        Columns ``strategy``, ``seed``, ``labels``, ``accuracy``.
+        Columns ``strategy``, ``seed``, ``labels``, and the score: ``accuracy``, ``mAP`` or ``mae``.
 
     Raises:
-        UserError: for a pool of one class or smaller than the start, or an empty test set.
+        UserError: for a pool of one class or smaller than the start, test images that give no score, or a strategy
+            that the kind does not have.
     """
     import pandas as pd
 
-    if len(np.unique(pool.labels)) < 2 or not len(test.labels):
-        raise UserError("learning curve: needs a pool of at least two classes and other images to measure on")
+    for strategy in strategies:
+        check_strategy(strategy, pool.kind)
+    different = {"multi_label": "a label that applies to some images only", "regression": "two different numbers"}
+    if not (_varies(pool) and (_varies(test) if pool.kind == "multi_label" else len(test.labels))):
+        raise UserError(
+            f"learning curve: needs a pool of at least {different.get(pool.kind, 'two classes')} and other images to "
+            "measure on"
+        )
     if min(schedule) < 1 or not 2 <= schedule.start < len(pool.labels):
         raise UserError(
             f"learning curve: starts with {schedule.start} labels in steps of {schedule.step}, {schedule.rounds} "
             f"rounds; all must be at least 1, and the start from 2 to less than the pool's {len(pool.labels)} images"
         )
     reduction = Reduction(pool.features)
-    reduced = Labelled(reduction(pool.features), pool.labels), Labelled(reduction(test.features), test.labels)
+    reduced = [each._replace(features=reduction(each.features)) for each in (pool, test)]
     rows = [
-        {"strategy": choice, "seed": seed, "labels": labels, "accuracy": accuracy}
+        {"strategy": choice, "seed": seed, "labels": labels, MAIN[pool.kind]: score}
         for seed in seeds
         for choice in dict.fromkeys((RANDOM, *strategies))
-        for labels, accuracy in _curve(*reduced, choice, seed, schedule)
+        for labels, score in _curve(reduced[0], reduced[1], choice, seed, schedule)
     ]
     return pd.DataFrame(rows)
+
+
+def _varies(labelled: Labelled) -> bool:
+    """Whether there are two classes, two different numbers, or a label that applies to some and not to others."""
+    if labelled.kind == "multi_label":
+        return bool(((labelled.labels == 1).any(axis=0) & (labelled.labels == 0).any(axis=0)).any())
+    return len(np.unique(labelled.labels)) > 1
 
 
 def summarised(curves: pd.DataFrame) -> pd.DataFrame:
     """Compare each strategy with random choice, over seeds.
 
     Returns:
-        One row a strategy: ``accuracy`` (mean over all steps after the start and all seeds, 0 to 1, higher is better),
-        ``last`` (the same of the last step), ``ahead`` (mean difference to random choice of the same seed), ``low`` and
+        One row a strategy: the score of the curves (its mean over all steps after the start and all seeds), ``last``
+        (the same of the last step), ``ahead`` (mean difference to random choice of the same seed), ``low`` and
         ``high`` (95 % Student interval over seeds; NaN for one seed, or equal differences), ``verdict``.
     """
     import pandas as pd
 
+    metric = _metric(curves)
     after = curves[curves["labels"] > curves["labels"].min()]
-    area = after.pivot_table("accuracy", index="seed", columns="strategy", aggfunc="mean")
-    last = curves[curves["labels"] == curves["labels"].max()].groupby("strategy")["accuracy"].mean()
+    area = after.pivot_table(metric, index="seed", columns="strategy", aggfunc="mean")
+    last = curves[curves["labels"] == curves["labels"].max()].groupby("strategy")[metric].mean()
     rows = []
     for strategy in [name for name in curves["strategy"].unique() if name in area]:
         ahead = (area[strategy] - area[RANDOM]).to_numpy(np.float64)
-        row = {"strategy": strategy, "accuracy": area[strategy].mean(), "last": last[strategy], "ahead": ahead.mean()}
+        row = {"strategy": strategy, metric: area[strategy].mean(), "last": last[strategy], "ahead": ahead.mean()}
         low, high = row["low"], row["high"] = _student(ahead)
-        rows.append({**row, "verdict": _verdict(strategy, low, high, several=len(ahead) > 1)})
+        better = (-high, -low) if metric in LOWER_IS_BETTER else (low, high)
+        rows.append({**row, "verdict": _verdict(strategy, *better, several=len(ahead) > 1)})
     return pd.DataFrame(rows)
 
 
+def _metric(curves: pd.DataFrame) -> str:
+    """Name of the score that curves are of."""
+    return next(name for name in curves.columns if name in MAIN.values())
+
+
 def curve_figure(curves: pd.DataFrame, title: str) -> Figure:
-    """Mean accuracy by number of labels, with a band from the lowest to the highest seed."""
+    """Mean score by number of labels, with a band from the lowest to the highest seed."""
+    metric = _metric(curves)
     figure = blank_figure(7.2, 4.4)
     axes = figure.subplots()
     for place, (strategy, of_strategy) in enumerate(curves.groupby("strategy", sort=False)):
-        by_labels = of_strategy.groupby("labels")["accuracy"]
+        by_labels = of_strategy.groupby("labels")[metric]
         mean = by_labels.mean()
         is_random = strategy == RANDOM
         colour, style = ("0.35", "--") if is_random else (f"C{place - 1}", "-")
         axes.plot(mean.index, mean, style, color=colour, marker="o", markersize=3.5, label=plain(str(strategy)))
         axes.fill_between(mean.index, by_labels.min(), by_labels.max(), color=colour, alpha=0.12, linewidth=0)
     axes.set_xlabel("labelled images")
-    axes.set_ylabel("accuracy on validation and test")
+    axes.set_ylabel(f"{HEADINGS[metric]} on validation and test")
     axes.set_title(plain(title), fontsize=11)
     axes.grid(alpha=0.25)
     axes.legend(frameon=False)
@@ -313,14 +349,14 @@ def curve_figure(curves: pd.DataFrame, title: str) -> Figure:
 
 
 def _curve(pool: Labelled, test: Labelled, choice: str, seed: int, schedule: Schedule) -> Iterable[tuple[int, float]]:
-    """Pairs of number of labels and accuracy."""
+    """Pairs of number of labels and score."""
     from sklearn.preprocessing import normalize
 
-    order = _shuffled(pool.labels, seed, schedule.start)
-    chosen, num_classes = order[: schedule.start], int(max(pool.labels.max(), test.labels.max())) + 1
+    order = _shuffled(pool, seed, schedule.start)
+    chosen = order[: schedule.start]
     for number in range(schedule.rounds + 1):
-        classifier = fitted(pool.features[chosen], pool.labels[chosen])
-        yield len(chosen), float((classifier.predict(test.features) == test.labels).mean())
+        predict = _trained(pool, test, chosen)
+        yield len(chosen), _score(test.labels, predict(test.features)[0], test.kind)
         rest = order[~np.isin(order, chosen)]  # in random order
         if number == schedule.rounds or not len(rest):
             return
@@ -331,15 +367,46 @@ def _curve(pool: Labelled, test: Labelled, choice: str, seed: int, schedule: Sch
             directions = normalize(pool.features)
             added = rest[k_centre_greedy(directions[rest], schedule.step, directions[chosen]).rows]
         else:
-            predicted = probabilities(classifier, pool.features[rest], num_classes)
-            added = rest[most_uncertain(uncertainty(predicted, choice), schedule.step).rows]
+            values, variances = predict(pool.features[rest])
+            unsure = uncertainty(values, choice, pool.kind) if variances is None else variances
+            added = rest[most_uncertain(unsure, schedule.step).rows]
         chosen = np.concatenate([chosen, added])
 
 
-def _shuffled(labels: NDArray[np.int64], seed: int, start: int) -> NDArray[np.int64]:
-    """All rows in random order, with two classes at least among the first ``start``: a classifier needs them."""
+def _trained(
+    pool: Labelled, test: Labelled, chosen: NDArray[np.int64]
+) -> Callable[[NDArray[np.float64]], tuple[NDArray[np.float64], NDArray[np.float64] | None]]:
+    """Train on chosen rows; the model returns probabilities ``(N, C)``, or numbers ``(N,)`` and their variances."""
+    features, labels = pool.features[chosen], pool.labels[chosen]
+    if pool.kind == "regression":
+        numbers = fitted_numbers(features, labels)
+
+        def predicted(rows: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+            values, deviations = numbers.predict(rows, return_std=True)
+            return values, deviations**2
+
+        return predicted
+    if pool.kind == "multi_label":
+        of_labels = fitted_labels(features, labels)
+        return lambda rows: (of_labels(rows), None)
+    classifier, num_classes = fitted(features, labels), int(max(pool.labels.max(), test.labels.max())) + 1
+    return lambda rows: (probabilities(classifier, rows, num_classes), None)
+
+
+def _score(targets: NDArray[Any], predicted: NDArray[np.float64], kind: TaskKind) -> float:
+    """The main score of a kind: mAP of probabilities ``(N, C)``, accuracy of them, or MAE of numbers ``(N,)``."""
+    if kind == "multi_label":
+        return float(precision_statistic(targets == 1, predicted, targets != UNKNOWN)(np.ones((1, len(targets))))[0])
+    if kind == "regression":
+        return float(np.abs(predicted - targets).mean())
+    return float((predicted.argmax(axis=1) == targets).mean())
+
+
+def _shuffled(pool: Labelled, seed: int, start: int) -> NDArray[np.int64]:
+    """All rows in random order; of classes two at least among the first ``start``, which a classifier needs."""
+    labels = pool.labels
     order = np.random.default_rng(seed).permutation(len(labels))
-    if len(np.unique(labels[order[:start]])) < 2:
+    if pool.kind in CLASS_KINDS and len(np.unique(labels[order[:start]])) < 2:
         other = int(np.flatnonzero(labels[order] != labels[order[0]])[0])
         order[[start - 1, other]] = order[[other, start - 1]]
     return order

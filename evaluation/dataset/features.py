@@ -1,18 +1,22 @@
-"""Features of images without a network, and a linear classifier on features that trains in seconds.
+"""Features of images without a network, and linear models on features that train in seconds.
 
 Features are a thumbnail, a colour histogram and edges (histograms of oriented gradients, Dalal & Triggs, CVPR 2005,
 without their overlapping blocks): enough to find outliers; a trained network's vectors (``--gallery``) show far more.
-The classifier is multinomial logistic regression on standardised principal components, with scikit-learn's default
-penalty C = 1.
+Classes are predicted by multinomial logistic regression on standardised principal components, with scikit-learn's
+default penalty C = 1, labels by one logistic regression each, numbers by Bayesian ridge regression, which chooses its
+penalty itself and predicts standard deviations.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+
+from vitrail.types import UNKNOWN
 
 GRID = 10
 """Side of the thumbnail whose colours are features."""
@@ -122,6 +126,39 @@ def fitted(features: NDArray[np.float64], labels: NDArray[np.int64]) -> Any:
     from sklearn.linear_model import LogisticRegression
 
     return LogisticRegression(max_iter=_MAX_ITERATIONS).fit(features, labels)
+
+
+def fitted_labels(
+    features: NDArray[np.float64], labels: NDArray[np.int8]
+) -> Callable[[NDArray[np.float64]], NDArray[np.float64]]:
+    """Fit a logistic regression for each label on the samples where it is known.
+
+    Args:
+        features: ``(N, D)``.
+        labels: ``(N, C)``, 1, 0 or ``UNKNOWN``.
+
+    Returns:
+        From features ``(n, D)`` to probabilities float64 ``(n, C)``. Of a label that always applied, never did, or was
+        never known, (applied + 1) / (known + 2) for every sample.
+    """
+    known = labels != UNKNOWN
+    models: list[Any] = []
+    for own, column in zip(known.T, labels.T, strict=True):
+        both = len(np.unique(column[own])) > 1
+        models.append(fitted(features[own], column[own]) if both else ((column == 1).sum() + 1) / (own.sum() + 2))
+
+    def predict(rows: NDArray[np.float64]) -> NDArray[np.float64]:
+        chances = [np.full(len(rows), one) if np.isscalar(one) else one.predict_proba(rows)[:, 1] for one in models]
+        return np.stack(chances, axis=1)
+
+    return predict
+
+
+def fitted_numbers(features: NDArray[np.float64], numbers: NDArray[np.floating[Any]]) -> Any:
+    """Fit a Bayesian ridge regression."""
+    from sklearn.linear_model import BayesianRidge
+
+    return BayesianRidge().fit(features, np.asarray(numbers, np.float64))
 
 
 def probabilities(classifier: Any, features: NDArray[np.float64], num_classes: int) -> NDArray[np.float64]:

@@ -15,11 +15,12 @@ from numpy.typing import NDArray
 from datamodules.table import composed
 from evaluation.commands.dataset.explore import add_data_arguments, collection_of, data_of, gallery_vectors
 from evaluation.dataset.active_learning import STRATEGIES, VARIANCE, Labelled, Pool, ranking, to_label
+from evaluation.statistics.scores import IN_UNITS, LOWER_IS_BETTER, MAIN, heading
 from vitrail.errors import UserError
 from vitrail.predictions import LABEL_SEPARATOR, Predictions, check_finite, known_rows, task_predictions
 from vitrail.runs import Run
 from vitrail.runtime import check_device
-from vitrail.types import CLASS_KINDS, DATA_ARGUMENTS, LABEL_TASK, UNKNOWN, kind_of
+from vitrail.types import CLASS_KINDS, DATA_ARGUMENTS, LABEL_TASK, UNKNOWN, TaskKind, kind_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -259,8 +260,9 @@ def _wanted(
 def add_learning_curve_arguments(command: argparse.ArgumentParser) -> None:
     """Add the arguments of ``learning-curve``."""
     command.description = (
-        "The labels of the train split are hidden and given out step by step to a linear classifier on "
-        "colours and edges, or on a gallery's vectors; accuracy is measured on validation and test together."
+        "The labels of the train split are hidden and given out step by step to a linear model on colours and edges, "
+        "or on a gallery's vectors; accuracy (mAP of labels, mean absolute error of numbers) is measured on validation "
+        "and test together."
     )
     command.epilog = _CURVE_EPILOG
     add_data_arguments(command)
@@ -269,7 +271,10 @@ def add_learning_curve_arguments(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument("--task", type=composed, help="to train on (default: the main task)")
     command.add_argument(
-        "--by", nargs="+", choices=STRATEGIES, default=["entropy", "margin", "coreset"], help="strategies"
+        "--by",
+        nargs="+",
+        choices=(*STRATEGIES, VARIANCE),
+        help="strategies (default: entropy margin coreset, of numbers variance coreset)",
     )
     command.add_argument("--gallery", metavar="G", help="its vectors are the features, instead of colours and edges")
     command.add_argument("--seeds", type=int, default=5, help="number of seeds (default: 5)")
@@ -292,26 +297,34 @@ def run_learning_curve(options: argparse.Namespace, rest: Sequence[str] = ()) ->
         UserError: for every mistake in what was asked or in the data.
     """
     from evaluation.dataset.active_learning import Schedule, curve_figure, learning_curves, summarised
-    from evaluation.dataset.sections import main_task
     from evaluation.report.figures import save_figure
     from vitrail.files import write_csv
 
     if options.seeds < 1 or not 0 < options.long_tail <= 1:
         raise UserError("learning-curve: --seeds must be at least 1, and --long-tail above 0 and up to 1")
     collection = collection_of(data_of("learning-curve", options, rest))
-    task = main_task(collection, options.task)
-    if task is None:
-        raise UserError(f"{collection.name}: has no task with a single class, so there are no curves")
+    task = _curve_task(collection, options.task)
     pool, test = _pool_and_test(collection, task, options)
     schedule = Schedule(options.start, options.step, options.rounds)
-    curves = learning_curves(pool, test, options.by, range(options.seeds), schedule)
+    by = options.by or ([VARIANCE, "coreset"] if pool.kind == "regression" else ["entropy", "margin", "coreset"])
+    curves = learning_curves(pool, test, by, range(options.seeds), schedule)
     summary = summarised(curves)
     tail = f", long tail {options.long_tail:g}" if options.long_tail < 1 else ""
     title = f"{collection.name}, {task}: a pool of {len(pool.labels):,} images{tail}; {options.seeds} seeds"
     save_figure(curve_figure(curves, title), options.to / "learning_curve.png")
     for name, table in {"learning_curve": curves, "summary": summary}.items():
         write_csv(options.to / f"{name}.csv", table)
-    sys.stdout.write(_markdown(summary, len(pool.labels), len(test.labels)))
+    sys.stdout.write(_markdown(summary, MAIN[pool.kind], len(pool.labels), len(test.labels)))
+
+
+def _curve_task(collection: Collection, wanted: str | None) -> str:
+    """The task that curves are measured of, by default the main one."""
+    every = [*collection.tasks, *collection.others]
+    if not every:
+        raise UserError(f"{collection.name}: has no labels, so there are no curves")
+    if wanted is not None and wanted not in every:
+        raise UserError(f"--task {wanted}: the data have {', '.join(every)}; name one of them")
+    return wanted or (LABEL_TASK if LABEL_TASK in every else every[0])
 
 
 def long_tailed(labels: NDArray[np.int64], groups: NDArray[np.object_], ratio: float) -> NDArray[np.int64]:
@@ -338,6 +351,11 @@ def _pool_and_test(collection: Collection, task: str, options: argparse.Namespac
     from evaluation.dataset.features import pixel_features
     from vitrail.console import tracked
 
+    kind: TaskKind = "single_label"
+    if task in collection.others:
+        kind = "multi_label" if collection.others[task] else "regression"
+    if options.long_tail < 1 and kind != "single_label":
+        raise UserError(f"--long-tail: '{task}' is {kind}, it has no classes that could be made rare; leave it out")
     if options.gallery is not None:
         rows, features, _ = gallery_vectors(collection, options.gallery)
     else:
@@ -346,26 +364,28 @@ def _pool_and_test(collection: Collection, task: str, options: argparse.Namespac
             raise UserError(f"{collection.name}: has no image that can be read")
         images = (collection.read(row) for row in tracked(rows.tolist(), "reading images", len(rows)))
         features = np.stack([pixel_features(image) for image in images])
-    labels, splits = collection.targets[task][rows], collection.splits[rows]
-    known = labels != UNKNOWN
+    labels, splits = {**collection.targets, **collection.other_targets}[task][rows], collection.splits[rows]
+    known = known_rows(labels)
     pool, test = np.flatnonzero(known & (splits == "train")), np.flatnonzero(known & (splits != "train"))
     if options.long_tail < 1 and len(pool):
         pool = pool[long_tailed(labels[pool], collection.groups[rows[pool]], options.long_tail)]
-    return Labelled(features[pool], labels[pool]), Labelled(features[test], labels[test])
+    return Labelled(features[pool], labels[pool], kind), Labelled(features[test], labels[test], kind)
 
 
-def _markdown(summary: pd.DataFrame, pool: int, test: int) -> str:
+def _markdown(summary: pd.DataFrame, metric: str, pool: int, test: int) -> str:
     """A Markdown table with the sentence that belongs to it."""
     from vitrail.console import Table
 
+    form = ".4g" if metric in IN_UNITS else ".3f"
     rows = []
     for row in summary.to_dict("records"):
-        interval = "" if np.isnan(row["low"]) else f" [{row['low']:+.3f}, {row['high']:+.3f}]"
-        ahead = "" if row["strategy"] == "random" else f"{row['ahead']:+.3f}{interval}"
-        rows.append([row["strategy"], f"{row['accuracy']:.3f}", f"{row['last']:.3f}", ahead, row["verdict"]])
-    columns = ["chosen by", "accuracy", "after the last step", "ahead of random [95 %]", ""]
+        interval = "" if np.isnan(row["low"]) else f" [{row['low']:+{form}}, {row['high']:+{form}}]"
+        ahead = "" if row["strategy"] == "random" else f"{row['ahead']:+{form}}{interval}"
+        rows.append([row["strategy"], f"{row[metric]:{form}}", f"{row['last']:{form}}", ahead, row["verdict"]])
+    better = ", lower is better" if metric in LOWER_IS_BETTER else ""
+    columns = ["chosen by", heading(metric), "after the last step", "difference to random [95 %]", ""]
     lead = (
-        f"Mean accuracy over all steps; pool {pool:,}, measured on {test:,} images; difference to random choice, "
-        "paired by seed, with its 95 % Student interval over seeds."
+        f"Mean {heading(metric)} over all steps{better}; pool {pool:,}, measured on {test:,} images; difference to "
+        "random choice, paired by seed, with its 95 % Student interval over seeds."
     )
     return f"{Table(columns, rows, title=lead).markdown()}\n"

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy.stats import entropy, ttest_1samp
+from sklearn.linear_model import BayesianRidge, LogisticRegression
 
 from evaluation.dataset.active_learning import (
     Labelled,
@@ -22,7 +23,11 @@ from evaluation.dataset.active_learning import (
     to_label,
     uncertainty,
 )
+from evaluation.dataset.features import Reduction
+from evaluation.statistics.scores import scores_of
 from vitrail.errors import UserError
+from vitrail.predictions import Predictions
+from vitrail.types import UNKNOWN, TaskKind
 
 
 def test_uncertainties_are_those_of_the_definitions() -> None:
@@ -228,6 +233,68 @@ def test_a_pool_that_is_used_up_ends_the_curve() -> None:
 def test_a_start_of_one_class_is_given_another_one() -> None:
     found = learning_curves(sampled([60, 1], seed=1), sampled([5, 5], seed=2), ["margin"], range(8), Schedule(2, 1, 1))
     assert len(found) == 8 * 2 * 2
+
+
+def of_kind(kind: TaskKind, n: int, seed: int) -> Labelled:
+    """Samples whose labels, some unknown, or number follow from their features."""
+    rng = np.random.default_rng(seed)
+    features = rng.normal(size=(n, 6))
+    if kind == "regression":
+        return Labelled(features, (features[:, 0] * 5 + rng.normal(size=n)).astype(np.float32), kind)
+    labels = (features[:, :3] + 0.5 * rng.normal(size=(n, 3)) > [0, 0.5, 9]).astype(np.int8)  # the third never applies
+    labels[rng.random((n, 3)) < 0.1] = UNKNOWN
+    labels[0, 0], labels[1, 0] = 1, 0
+    return Labelled(features, labels, kind)
+
+
+@pytest.mark.parametrize(("kind", "metric"), [("multi_label", "mAP"), ("regression", "mae")])
+def test_scores_of_other_kinds_are_their_main_score(kind: TaskKind, metric: str) -> None:
+    pool, test = of_kind(kind, 60, 1), of_kind(kind, 50, 2)
+    by = ["variance" if kind == "regression" else "margin", "coreset"]
+    found = learning_curves(pool, test, by, [0], Schedule(10, 50, 1))
+    reduction = Reduction(pool.features)
+    train, new = reduction(pool.features), reduction(test.features)
+    if kind == "regression":
+        outputs = BayesianRidge().fit(train, pool.labels.astype(float)).predict(new)[:, None]
+    else:
+        outputs = np.full((50, 3), -9.0)
+        for label in range(2):
+            known = pool.labels[:, label] != UNKNOWN
+            model = LogisticRegression().fit(train[known], pool.labels[known, label])
+            outputs[:, label] = model.decision_function(new)
+    names, tasks = np.arange(50).astype(str).astype(object), {"it": [] if kind == "regression" else ["a", "b", "c"]}
+    predictions = Predictions(
+        np.arange(50), names, names, tasks, {"it": test.labels}, {"it": outputs.astype(np.float32)}, {"it": kind}
+    )
+    expected = scores_of(predictions, "it")[metric].statistic(np.ones((1, 50)))[0]
+    np.testing.assert_allclose(found[found["labels"] == 60][metric], [expected] * 3, rtol=1e-5)
+    assert found.columns.tolist() == ["strategy", "seed", "labels", metric]
+
+
+def test_where_lower_is_better_less_is_ahead() -> None:
+    rows = [("random", 0, 3.0), ("random", 1, 3.2), ("variance", 0, 2.0), ("variance", 1, 2.1)]
+    curves = pd.DataFrame(
+        [{"strategy": who, "seed": seed, "labels": at, "mae": mae} for who, seed, mae in rows for at in (10, 20)]
+    )
+    row = by_strategy(curves)["variance"]
+    assert row["mae"] == pytest.approx(2.05)
+    assert row["high"] < 0
+    assert row["verdict"] == "ahead of random choice"
+    assert curve_figure(curves, "title").axes[0].get_ylabel() == "MAE on validation and test"
+
+
+def test_strategies_and_labels_of_other_kinds_are_checked() -> None:
+    labels, numbers = of_kind("multi_label", 30, 1), of_kind("regression", 30, 1)
+    with pytest.raises(UserError, match="--by margin: does not go with a regression task"):
+        learning_curves(numbers, numbers, ["margin"], [0], SCHEDULE)
+    with pytest.raises(UserError, match="--by variance: does not go with a multi_label task"):
+        learning_curves(labels, labels, ["variance"], [0], SCHEDULE)
+    with pytest.raises(UserError, match="two different numbers"):
+        learning_curves(numbers._replace(labels=np.ones(30)), numbers, [], [0], SCHEDULE)
+    never = labels._replace(labels=np.zeros((30, 3), np.int8))
+    for pool, test in ((never, labels), (labels, never)):
+        with pytest.raises(UserError, match="a label that applies to some images only"):
+            learning_curves(pool, test, [], [0], SCHEDULE)
 
 
 @pytest.mark.parametrize(

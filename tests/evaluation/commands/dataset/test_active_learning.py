@@ -203,6 +203,26 @@ def test_curve_and_tables_are_written(tmp_path: Path, capsys: pytest.CaptureFixt
     assert f"| {row['verdict']} |" in printed
 
 
+@pytest.mark.parametrize(
+    ("task", "heading", "strategies"),
+    [
+        ("tags", "mAP", ["random", "entropy", "margin", "coreset"]),
+        ("price", "MAE", ["random", "variance", "coreset"]),
+        ("condition", "accuracy", ["random", "entropy", "margin", "coreset"]),
+    ],
+)
+def test_curves_of_every_kind(
+    task: str, heading: str, strategies: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = ["--data", "datamodules.Wares", "--data.init_args.n_samples", "45", "--data.init_args.resolution", "32"]
+    schedule = ["--seeds", "1", "--start", "15", "--step", "10", "--rounds", "1", "--data.init_args.every_kind", "true"]
+    assert main(["learning-curve", *data, "--task", task, "--to", str(tmp_path), *schedule]) == 0
+    printed = capsys.readouterr().out
+    assert f"Mean {heading} over all steps" in printed
+    assert ("lower is better" in printed) == (task == "price")
+    assert pd.read_csv(tmp_path / "summary.csv")["strategy"].tolist() == strategies
+
+
 def test_long_tail_keeps_whole_groups() -> None:
     labels = np.repeat([0, 1, 2], 40)
     groups = np.array([f"object {row // 4}" for row in range(120)], dtype=object)
@@ -219,6 +239,7 @@ def test_long_tail_keeps_whole_groups() -> None:
         (["--seeds", "0"], "--seeds must be at least 1"),
         (["--start", "5000"], "less than the pool's 90 images"),
         (["--task", "size"], "--task size: the data have class, colour"),
+        (["--task", "price", "--long-tail", "0.5", "--data.init_args.every_kind", "true"], "'price' is regression"),
     ],
 )
 def test_mistakes_of_a_curve_are_one_line(
