@@ -25,7 +25,7 @@ from datamodules.options import Options, SplitName
 from datamodules.splits import SplitBy, SplitOptions, resolve_splits, split_of_name
 from datamodules.table import Missing, SampleTable, composed, table_error, target_column
 from vitrail.console import tracked
-from vitrail.errors import UserError
+from vitrail.errors import UserError, without_passwords
 from vitrail.files import cache_directory, write_atomically
 from vitrail.types import LABEL_TASK, TaskKind, kind_of
 
@@ -305,6 +305,11 @@ class Table(ImageDataModule):
         names = [_spelled(text) for text in plain_texts(arrow[columns.image])]
         frame = pd.DataFrame({"name": names, "row": rows, **values}, dtype=object)
         problems = [(row, "no image path") for row, name in zip(rows, names, strict=True) if not name]
+        problems += [
+            (row, f"{shown} has a password in it, which would be recorded")
+            for row, name in zip(rows, names, strict=True)
+            if (shown := without_passwords(name)) != name
+        ]
         if columns.split:
             texts = plain_texts(arrow[columns.split])
             frame["split"] = [split_of_name(text) for text in texts]

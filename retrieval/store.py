@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrieval.filters import IN_ONE_CONDITION, one_of
-from vitrail.errors import DISK_FULL, UserError
+from vitrail.errors import DISK_FULL, UserError, refuse_passwords
 from vitrail.files import current_keys, local_folder
 
 if TYPE_CHECKING:
@@ -254,6 +254,7 @@ def _connected(uri: str) -> Any:
     folder = local_folder(uri)
     if folder is not None:
         return lancedb.connect(str(folder))
+    refuse_passwords(uri, "gallery")
     # An endpoint without TLS, such as a MinIO server's, needs an option of its own.
     endpoint = os.environ.get("AWS_ENDPOINT_URL") or os.environ.get("AWS_ENDPOINT") or ""
     return lancedb.connect(uri, storage_options={"allow_http": "true"} if endpoint.startswith("http://") else None)

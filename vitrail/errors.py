@@ -9,7 +9,7 @@ import re
 import select
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -63,6 +63,10 @@ def same_command() -> str:
     return without_passwords(shlex.join([Path(sys.orig_argv[0]).name, *sys.orig_argv[1:]]))
 
 
+_PASSWORD = re.compile(r"([a-z][a-z0-9+.-]*://[^:/@\s]*):(?!\d+/)[^@\s]+@", re.IGNORECASE)
+_TOKEN = re.compile(r"(https?://)(?!\*\*\*@)[^:/@\s]+@", re.IGNORECASE)
+
+
 def without_passwords(text: str) -> str:
     """Return a text in which the passwords of addresses are stars: logs are read by others.
 
@@ -70,7 +74,30 @@ def without_passwords(text: str) -> str:
         >>> without_passwords("sweep --storage postgresql://me:secret@host/sweeps")
         'sweep --storage postgresql://me:***@host/sweeps'
     """
-    return re.sub(r"(://[^:/@\s]+):[^@\s]+@", r"\1:***@", text)
+    return _TOKEN.sub(r"\1***@", _PASSWORD.sub(r"\1:***@", text))
+
+
+def refuse_passwords(content: object, where: str) -> None:
+    """Refuse addresses with a password or a key in them: they would be written to records, checkpoints and logs.
+
+    Args:
+        content: an address, or a configuration.
+        where: file, option or YAML key, for the message.
+
+    Raises:
+        UserError: names the key and the address, without its password.
+    """
+    if isinstance(content, Mapping):
+        for key, value in content.items():
+            refuse_passwords(value, f"{where}.{key}".lstrip("."))
+    elif isinstance(content, list | tuple):
+        for value in content:
+            refuse_passwords(value, where)
+    elif isinstance(content, str) and (shown := without_passwords(content)) != content:
+        raise UserError(
+            f"{where}: {shown[:200]} has a password in it, which would be recorded; leave it out and give it by the "
+            "store's own variables or files (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, ~/.netrc)"
+        )
 
 
 EXIT_USER_ERROR = 2

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 from urllib.parse import unquote
 
-from vitrail.errors import UserError
+from vitrail.errors import UserError, refuse_passwords
 from vitrail.trust import FORMULA, unguarded
 
 if TYPE_CHECKING:
@@ -230,6 +230,7 @@ def remote_errors(url: str, doing: str) -> Iterator[None]:
         url: of the file or folder.
         doing: for the message, ``read`` or ``written``.
     """
+    refuse_passwords(url, "address")
     try:
         yield
     except UserError:

@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from vitrail.errors import EXIT_USER_ERROR, run_program, run_reporting_user_errors
+from vitrail.errors import EXIT_USER_ERROR, refuse_passwords, run_program, run_reporting_user_errors
 from vitrail.runtime import keep_freed_memory, lighten_torchmetrics
 from vitrail.trust import PLUGINS, plugins
 from vitrail.types import DATA_ARGUMENTS
@@ -181,7 +181,12 @@ def main(program: str, arguments: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     _prefer_own_packages()
-    return run_program(lambda: _run(program, _with_config_files(_without_plugins(arguments))))
+    return run_program(
+        lambda: (
+            _reported(lambda: _refuse_passwords(arguments))
+            or _run(program, _with_config_files(_without_plugins(arguments)))
+        )
+    )
 
 
 def _prefer_own_packages() -> None:
@@ -287,6 +292,14 @@ def _run(program: str, arguments: list[str]) -> int:
     if ":" in command.target:
         return _call(command, hyphenated(rest))
     return _reported(lambda: _parse(owner, name, command, hyphenated(rest)))
+
+
+def _refuse_passwords(arguments: list[str]) -> None:
+    """Refuse addresses with passwords; that of a database for sweeps may have one, and is not recorded."""
+    for before, argument in itertools.pairwise(["", *arguments]):
+        option, _, value = argument.partition("=") if argument.startswith("--") else (before, "", argument)
+        if option != "--storage":
+            refuse_passwords(value, option if option.startswith("-") else "argument")
 
 
 def _stage(name: str, command: Command, arguments: list[str]) -> int:

@@ -25,7 +25,7 @@ from datamodules.files.label_csv import data_home
 from datamodules.loading.decode import MAX_PIXELS, UNDECIDED, ValueRange, read_image
 from datamodules.splits import split_of_name
 from datamodules.table import SPLITS
-from vitrail.errors import UserError
+from vitrail.errors import UserError, refuse_passwords
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -57,6 +57,7 @@ def find_shards(
             not given, file names decide (``train-…``, ``val``, ``validation``, ``test``).
         where: YAML key, for errors.
     """
+    refuse_passwords(shards, where)
     if isinstance(shards, Mapping):
         if strange := sorted(set(shards) - set(SPLITS)):
             raise UserError(f"{where}: must be among {', '.join(SPLITS)}; got {strange[0]!r}")

@@ -53,7 +53,7 @@ from lightning_modules.base import VisionTask
 from lightning_modules.distributed import FullySharded
 from lightning_modules.options import current_arguments
 from vitrail.config import FullNames, one_config, split_configs
-from vitrail.errors import UserError, run_reporting_user_errors, was_interrupted
+from vitrail.errors import UserError, refuse_passwords, run_reporting_user_errors, was_interrupted
 from vitrail.files import check_zip, write_text_atomically
 from vitrail.programs import program_name
 from vitrail.runs import (
@@ -397,6 +397,7 @@ class VitrailCLI(LightningCLI):
             refuse_trainer_options(config.trainer)
         run = run_of_checkpoint(self.checkpoint) if self.checkpoint else None
         values = yaml.safe_load(self._parser(self.subcommand).dump(config, skip_none=False))
+        refuse_passwords(values, "")
         if self.subcommand == "fit":
             own = run is not None and same_experiment(run, values)
         else:

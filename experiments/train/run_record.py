@@ -24,7 +24,7 @@ from callbacks.best_checkpoint import BestCheckpoint
 from evaluation.efficiency import parameter_count
 from experiments.train.loggers import MetricsLog
 from lightning_modules.base import VisionTask
-from vitrail.errors import UserError
+from vitrail.errors import UserError, without_passwords
 from vitrail.files import write_text_atomically
 from vitrail.runs import Run
 from vitrail.runtime import memory_bytes
@@ -56,7 +56,7 @@ class RunRecorder(Callback):
         checkpoint = _best(trainer) if follows_training else self.checkpoint
         self._stage = {
             "stage": stage,
-            "command": shlex.join(["python", "-m", "experiments", *sys.argv[1:]]),
+            "command": without_passwords(shlex.join(["python", "-m", "experiments", *sys.argv[1:]])),
             "started": _now(),
             "exit": "unfinished",
             "checkpoint": str(checkpoint) if checkpoint else None,

@@ -175,6 +175,7 @@ MISTAKES: dict[str, tuple[list[str], dict[str, Any], str]] = {
     "unknown column": (["image,label", "img/0.png,a"], {"label": "breed"}, r"has no column 'breed'"),
     "strange split": (["image,label,split", "img/0.png,a,maybe"], {}, r"labels\.csv:2: split 'maybe' must be one of"),
     "no path": (["image,label", "img/0.png,a", " ,b"], {}, r"labels\.csv:3: no image path"),
+    "password": (["image,label", "https://me:secret@h/a.png,a"], {}, r"labels\.csv:2: https://me:\*\*\*@h/a\.png has"),
     "all elsewhere": (["image,label", "x.png,a"], {}, r"none of its 1 images exists below .*; set data root"),
     "no rows": (["image,label"], {}, r"has no rows"),
 }

@@ -20,6 +20,7 @@ from vitrail.errors import (
     EXIT_INTERRUPTED,
     UserError,
     one_line,
+    refuse_passwords,
     run_program,
     run_reporting_user_errors,
     same_command,
@@ -254,3 +255,21 @@ def test_the_command_to_repeat_has_no_password(monkeypatch: pytest.MonkeyPatch) 
     command = ["/usr/bin/python", "-m", "experiments", "sweep", "a.yaml", "--storage", "postgresql://me:secret@host/db"]
     monkeypatch.setattr(sys, "orig_argv", command)
     assert same_command() == "python -m experiments sweep a.yaml --storage postgresql://me:***@host/db"
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["s3://key:se/c:ret@bucket/a.tar", "https://me:secret@host/a.tar", "https://secret@host/a", "gs://:secret@b/c"],
+)
+def test_addresses_with_passwords_are_refused_without_showing_them(address: str) -> None:
+    with pytest.raises(UserError, match=r"data\.shards\.train: .*\*\*\*@.* has a password") as caught:
+        refuse_passwords({"data": {"shards": {"train": ["a.tar", address]}}}, "")
+    assert "ret@" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["s3://bucket/a@2x.tar", "http://host:8080/a@b.tar", "abfs://box@account.dfs.core.windows.net/a", "a:b@c", "", 3],
+)
+def test_addresses_without_passwords_are_not_refused(address: object) -> None:
+    refuse_passwords({"train": address}, "data")

@@ -102,6 +102,8 @@ def test_names_are_those_that_the_user_called(
         ("evaluation", ["summary", "run", "--nonsense"], "unknown argument '--nonsense'"),
         ("evaluation", ["summary", "run", "--data.init_args.seed", "1"], "unknown argument '--data.init_args.seed'"),
         ("evaluation", ["summary", "run", "--split", "../x"], "--split"),
+        ("retrieval", ["info", "--gallery", "s3://key:secret@b/g"], "--gallery: s3://key:***@b/g has a password"),
+        ("experiments", ["fit", "--a.b=https://key:secret@b/g"], "--a.b: https://key:***@b/g has a password"),
     ],
 )
 def test_mistakes_end_with_code_2(

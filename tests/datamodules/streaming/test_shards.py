@@ -143,6 +143,11 @@ def test_urls_are_taken_as_they_are() -> None:
     assert format_of(found["train"], "auto") == "webdataset"
 
 
+def test_addresses_with_passwords_are_refused() -> None:
+    with pytest.raises(UserError, match=r"data shards\.train: s3://key:\*\*\*@bucket/train\.tar has a password"):
+        find_shards({"train": "s3://key:secret@bucket/train.tar"})
+
+
 def test_any_file_system_of_fsspec(tmp_path: Path) -> None:
     import fsspec
 

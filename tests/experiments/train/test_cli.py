@@ -134,6 +134,7 @@ def test_resume_continues_where_the_run_ended(run: RunCommand, tmp_path: Path) -
         ("fit", ("--ckpt_path=nowhere.ckpt",), "nowhere.ckpt"),
         ("fit", ("--trainer.default_root_dir=x",), "--runs"),
         ("fit", ("--config", "absent.yaml"), "absent.yaml"),
+        ("fit", ("--last.copy_to=s3://key:secret@bucket/run",), "last.copy_to: s3://key:***@bucket/run has a password"),
         ("fit", ("--trainer.strategy=ddq",), "trainer: You selected an invalid strategy name"),
         ("fit", ("--trainer.accumulate_grad_batches=0",), "trainer.accumulate_grad_batches"),
         ("fit", ("--trainer.val_check_interval=100",), "val_check_interval"),
