@@ -523,6 +523,11 @@ class Run:
         """Temperatures for the predictions of a split; none if another checkpoint than the best predicted it."""
         return {} if self.other_checkpoint(split) and "best" in self.checkpoints else self.temperatures
 
+    def output_calibration_for(self, split: str) -> OutputCalibration:
+        """Calibration of tasks without a single class, likewise."""
+        of_other = self.other_checkpoint(split) and "best" in self.checkpoints
+        return OutputCalibration() if of_other else self.output_calibration
+
     def calibrated(self, predictions: Predictions, split: str = "test") -> Predictions:
         """Return predictions of a split with calibrated outputs; tasks for which nothing was fitted stay as they are.
 

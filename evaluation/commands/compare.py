@@ -16,6 +16,7 @@ from unicodedata import normalize
 from evaluation.commands.summary import add_forms, add_metrics
 from evaluation.robustness import compared_robustness
 from evaluation.statistics.scores import TESTED, checked_names, heading, is_defined
+from evaluation.tables.calibration import compared_calibration
 from evaluation.tables.comparison import (
     ComparedRow,
     Cost,
@@ -108,9 +109,10 @@ def run(options: argparse.Namespace, rest: Sequence[str] = ()) -> None:
     frames = comparison_frames(rows, costs, metrics)
     reference = next((row.side for row in rows if row.reference), sides[0].name)
     corrupted, of_faults = compared_robustness({side.name: side.runs for side in sides}, tasks, reference)
-    notes = [*sentences(rows, options.reference), *_of_metrics(rows, metrics), *of_faults]
+    extra, of_calibration = compared_calibration(sides, tasks, options.split)
+    notes = [*sentences(rows, options.reference), *_of_metrics(rows, metrics), *of_calibration, *of_faults]
     notes += [*caveats(sides, options.split), *left_out]
-    extra = {} if corrupted is None else {"corrupted": corrupted}
+    extra |= {} if corrupted is None else {"corrupted": corrupted}
     if options.html is not None:
         _write_page(options, rest, sides, rows, costs, notes, extra)
     if options.json:
@@ -255,7 +257,9 @@ def _parts(frames: dict[TaskKind, pd.DataFrame]) -> dict[str, pd.DataFrame]:
 
 
 def _table(frame: pd.DataFrame) -> Table:
-    return Table(list(frame.columns), frame.to_numpy().tolist(), ("run", "data", "task", "verdict", "note"))
+    return Table(
+        list(frame.columns), frame.to_numpy().tolist(), ("run", "data", "task", "label", "intervals", "verdict", "note")
+    )
 
 
 def _write_page(

@@ -145,7 +145,7 @@ def parts_of(
         if (others := predictions.of_kinds("multi_label", "regression")).tasks:
             details.append(
                 labels.outputs_calibration_section(
-                    others, files.predictions("val"), files.output_calibration, split, str(files.path)
+                    others, files.predictions("val"), files.output_calibration_for(split), split, str(files.path)
                 )
             )
         with_thresholds = predictions.of_kinds(*CLASS_KINDS, "multi_label")

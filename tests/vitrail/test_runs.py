@@ -14,7 +14,7 @@ import yaml
 from evaluation.__main__ import main
 from tests.evaluation.predictions_fixture import TASKS, make_predictions
 from vitrail.errors import UserError
-from vitrail.predictions import read_predictions, write_predictions
+from vitrail.predictions import OutputCalibration, read_predictions, write_predictions
 from vitrail.runs import (
     Run,
     new_run_directory,
@@ -181,12 +181,15 @@ def test_the_checkpoint_that_predicted_is_that_of_the_last_finished_stage(tmp_pa
 
     stages = [by("test", None), by("test", "r/checkpoints/last.ckpt"), by("test", "r/best.ckpt", "unfinished")]
     run = Run(make_run(tmp_path, *stages, by("validate", "r/checkpoints/best.ckpt")))
-    write_temperatures(run.path, {"class": 2.0}, {})
+    outputs = OutputCalibration(scales={"price": 2.0})
+    write_temperatures(run.path, {"class": 2.0}, {}, outputs)
     assert [run.predicted_by(split) for split in ("test", "val", "predict")] == ["last", "best", ""]
     assert [run.other_checkpoint(split) for split in ("test", "val", "predict")] == ["last", "", ""]
     # Temperatures are those of the best checkpoint.
     assert run.temperatures_for("test") == {}
     assert run.temperatures_for("val") == {"class": 2.0}
+    assert run.output_calibration_for("test") == OutputCalibration()
+    assert run.output_calibration_for("val") == outputs
 
 
 def test_temperatures_of_another_checkpoint_are_not_used(tmp_path: Path) -> None:

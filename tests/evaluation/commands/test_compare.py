@@ -223,6 +223,12 @@ def test_tasks_of_every_kind(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert "tags: mAP is no mean over samples, so there is no test" in printed
     assert "p-values are corrected for 3 comparisons" in printed
     assert (tmp_path / "page" / "compared_regression.csv").exists()
+    assert "| task | label | run | n | support | ECE [95 %] | by chance |" in printed.replace(
+        "calibrated ECE [95 %] | ", ""
+    )
+    assert "ECE of a label: how far" in printed
+    calibration = pd.read_csv(tmp_path / "page" / "number_calibration.csv")
+    assert calibration["run"].tolist() == ["a", "b"] * (len(calibration) // 2)
     assert compare(runs, "--markdown", "--metrics", "auroc", "brier") == 0
     printed = capsys.readouterr().out
     assert "AUROC: difference [95 %] | Brier [95 %] | Brier: difference [95 %] | Brier: p |" in printed
