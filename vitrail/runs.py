@@ -190,6 +190,7 @@ class Run:
     BEST, LAST, START = "checkpoints/best.ckpt", "checkpoints/last.ckpt", "checkpoints/start.ckpt"
     CALIBRATION, OOD = "checkpoints/calibration.json", "checkpoints/ood.safetensors"
     EVALUATIONS, ROBUSTNESS = "evaluations", "robustness"
+    AUDIT, LABEL_ISSUES = "reports/audit.json", "reports/label_issues.json"
     GALLERY, EXPORTS, EXPORT, WEIGHTS = "gallery", "export", "export.json", "model.safetensors"
 
     def __init__(self, path: Path | str) -> None:

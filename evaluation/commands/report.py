@@ -111,6 +111,7 @@ def parts_of(
 ) -> tuple[Summary, list[Section]]:
     """Make the summary and all sections in order; those that cannot be made report what is missing."""
     from evaluation.report import images, labels, robustness, sections, thresholds
+    from evaluation.report.data_quality import data_quality_section
     from evaluation.report.summary import run_summary
     from evaluation.tables.summary import summarise, train_targets_of
 
@@ -161,6 +162,7 @@ def parts_of(
         sections.efficiency_section(files),
         sections.data_section(files),
         _leaks(datamodule, why_not),
+        data_quality_section(files, read, options.mistakes),
         sections.run_section(files),
         sections.configuration_section(files),
         sections.environment_section(files),

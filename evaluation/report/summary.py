@@ -154,6 +154,9 @@ def _found(sections: Sequence[Section]) -> list[str]:
     found = []
     for section in sections:
         for name, table in section.tables.items():
+            if name == "findings" and len(grave := table[table["severity"] == "high"]):
+                counts = ", ".join(f"{row['images']:,} {row['finding']}" for row in grave.to_dict("records"))
+                found.append(f"The audit found what makes results wrong: {counts}.")
             if name.startswith("calibration_") and {"mean confidence", "accuracy", "T"} <= set(table):
                 row = table[table["task"] == table["task"].iloc[0]].iloc[-1]
                 excess = row["mean confidence"] - row["accuracy"]

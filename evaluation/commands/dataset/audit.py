@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import argparse
 import json
+import time
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitrail.errors import UserError
 from vitrail.files import write_atomically, write_csv, write_parquet, write_text_atomically
+from vitrail.runs import Run
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,6 +32,12 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     from datamodules.commands.data_arguments import add_data_arguments
 
     add_data_arguments(command)
+    command.add_argument(
+        "--run",
+        type=Path,
+        metavar="RUN",
+        help="audit the data of a run, and leave the findings in it for its report",
+    )
     command.add_argument("--json", type=Path, metavar="FILE", help="also write the whole report to this file")
     command.add_argument(
         "--findings", type=Path, metavar="FILE", help="also write the findings about images (.parquet, .json or .csv)"
@@ -46,9 +55,15 @@ def run(options: argparse.Namespace, rest: Sequence[str]) -> None:
 
     if options.findings is not None and options.findings.suffix not in _SUFFIXES:
         raise UserError(f"--findings {options.findings}: must end in {', '.join(_SUFFIXES)}")
+    if options.run is not None:
+        if not (options.run / Run.CONFIG).is_file():
+            raise UserError(f"--run {options.run}: has no {Run.CONFIG}; name the directory of a run")
+        options.config = [str(options.run / Run.CONFIG), *options.config]
     datamodule, _ = parse_data(data_parser("audit"), data_arguments(options, rest))
     report = datamodule.audit()
     print_report(report, Console())
+    if options.run is not None:
+        leave_report(options.run, report)
     if options.json is not None:
         content = json.dumps(report.to_dict(), indent=2, ensure_ascii=False)
         _written("--json", options.json, lambda path: write_text_atomically(path, content + "\n"))
@@ -67,6 +82,20 @@ def _written(option: str, path: Path, write: Callable[[Path], None]) -> None:
         write(path)
     except OSError as error:
         raise UserError(f"{option} {path}: cannot be written ({error.strerror})") from error
+
+
+def leave_report(run: Path, report: AuditReport) -> None:
+    """Write what the report of a run shows into it: counts, findings, and when they were found."""
+    content = {
+        "measured": time.strftime("%Y-%m-%d %H:%M"),
+        "fingerprint": report.fingerprint,
+        "samples": report.samples,
+        "unreadable": len(report.skipped),
+        "generated": not report.reads_images,
+        "findings": [asdict(one) for one in report.findings],
+    }
+    text = json.dumps(content, indent=1, ensure_ascii=False)
+    write_text_atomically(run / Run.AUDIT, text + "\n")
 
 
 def write_findings(path: Path, findings: Sequence[Finding]) -> None:

@@ -6,14 +6,16 @@ What it writes is a table of corrections: delete the rows where the label is rig
 from __future__ import annotations
 
 import argparse
+import json
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vitrail.console import Table
 from vitrail.errors import UserError
-from vitrail.files import write_csv
+from vitrail.files import write_csv, write_text_atomically
 from vitrail.predictions import Predictions
 from vitrail.runs import Run
 
@@ -47,9 +49,9 @@ def run(options: argparse.Namespace, rest: Sequence[str] = ()) -> None:
     opened = Run(options.run)
     if options.to is not None and options.to.suffix != ".csv":
         raise UserError(f"--to {options.to}: must end in .csv")
-    frame = pd.concat(
-        [_of_split(opened, split, options.task) for split in _splits(opened, options.split)], ignore_index=True
-    )
+    splits = _splits(opened, options.split)
+    frame = pd.concat([_of_split(opened, split, options.task) for split in splits], ignore_index=True)
+    _leave(opened, splits, options.task, frame)
     copies = (opened.record.get("evaluation") or {}).get("in_training")
     if copies:
         sys.stdout.write(f"Warning: {copies} of the images are in the training split; their labels look right.\n")
@@ -63,6 +65,18 @@ def run(options: argparse.Namespace, rest: Sequence[str] = ()) -> None:
     if options.to is not None:
         write_csv(options.to, frame)
         sys.stdout.write(f"{options.to}: {len(frame):,} corrections; delete those where the label is right\n")
+
+
+def _leave(opened: Run, splits: Sequence[str], task: str | None, frame: pd.DataFrame) -> None:
+    """Write what the report of the run shows into it."""
+    content = {
+        "measured": time.strftime("%Y-%m-%d %H:%M"),
+        "splits": splits,
+        "task": task,
+        "rows": frame.to_dict("records"),
+    }
+    text = json.dumps(content, indent=1, ensure_ascii=False)
+    write_text_atomically(opened.path / Run.LABEL_ISSUES, text + "\n")
 
 
 def _splits(opened: Run, asked: str) -> list[str]:

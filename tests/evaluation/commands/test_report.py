@@ -76,7 +76,9 @@ def test_data_of_the_training_are_not_set_up_again(copied: Path, monkeypatch: py
 def test_page_has_every_section_and_stands_alone(run: Path) -> None:
     text = (run / "report.html").read_text(encoding="utf-8")
     assert tuple(re.findall("<h2>(.*?)</h2>", text)) == ("How sure", "What to do next", *TITLES, "Missing")
-    assert re.findall("<dt>(.*?)</dt>", text) == ["Slices", "Corrupted images", "Unknown images", "Efficiency"]
+    assert re.findall("<dt>(.*?)</dt>", text) == [
+        *("Slices", "Corrupted images", "Unknown images", "Efficiency", "Data quality")
+    ]
     parser = Checked()
     parser.feed(text)
     assert parser.open == []
@@ -127,7 +129,7 @@ def test_mistakes_show_their_images_worst_first(run: Path) -> None:
 def test_markdown_says_the_same_and_its_links_lead_somewhere(run: Path) -> None:
     text = (run / "report.md").read_text(encoding="utf-8")
     further = ("Slices", "Corrupted images", "Unknown images")
-    in_order = (*TITLES[:6], *further, *TITLES[6:9], "Efficiency", *TITLES[9:])
+    in_order = (*TITLES[:6], *further, *TITLES[6:9], "Efficiency", *TITLES[9:11], "Data quality", *TITLES[11:])
     assert tuple(re.findall("^## (.*)$", text, re.MULTILINE)) == in_order
     links = re.findall(r"\]\((report/[^)]+)\)", text)
     assert len(links) > 20
