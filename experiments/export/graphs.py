@@ -29,6 +29,7 @@ from torch.export.graph_signature import ExportGraphSignature
 from lightning_modules.base import VisionTask
 from lightning_modules.classification import ClassificationTask
 from lightning_modules.dual_encoder import DualEncoder
+from lightning_modules.few_shot import CoCoOp
 from vitrail.errors import UserError, first_line
 from vitrail.types import LABEL_TASK
 
@@ -73,8 +74,6 @@ def towers_of(task: VisionTask) -> list[Tower]:
     if isinstance(task, ClassificationTask):
         return [_image_tower("model", _Classifier(merged(task)), task, list(task.tasks))]
     if isinstance(task, DualEncoder):
-        if task.few_shot is not None and task.few_shot.options.method == "cocoop":
-            raise UserError("export: cocoop encodes texts for each image, which is no single graph; train coop instead")
         whole = merged(task)
         tasks = [LABEL_TASK] if task.tasks else []
         return [_image_tower("image", _ImageTower(whole), task, tasks), _text_tower(_TextTower(whole), task)]
@@ -87,8 +86,13 @@ def graph_of(tower: Tower) -> ExportedProgram:
     """Export the graph by ``torch.export``.
 
     Raises:
-        UserError: The network's code cannot be traced.
+        UserError: The network's code cannot be traced, or takes more than one graph.
     """
+    if any(isinstance(module, CoCoOp) for module in tower.module.modules()):
+        raise UserError(
+            "export: cocoop encodes texts for each image, which is no single graph; choose --format safetensors, or "
+            "train coop instead"
+        )
     try:
         with torch.no_grad(), quiet():
             shapes = tuple(tower.dynamic.values()) if any(tower.dynamic.values()) else None
@@ -203,7 +207,7 @@ class _ImageTower(nn.Module):
     def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, ...]:
         embedding = self.task.encode_image(image)
         if self.task.few_shot is not None:
-            return self.task.few_shot(embedding), embedding
+            return self.task.classify(embedding), embedding
         return (embedding @ self.classes.to(embedding.dtype).T, embedding) if self.task.tasks else (embedding,)
 
 

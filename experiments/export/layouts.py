@@ -41,6 +41,10 @@ def write_layout(kind: str, task: VisionTask, folder: Path) -> None:
     Raises:
         UserError: the layout is not for this kind of task.
     """
+    if getattr(task, "few_shot", None) is not None:
+        raise UserError(
+            f"export: --format {kind} has no place for the few-shot classifier; choose --format safetensors or onnx"
+        )
     if kind != "peft":
         task = merged(task)
     _WRITERS[kind](task, folder)

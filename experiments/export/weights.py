@@ -13,10 +13,13 @@ from typing import Any
 
 import torch
 from lightning.pytorch.utilities import rank_zero_info
+from torch import nn
 
 from lightning_modules.base import VisionTask
 from lightning_modules.checkpoint import task_from
 from lightning_modules.dual_encoder import DualEncoder
+from lightning_modules.encoders.dual import SIDES
+from lightning_modules.encoders.image import ImageEncoder, Normalize
 from lightning_modules.encoders.weights import misfits
 from vitrail.console import without_nan
 from vitrail.errors import UserError, first_line
@@ -66,8 +69,24 @@ def metadata_of(task: VisionTask, files: Run, checkpoint: str) -> dict[str, Any]
         "run": files.name,
         "checkpoint": checkpoint,
         "weights": task.weights_digest(),
+        "groups": groups_of(task),
         "revision": git.get("revision") if isinstance(git, dict) else None,
     }
+
+
+def groups_of(task: VisionTask) -> dict[str, list[str]]:
+    """Beginnings of the names of the tensors that each encoder consists of, ``image`` and ``text``, where it has them.
+
+    The image encoder's include the statistics of its normalisation.
+    """
+    modules: dict[str, list[nn.Module]] = {
+        "image": [module for module in task.modules() if isinstance(module, ImageEncoder)]
+    }
+    if isinstance(task, DualEncoder):
+        modules = {side: [task.towers.backbone(side), *task.towers.projections(side)] for side in SIDES}
+        modules["image"] += [module for module in task.modules() if isinstance(module, Normalize)]
+    names = {module: name for name, module in task.named_modules()}
+    return {part: [f"{names[module]}." for module in own] for part, own in modules.items() if own}
 
 
 def _ood(files: Run) -> dict[str, Any] | None:

@@ -1,6 +1,7 @@
 """A hub on this machine that speaks the part of the protocol of huggingface.co that pushing and loading need.
 
-Repositories are in memory. Files are sent within the commit (``regular``), as the hub asks for small ones.
+Repositories are in memory. Small files are sent within the commit (``regular``), those from ``Hub.large`` bytes on by
+Git LFS before it, and are fetched by way of a redirection, as from the hub's own storage.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ class Repository:
 
     private: bool
     files: dict[str, bytes] = field(default_factory=dict)
+    large: dict[str, str] = field(default_factory=dict)  # SHA-256 of the files that came by LFS
     commits: list[str] = field(default_factory=list)
 
     @property
@@ -46,10 +48,14 @@ class Hub:
     Attributes:
         url: of the server.
         repositories: by ``models/owner/name`` or ``datasets/owner/name``.
+        large: bytes from which on files are sent by LFS.
+        objects: what was sent so, by its SHA-256.
     """
 
     url: str
     repositories: dict[str, Repository] = field(default_factory=dict)
+    large: int = 2**40
+    objects: dict[str, bytes] = field(default_factory=dict)
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -100,6 +106,8 @@ class _Handler(BaseHTTPRequestHandler):
                 self._send(200, [entry for entry in self._tree(repository) if entry["path"] in asked])
         elif not self._logged_in():
             self._send(401, {"error": "Invalid username or password."})
+        elif path.endswith(".git/info/lfs/objects/batch"):
+            self._lfs_batch(json.loads(body))
         elif path == "/api/repos/create":
             self._create(json.loads(body))
         elif match := re.fullmatch(r"/api/((?:models|datasets)/[^/]+/[^/]+)/(preupload|commit)/[^/]+", path):
@@ -121,14 +129,32 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(200, {"url": f"{self.server.hub.url}/{prefix}{name}", "name": name})
 
     def _preupload(self, repository: Repository, name: str, body: bytes) -> None:
-        paths = [file["path"] for file in json.loads(body)["files"]]
-        self._send(200, {"files": [{"path": path, "uploadMode": "regular", "shouldIgnore": False} for path in paths]})
+        large = self.server.hub.large
+        modes = {one["path"]: "lfs" if one["size"] >= large else "regular" for one in json.loads(body)["files"]}
+        files = [{"path": path, "uploadMode": mode, "shouldIgnore": False} for path, mode in modes.items()]
+        self._send(200, {"files": files})
+
+    def _lfs_batch(self, asked: dict[str, Any]) -> None:
+        objects = [
+            {**one, "actions": {"upload": {"href": f"{self.server.hub.url}/lfs/{one['oid']}"}}}
+            for one in asked["objects"]
+        ]
+        self._send(200, {"transfer": "basic", "objects": objects})
+
+    def do_PUT(self) -> None:
+        content, sha = self._body(), self.path.removeprefix("/lfs/")
+        assert hashlib.sha256(content).hexdigest() == sha
+        self.server.hub.objects[sha] = content
+        self._send(200)
 
     def _commit(self, repository: Repository, name: str, body: bytes) -> None:
         lines = [json.loads(line) for line in body.splitlines() if line]
         for line in lines:
             if line["key"] == "file":
                 repository.files[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
+            elif line["key"] == "lfsFile":
+                path, sha = line["value"]["path"], line["value"]["oid"]
+                repository.files[path], repository.large[path] = self.server.hub.objects[sha], sha
         repository.commits.append(lines[0]["value"]["summary"])
         url = f"{self.server.hub.url}/{name.removeprefix('models/')}/commit/{repository.sha}"
         self._send(200, {"success": True, "commitOid": repository.sha, "commitUrl": url, "hookOutput": ""})
@@ -142,6 +168,8 @@ class _Handler(BaseHTTPRequestHandler):
             name = match[1] if match[1].startswith("datasets/") else f"models/{match[1]}"
             if (repository := self._repository(name)) is not None:
                 self._file(repository, match[2])
+        elif match := re.fullmatch(r"/lfs/(\w{64})", path):
+            self._content(self.server.hub.objects[match[1]], {"ETag": f'"{match[1]}"'})
         else:
             self._send(404 if path != "/" else 200, {"error": path})
 
@@ -164,7 +192,15 @@ class _Handler(BaseHTTPRequestHandler):
         if content is None:
             self._send(404, {"error": "Entry not found"}, X_Error_Code="EntryNotFound")
             return
-        known = {"ETag": f'"{hashlib.sha1(content).hexdigest()}"', "X_Repo_Commit": repository.sha}
+        commit = {"X_Repo_Commit": repository.sha}
+        if sha := repository.large.get(path):
+            linked = {"X_Linked_Etag": f'"{sha}"', "X_Linked_Size": str(len(content))}
+            storage = self.server.hub.url.replace("127.0.0.1", "localhost")  # another host, as the hub's
+            self._send(302, Location=f"{storage}/lfs/{sha}", **linked, **commit)
+        else:
+            self._content(content, {"ETag": f'"{hashlib.sha1(content).hexdigest()}"', **commit})
+
+    def _content(self, content: bytes, known: dict[str, str]) -> None:
         if asked := re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", "")):
             first, last = int(asked[1]), int(asked[2] or len(content) - 1)
             part = content[first : last + 1]

@@ -53,6 +53,20 @@ def test_a_classifiers_graph_outputs_what_its_steps_output_for_any_batch() -> No
         torch.testing.assert_close(found["image_embedding"], own["image_embedding"])
 
 
+@torch.no_grad()
+def test_cocoop_runs_as_a_module_and_is_no_graph(tmp_path: Path) -> None:
+    task = ready_pair(tmp_path, few_shot={"method": "cocoop"})
+    for parameter in task.few_shot.parameters():
+        parameter.normal_(0, 0.1)
+    image, _ = towers_of(task)
+    batch = pair_batch([1, 2, 3])
+    logits, _ = image.module(batch["image"])
+    torch.testing.assert_close(logits, task.predict_step(batch, 0)["logits"]["class"])
+    assert logits.std(dim=1).min() > 0
+    with pytest.raises(UserError, match=r"cocoop encodes texts for each image.*choose --format safetensors"):
+        graph_of(image)
+
+
 def test_each_tower_holds_its_own_weights_only_and_adapters_are_merged(tmp_path: Path) -> None:
     task = ready_pair(tmp_path, lora={"rank": 2})
     perturbed_adapters(task)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,8 +25,8 @@ from experiments.export.predict_onnx import Model
 from experiments.export.weights import metadata_of
 from lightning_modules.base import VisionTask
 from lightning_modules.checkpoint import load_task
-from tests.support.hub_server import Hub, hub_server, log_in
-from tests.support.runs import exported, flowers_onnx, kinds_onnx, products_onnx, products_run
+from tests.support.hub_server import TOKEN, Hub, hub_server, log_in
+from tests.support.runs import data_of, exported, flowers_onnx, kinds_onnx, products_onnx, products_run
 from vitrail.errors import UserError
 from vitrail.predictions import read_predictions
 from vitrail.runs import Run
@@ -72,6 +75,46 @@ def test_exports_come_back_from_a_folder_and_from_the_hub(served: Hub) -> None:
     model = hub.load(products_onnx())
     assert isinstance(model, Model)
     np.testing.assert_allclose(model(image.numpy())["logits_class"], logits["class"].numpy(), atol=1e-4)
+
+
+@pytest.mark.parametrize("large", [2**40, 1_000])
+def test_a_pushed_run_predicts_the_same_from_a_fresh_cache(
+    served: Hub, monkeypatch: pytest.MonkeyPatch, large: int
+) -> None:
+    """Once with small files within the commit, once by LFS."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
+    served.large = large
+    export, own = exported(products_run(), "safetensors"), Run(products_run())
+    assert experiments(["push-to-hub", str(export), "--repo", "owner/name"]) == 0
+    assert ("model.safetensors" in served.repositories["models/owner/name"].large) is (large == 1_000)
+    data = data_of(products_run())
+    photos = [data.table.source(row) for row in data.split_indices("test").tolist()]
+    found = Run.from_hub("owner/name").predict(photos)
+    assert [one.row() for one in found] == [one.row() for one in own.predict(photos)]
+
+
+_PUSH_AND_PREDICT = """
+import json, sys
+from experiments.__main__ import main
+from vitrail import Run
+assert main(["push-to-hub", sys.argv[1], "--repo", "owner/name"]) == 0
+print(json.dumps([one.row() for one in Run.from_hub("owner/name").predict(sys.argv[2:])]))
+"""
+
+
+@pytest.mark.slow  # in one process above
+def test_another_hub_is_named_by_the_environment(tmp_path: Path) -> None:
+    data = data_of(products_run())
+    photos = [data.table.source(row) for row in data.split_indices("test").tolist()][:3]
+    with hub_server() as hub:
+        hub.large = 1_000
+        environment = {"HF_ENDPOINT": hub.url, "HF_TOKEN": TOKEN, "HF_HOME": str(tmp_path), "HF_HUB_DISABLE_XET": "1"}
+        command = [sys.executable, "-c", _PUSH_AND_PREDICT, str(exported(products_run(), "safetensors")), *photos]
+        done = subprocess.run(command, check=False, env={**os.environ, **environment}, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert "model.safetensors" in hub.repositories["models/owner/name"].large
+    own = [one.row() for one in Run(products_run()).predict(photos)]
+    assert json.loads(done.stdout.splitlines()[-1]) == json.loads(json.dumps(own))
 
 
 def test_only_whole_exports_are_pushed(served: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from experiments.export.weights import (
     as_strings,
     from_strings,
+    groups_of,
     metadata_of,
     read_weights,
     write_summary,
@@ -21,6 +22,8 @@ from experiments.export.weights import (
 from lightning_modules.base import VisionTask
 from lightning_modules.checkpoint import load_task
 from lightning_modules.dual_encoder import DualEncoder
+from lightning_modules.options import TowerOptions
+from tests.support.models import tiny_classifier, write_bert, write_whole_model
 from tests.support.runs import flowers_run, products_run
 from vitrail.errors import UserError
 from vitrail.runs import Run
@@ -47,6 +50,37 @@ def test_a_task_comes_back_with_all_that_its_checkpoint_has(kind: str, tmp_path:
             assert torch.equal(found.encode_text(texts), task.encode_text(texts))  # type: ignore[operator]
     with safe_open(tmp_path / "model.safetensors", framework="pt") as file:
         assert from_strings(file.metadata(), "x") == METADATA
+
+
+@pytest.mark.parametrize("kind", ["clip", "siglip2", "two towers"])
+def test_the_image_tower_is_read_without_the_rest_of_the_file(kind: str, tmp_path: Path) -> None:
+    towers: dict[str, Any] = {"image": "test_efficientnet", "image_pretrained": False, "embed_dim": 16}
+    if kind == "two towers":
+        towers |= {"text": str(write_bert(tmp_path / "bert"))}
+    else:
+        towers = {"model": str(write_whole_model(tmp_path / "model", kind))}
+    task = DualEncoder(TowerOptions(**towers), image_size=32).eval()
+    task.load_pretrained()
+    task.towers.tokenizer = task.towers.train_tokenizer(["a photo"])
+    write_weights(task, tmp_path / "model.safetensors", {**METADATA, "groups": groups_of(task)})
+    with safe_open(tmp_path / "model.safetensors", framework="pt") as file:
+        groups = from_strings(file.metadata(), "x")["groups"]
+        names = {part: [one for one in file.keys() if one.startswith(tuple(groups[part]))] for part in groups}  # noqa: SIM118
+        image = {name: file.get_tensor(name) for name in names["image"]}
+    assert not set(names["image"]) & set(names["text"])
+    torch.manual_seed(1)
+    other = DualEncoder(TowerOptions(**towers), image_size=32, pretrained=False).eval()
+    other.load_state_dict(image, strict=False)
+    pixels = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+    with torch.no_grad():
+        assert torch.equal(other.encode_image(pixels), task.encode_image(pixels))
+    rest = {"objective.temperature.log_scale", "objective.temperature.bias"}
+    rest |= {f"towers.model.{name}" for name in ("logit_scale", "logit_bias")}
+    assert set(task.state_dict()) - {*names["image"], *names["text"]} <= rest
+
+
+def test_the_groups_of_a_classifier_are_its_encoder() -> None:
+    assert groups_of(tiny_classifier()) == {"image": ["encoder."]}
 
 
 def test_what_is_no_export_is_refused(tmp_path: Path) -> None:
