@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from lightning_modules.base import LoggedSplit, VisionTask, known_targets, real_outputs, real_rows, training_outputs
+from lightning_modules.captioning import Captioner
 from lightning_modules.contrastive import ContrastiveObjective, Pairs, encode_in_chunks
 from lightning_modules.encoders.dual import SIDES, Architectures, Side, Towers, build_towers, random_towers
 from lightning_modules.encoders.text import TextCache
@@ -58,7 +59,7 @@ class DualEncoder(VisionTask):
             linked from the data.
         pretrained: false for random weights in both towers, whatever ``towers`` asks for.
         loss: ``label_aware`` InfoNCE, plain ``info_nce``, or ``sigmoid``.
-        loss_options: variants of it.
+        loss_options: variants of it, and a captioning loss.
         logit_scale: the scale of the similarities.
         freeze: the frozen part.
         lora: low-rank adapters; the weights of both towers are frozen then.
@@ -114,6 +115,12 @@ class DualEncoder(VisionTask):
         variants = checked(ContrastiveOptions, loss_options, "loss_options")
         self.objective = ContrastiveObjective(loss, scale, variants, self.towers.embed_dim)
         self.shorter_lengths = sorted(variants.matryoshka)
+        self.captioner: Captioner | None = None
+        if variants.captioning is not None:
+            if chunk_size or few_shot is not None:
+                other = "data.init_args.loader.contrastive_batch_size" if chunk_size else "few_shot"
+                raise UserError(f"loss_options.captioning: does not go with {other}; leave one of them out")
+            self.captioner = Captioner(variants.captioning, *self.towers.caption_sizes)
         self.logit_scale_lr = scale.lr
         adapters = None if lora is None else checked(LoraOptions, lora, "lora")
         self.has_adapters = adapters is not None
@@ -190,6 +197,8 @@ class DualEncoder(VisionTask):
     @property
     def needs_images(self) -> str:
         """See ``VisionTask``."""
+        if self.captioner is not None:
+            return "captions are written from an image's tokens"
         return "a few-shot classifier needs one epoch" if self.few_shot is not None else ""
 
     def misfits(self, state_dict: Mapping[str, Any]) -> str:
@@ -211,7 +220,10 @@ class DualEncoder(VisionTask):
         """See ``VisionTask``."""
         if self.is_logged(batch_idx):
             self.log("train/logit_scale", self.objective.logit_scale()[0])
-        return super().training_step(batch, batch_idx)
+        loss = super().training_step(batch, batch_idx)
+        if self.captioner is not None and self.is_logged(batch_idx):
+            self.log("train/captioning_loss", self._captioning)
+        return loss
 
     def _shared_step(self, batch: Batch, split: LoggedSplit) -> tuple[torch.Tensor, Outputs]:
         counter = cast("MeanOverSamples", self.contrastive[f"{split}_loss"])
@@ -235,6 +247,8 @@ class DualEncoder(VisionTask):
         return loss, outputs
 
     def _training_loss(self, batch: Batch) -> torch.Tensor:
+        if self.captioner is not None:
+            return self._captioning_loss(self.captioner, batch)
         image = self._image_embeddings(batch)
         if self.few_shot is not None:
             return masked_cross_entropy(self.classify(image), batch["label"]).value
@@ -245,6 +259,25 @@ class DualEncoder(VisionTask):
             text = encode_in_chunks(self._encode_tokens, self._tokens(captions), self.chunk_size, self.towers)
         loss: torch.Tensor = self.objective(Pairs(image, text, batch["positive_id"]), joined=True)
         return loss
+
+    def _captioning_loss(self, captioner: Captioner, batch: Batch) -> torch.Tensor:
+        """The contrastive loss plus the weighted captioning loss."""
+        features, image_tokens = self.towers.with_image_tokens(batch["image"])
+        tokens = self._tokens(batch["caption"])
+        pairs = Pairs(self._embed("image", features), self._encode_tokens(*tokens), batch["positive_id"])
+        captioning: torch.Tensor = captioner(image_tokens, *tokens)
+        self._captioning = captioning.detach()
+        loss: torch.Tensor = self.objective(pairs, joined=True) + captioner.weight * captioning
+        return loss
+
+    @torch.no_grad()
+    def captions_of(self, image: torch.Tensor) -> list[str]:
+        """Write a caption for each of the uint8 RGB images ``(B, 3, H, W)``, greedily; none without a captioner."""
+        tokenizer = self.towers.tokenizer
+        if self.captioner is None or tokenizer is None:
+            return []
+        _, image_tokens = self.towers.with_image_tokens(image)
+        return [tokenizer.text(ids) for ids in self.captioner.generate(image_tokens, tokenizer.end_id)]
 
     def _image_embeddings(self, batch: Batch) -> torch.Tensor:
         if "features" in batch:

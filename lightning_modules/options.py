@@ -131,6 +131,23 @@ class OptimOptions:
 
 
 @dataclass(frozen=True)
+class CaptioningOptions:
+    """A decoder that writes each image's caption, and its loss (CoCa: Yu et al., TMLR 2022).
+
+    Attributes:
+        weight: of the captioning loss; the contrastive one has 1.
+        layers: of the decoder.
+        width: of the decoder.
+        queries: number of vectors that an image's tokens are pooled to.
+    """
+
+    weight: Positive = 2.0
+    layers: Count = 2
+    width: Count = 256
+    queries: Count = 32
+
+
+@dataclass(frozen=True)
 class ContrastiveOptions:
     """Variants of the contrastive loss.
 
@@ -139,10 +156,12 @@ class ContrastiveOptions:
             by themselves; the loss is the mean over all lengths (Kusupati et al., NeurIPS 2022).
         hard_negatives: how much more similar negatives count, 0 for all alike (HN-NCE: Radenovic et al., CVPR 2023);
             not for the sigmoid loss.
+        captioning: a second loss, of captions that are written from the image.
     """
 
     matryoshka: list[Count] = field(default_factory=list)
     hard_negatives: NonNegative = 0.0
+    captioning: CaptioningOptions | None = None
 
 
 @dataclass(frozen=True)

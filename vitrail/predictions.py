@@ -298,12 +298,14 @@ class ImagePrediction:
         error: why it could not be read, else empty.
         unknown: whether the image is unlike the training images, so that its prediction means little; None where the
             run has no detector (``vitrail ood``).
+        caption: that the model has written; None where it writes none.
     """
 
     name: str
     tasks: dict[str, TaskPrediction]
     error: str = ""
     unknown: bool | None = None
+    caption: str | None = None
 
     @property
     def main(self) -> TaskPrediction:
@@ -339,6 +341,8 @@ class ImagePrediction:
 
     def __repr__(self) -> str:
         found = ", ".join(f"{task}: {_shown(one)}" for task, one in self.tasks.items())
+        if self.caption is not None:
+            found = "; ".join(filter(None, [found, repr(self.caption)]))
         return f"<{self.name}: {'unknown; ' if self.unknown else ''}{found or self.error}>"
 
     def row(self, top: int = 1) -> dict[str, Any]:
@@ -352,7 +356,7 @@ class ImagePrediction:
             share the highest confidence), and ``TASK_2``, ``TASK_2_confidence`` … of the next ones; of multi-label
             tasks ``TASK`` and ``TASK_confidence`` of all predicted labels, with ``;`` between them; of regression tasks
             ``TASK`` and, where it is predicted, the standard deviation ``TASK_deviation``; ``TASK_decision`` of tasks
-            with an operating point; ``unknown`` where that is known; ``error``.
+            with an operating point; ``unknown`` where that is known; ``caption`` where one is written; ``error``.
         """
         values: dict[str, Any] = {"image": self.name}
         for task, one in self.tasks.items():
@@ -369,7 +373,9 @@ class ImagePrediction:
                 key = f"{task}_{place + 1}" if place else task
                 values[key] = label if place else one.label or None
                 values[f"{key}_confidence"] = confidence
-        return {**values, **({} if self.unknown is None else {"unknown": self.unknown}), "error": self.error or None}
+        known = {"unknown": self.unknown, "caption": self.caption}
+        values |= {name: value for name, value in known.items() if value is not None}
+        return {**values, "error": self.error or None}
 
 
 def _shown(one: TaskPrediction) -> str:

@@ -366,7 +366,7 @@ class Run:
 
         model = self.model
         tasks = getattr(model, "tasks", {})
-        if not tasks:
+        if not tasks and getattr(model, "captioner", None) is None:
             raise UserError(
                 f"{self.path}: its data have no classes to predict; its images are compared with texts by "
                 "vitrail index and search"
@@ -403,11 +403,14 @@ class Run:
         with torch.inference_mode():
             needed = detector is not None and detector.needs_features
             outputs, features = outputs_with_features(self.model, batch, features=needed)
+            captions = self.model.captions_of(batch["image"]) if getattr(self.model, "captioner", None) else []
         logits = {task: values.float().cpu().numpy() for task, values in outputs["logits"].items()}
         kinds, thresholds = (getattr(self.model, name, {}) for name in ("task_kinds", "thresholds"))
         found = image_predictions(
             names, logits, self.model.tasks, self.temperatures, kinds, thresholds, self.output_calibration
         )
+        if captions:
+            found = [replace(one, caption=caption) for one, caption in zip(found, captions, strict=True)]
         decided = [one.decided(self.operating_points) for one in found]
         return decided if detector is None else marked(decided, detector, logits, features)
 

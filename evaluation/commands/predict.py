@@ -175,6 +175,10 @@ def _show(predictions: Sequence[ImagePrediction], top: int) -> None:
         for prediction in predictions
         for place, (task, one) in enumerate(prediction.tasks.items())
     ]
+    captions = [
+        [one.name, "caption", one.caption, "", *([""] if decides else [])] for one in predictions if one.caption
+    ]
+    rows += captions
     calibrated = all(one.calibrated for prediction in predictions for one in prediction.tasks.values())
     heading = "confidence" if calibrated else "confidence (not calibrated)"
     decision = ["at the operating point"] if decides else []

@@ -102,6 +102,19 @@ class Towers(nn.Module, ABC):
     def image_features(self, image: torch.Tensor) -> torch.Tensor:
         """Output of the image backbone, float ``(B, D)``, for uint8 RGB images ``(B, 3, H, W)``."""
 
+    def with_image_tokens(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The same output, and the image's tokens that it is pooled from, float ``(B, N, W)``."""
+        raise NotImplementedError
+
+    @property
+    def caption_sizes(self) -> tuple[int, int, int]:
+        """Length of an image token, size of the vocabulary and maximum length of a text.
+
+        Raises:
+            UserError: the image tower has no tokens to write captions from.
+        """
+        raise UserError(f"loss_options.captioning: {self.name} has no image tokens here; use other towers")
+
     @abstractmethod
     def text_features(self, tokens: Tokens) -> torch.Tensor:
         """Output of the text backbone, float ``(B, D)``."""
@@ -188,6 +201,16 @@ class TwoTowers(Towers):
     def image_features(self, image: torch.Tensor) -> torch.Tensor:
         """See ``Towers``."""
         return cast("torch.Tensor", self.image(image))
+
+    def with_image_tokens(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """See ``Towers``."""
+        return self.image.with_tokens(image)
+
+    @property
+    def caption_sizes(self) -> tuple[int, int, int]:
+        """See ``Towers``."""
+        vocabulary_size = int(self.text.configuration.vocab_size)
+        return int(cast("Any", self.image.backbone).num_features), vocabulary_size, self.text.max_length
 
     def text_features(self, tokens: Tokens) -> torch.Tensor:
         """See ``Towers``."""
@@ -420,6 +443,22 @@ class WholeModel(_JointTowers):
 
     def image_features(self, image: torch.Tensor) -> torch.Tensor:
         """See ``Towers``."""
+        return cast("torch.Tensor", self._encoded(image).pooler_output)
+
+    def with_image_tokens(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """See ``Towers``."""
+        outputs = self._encoded(image)
+        return outputs.pooler_output, outputs.last_hidden_state
+
+    @property
+    def caption_sizes(self) -> tuple[int, int, int]:
+        """See ``Towers``; ALIGN's image tower is a convolutional network."""
+        if not self.family.sized:
+            return super().caption_sizes
+        configuration = self.configuration
+        return int(configuration.vision_config.hidden_size), int(configuration.text_config.vocab_size), self.max_length
+
+    def _encoded(self, image: torch.Tensor) -> Any:
         pixels = self.normalize(image)
         arguments: dict[str, Any] = {}
         if self.is_naflex:
@@ -430,7 +469,7 @@ class WholeModel(_JointTowers):
             arguments = {"pixel_attention_mask": mask, "spatial_shapes": shapes}
         elif self.family.sized:
             arguments = {"interpolate_pos_encoding": self._interpolate}
-        return cast("torch.Tensor", self.backbone("image")(pixel_values=pixels, **arguments).pooler_output)
+        return self.backbone("image")(pixel_values=pixels, **arguments)
 
     def text_features(self, tokens: Tokens) -> torch.Tensor:
         """See ``Towers``."""

@@ -120,6 +120,18 @@ class ImageEncoder(nn.Module):
             return cast("torch.Tensor", tokens[:, :2].flatten(1))
         return cast("torch.Tensor", self.backbone(self.normalize(image)))
 
+    def with_tokens(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Features as of ``forward``, and the tokens or places of the last feature map, float ``(B, N, W)``.
+
+        ``W`` is the network's own ``num_features``.
+        """
+        network = cast("Any", self.backbone)
+        maps = network.forward_features(self.normalize(image))
+        if maps.ndim == 3:
+            return network.forward_head(maps), maps
+        places_last = getattr(network, "output_fmt", "NCHW") == "NHWC"
+        return network.forward_head(maps), maps.flatten(1, 2) if places_last else maps.flatten(2).transpose(1, 2)
+
     @property
     def has_distillation_token(self) -> bool:
         """Whether the network has a token for a teacher's predictions (DeiT: Touvron et al., ICML 2021)."""

@@ -69,6 +69,17 @@ class TextTokenizer:
         """Whether every text begins with a special token."""
         return bool(self._pipeline.encode("a").special_tokens_mask[0])
 
+    @property
+    def end_id(self) -> int | None:
+        """Id of the special token that ends every text; None where there is none."""
+        encoded = self._pipeline.encode("a")
+        last = max(place for place, attended in enumerate(encoded.attention_mask) if attended)
+        return int(encoded.ids[last]) if encoded.special_tokens_mask[last] else None
+
+    def text(self, ids: Sequence[int]) -> str:
+        """The text of token ids, without special tokens."""
+        return str(self._pipeline.decode(list(ids))).strip()
+
     def __call__(self, texts: Sequence[str], device: torch.device | None = None) -> Tokens:
         """Token ids of texts."""
         encoded = self._pipeline.encode_batch(list(texts))
