@@ -361,13 +361,15 @@ class Gallery:
             writer = GalleryWriter(self.identity, self._images, self._captions)
             writer.remove_orphans()
             yield writer
-            if [store.revision for store in stores] != before:
+            self._refresh_vectors()
+            written = [store.revision for store in stores]
+            if written != before:
                 for store in stores:
                     store.tidy()
-            if not self._uses_index(None):
-                self._vectors.refresh()
-            if self._caption_vectors is not None:
-                self._caption_vectors.refresh()
+                for vectors, revision in zip((self._vectors, self._caption_vectors), written, strict=False):
+                    if vectors is not None:
+                        vectors.keep(revision)
+                self._refresh_vectors()
 
     def table(self, columns: Sequence[str], where: str = "") -> pa.Table:
         """Return metadata in the gallery's order.
@@ -503,8 +505,14 @@ class Gallery:
             former = self._images.revision
             self._images.build_index()
             report = index_recall(self._images, sample=sample, k=k)
-            self._vectors.rename_to_revision(former)
+            self._vectors.keep(former)
         return report
+
+    def _refresh_vectors(self) -> None:
+        if not self._uses_index(None):
+            self._vectors.refresh()
+        if self._caption_vectors is not None:
+            self._caption_vectors.refresh()
 
     def has_index(self) -> bool:
         """Whether an approximate index was built."""

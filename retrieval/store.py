@@ -131,10 +131,21 @@ class Store:
             found = self._scan(columns, where).to_arrow()
         return found.select([*columns, ROW_ID]).replace_schema_metadata(None)
 
-    def vectors(self) -> Iterator[tuple[NDArray[np.float32], NDArray[np.uint64]]]:
-        """Yield all vectors, float32 ``(n, D)``, with their row ids ``(n,)``, in order, ``BATCH_ROWS`` at a time."""
+    def row_ids(self) -> NDArray[np.uint64]:
+        """Return the ids of all rows ``(N,)``, in order."""
         with _one_line_errors(self.origin):
-            for batch in self._scan(["vector"]).to_batches(batch_size=BATCH_ROWS):
+            found: NDArray[np.uint64] = self._scan([ROW_ID]).to_arrow().column(ROW_ID).to_numpy()
+            return found
+
+    def vectors(self, start: int = 0) -> Iterator[tuple[NDArray[np.float32], NDArray[np.uint64]]]:
+        """Yield vectors, float32 ``(n, D)``, with their row ids ``(n,)``, in order, ``BATCH_ROWS`` at a time.
+
+        Args:
+            start: number of rows before the first one.
+        """
+        with _one_line_errors(self.origin):
+            scan = self._scan(["vector"])
+            for batch in (scan.offset(start) if start else scan).to_batches(batch_size=BATCH_ROWS):
                 yield matrix_of(batch.column("vector")), batch.column(ROW_ID).to_numpy()
 
     def take(self, row_ids: NDArray[np.uint64], columns: Sequence[str]) -> pa.Table:

@@ -26,7 +26,8 @@ lowered by 1e-6 of its size, more than what rounding final scores to float32 can
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -266,13 +267,23 @@ class ExactIndex:
             raise ValueError(f"vectors: are {matrix.dtype} {matrix.shape}, must be float32 (N, D)")
         if coarse is not None and coarse.codes.shape != matrix.shape:
             raise ValueError(f"coarse copy: is {coarse.codes.shape}, the vectors are {matrix.shape}")
-        self.matrix = matrix
         norm = _finite_norm(matrix) if coarse is None else coarse.norm
-        self._scan = Scan(matrix, norm, device, coarse)
-        self._check = check or (lambda rows: None)
+        self._parts = [_Part(0, matrix, Scan(matrix, norm, device, coarse), check or (lambda rows: None))]
+
+    @classmethod
+    def joined(cls, indexes: Sequence[ExactIndex]) -> ExactIndex:
+        """Return an index of the vectors of several, at least one, whose rows follow one another."""
+        joined = copy(indexes[0])
+        starts = np.cumsum([0, *map(len, indexes)]).tolist()
+        joined._parts = [
+            part._replace(start=part.start + start)
+            for start, index in zip(starts[:-1], indexes, strict=True)
+            for part in index._parts
+        ]
+        return joined
 
     def __len__(self) -> int:
-        return len(self.matrix)
+        return self._parts[-1].start + len(self._parts[-1].matrix)
 
     def search(self, queries: NDArray[np.float32], k: int, allowed: NDArray[np.int64] | None = None) -> Nearest:
         """Find the best rows of each query.
@@ -286,8 +297,8 @@ class ExactIndex:
             ValueError: for queries of another length or that are not finite, a negative ``k``, or rows that are not
                 there.
         """
-        if queries.ndim != 2 or queries.shape[1] != self.matrix.shape[1]:
-            raise ValueError(f"queries: are {queries.shape}, must be (Q, {self.matrix.shape[1]})")
+        if queries.ndim != 2 or queries.shape[1] != (dim := self._parts[0].matrix.shape[1]):
+            raise ValueError(f"queries: are {queries.shape}, must be (Q, {dim})")
         if not np.isfinite(queries).all():
             raise ValueError("queries: hold numbers that are not finite")
         if k < 0:
@@ -302,10 +313,19 @@ class ExactIndex:
         step = max(1, min(_QUERIES, _RESULTS // max(1, k)))
         for start in range(0, len(queries) if k else 0, step):
             some = np.ascontiguousarray(queries[start : start + step], np.float64)
-            found = _Search(self.matrix, self._scan, some, k, allowed, self._check).run()
+            found = _Search(some, k).run(self._parts, allowed)
             rows[start : start + step] = found.rows.reshape(len(some), k)
             scores[start : start + step] = found.scores.reshape(len(some), k)
         return Nearest(rows, scores)
+
+
+class _Part(NamedTuple):
+    """Vectors float32 ``(n, D)`` with their scan and check; ``start`` is the number of rows before them."""
+
+    start: int
+    matrix: NDArray[np.float32]
+    scan: Scan
+    check: Callable[[NDArray[np.int64]], None]
 
 
 class _Pairs(NamedTuple):
@@ -319,41 +339,36 @@ class _Pairs(NamedTuple):
 class _Search:
     """One search of some queries; ``bar`` is what a row must score to be among the best so far."""
 
-    def __init__(
-        self,
-        matrix: NDArray[np.float32],
-        scan: Scan,
-        queries: NDArray[np.float64],
-        k: int,
-        allowed: NDArray[np.int64] | None,
-        check: Callable[[NDArray[np.int64]], None],
-    ) -> None:
-        self.matrix, self.scan, self.queries, self.k, self.allowed, self.check = (
-            matrix,
-            scan,
-            queries,
-            k,
-            allowed,
-            check,
-        )
-        self.asked = scan.queries(queries)
+    def __init__(self, queries: NDArray[np.float64], k: int) -> None:
+        self.queries, self.k = queries, k
         self.best = _Pairs(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32))
         self.bar = np.full(len(queries), -np.inf)
 
-    def run(self) -> _Pairs:
+    def run(self, parts: Sequence[_Part], allowed: NDArray[np.int64] | None) -> _Pairs:
         """Scan all rows and return the best ``k`` of each query, in the order of the queries."""
-        total, count = len(self.matrix) if self.allowed is None else len(self.allowed), len(self.queries)
+        for part in parts:
+            own = None
+            if allowed is not None:
+                first, last = np.searchsorted(allowed, [part.start, part.start + len(part.matrix)])
+                own = allowed[first:last] - part.start
+            if total := len(part.matrix) if own is None else len(own):
+                self._search_part(part, own, total)
+        return self.best
+
+    def _search_part(self, part: _Part, allowed: NDArray[np.int64] | None, total: int) -> None:
+        self.part, self.allowed, count = part, allowed, len(self.queries)
+        self.asked = part.scan.queries(self.queries)
         sample = min(total, max(_SAMPLE, 4 * self.k))
         step = max(1, min(total, _CELLS // count))
-        out = self.scan.buffer(max(sample, step), count)
-        # A first bar by the best of some rows, which are found again below.
-        scanned = self._scanned(0, sample, out)
-        places = scanned.T.contiguous().topk(self.k, dim=1, sorted=False).indices.cpu().numpy().reshape(-1)
-        scores = self._exact_scores(np.repeat(np.arange(count), self.k), self._row_numbers(0, places))
-        self.bar = scores.reshape(count, self.k).min(axis=1).astype(np.float64)
+        out = part.scan.buffer(max(sample, step), count)
+        if total >= self.k and not np.isfinite(self.bar).all():
+            # A first bar by the best of some rows, which are found again below.
+            scanned = self._scanned(0, sample, out)
+            places = scanned.T.contiguous().topk(self.k, dim=1, sorted=False).indices.cpu().numpy().reshape(-1)
+            scores = self._exact_scores(np.repeat(np.arange(count), self.k), self._row_numbers(0, places))
+            self.bar = np.maximum(self.bar, scores.reshape(count, self.k).min(axis=1).astype(np.float64))
         for start in range(0, total, step):
             self._search_block(start, min(start + step, total), out)
-        return self.best
 
     def _search_block(self, start: int, stop: int, out: torch.Tensor) -> None:
         scanned = self._scanned(start, stop, out)
@@ -369,9 +384,10 @@ class _Search:
 
     def _scanned(self, start: int, stop: int, out: torch.Tensor) -> torch.Tensor:
         rows = slice(start, stop) if self.allowed is None else self.allowed[start:stop]
-        return self.scan.scores(rows, self.asked, out)
+        return self.part.scan.scores(rows, self.asked, out)
 
     def _row_numbers(self, start: int, places: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Rows of the part."""
         return places + start if self.allowed is None else self.allowed[places + start]
 
     def _threshold(self, floating: bool) -> NDArray[np.float32] | NDArray[np.int32]:
@@ -386,10 +402,10 @@ class _Search:
         return whole
 
     def _merge(self, queries: NDArray[np.int64], rows: NDArray[np.int64]) -> None:
-        """Score pairs exactly, keep the best and raise the bar."""
+        """Score queries and rows of the part exactly, keep the best and raise the bar."""
         pairs = _Pairs(
             np.concatenate((self.best.queries, queries)),
-            np.concatenate((self.best.rows, rows)),
+            np.concatenate((self.best.rows, rows + self.part.start)),
             np.concatenate((self.best.scores, self._exact_scores(queries, rows))),
         )
         leading = _leading(pairs, self.k)
@@ -401,10 +417,10 @@ class _Search:
     def _exact_scores(self, queries: NDArray[np.int64], rows: NDArray[np.int64]) -> NDArray[np.float32]:
         """Dot products of pairs ``(P,)``, summed in float64 in an order that depends on nothing."""
         scores = np.empty(len(rows), np.float32)
-        self.check(rows)
+        self.part.check(rows)
         for start in range(0, len(rows), _BLOCK):
             some = slice(start, start + _BLOCK)
-            scores[some] = (self.queries[queries[some]] * self.matrix[rows[some]]).sum(axis=1)
+            scores[some] = (self.queries[queries[some]] * self.part.matrix[rows[some]]).sum(axis=1)
         return scores
 
 

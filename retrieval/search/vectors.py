@@ -4,23 +4,31 @@ The file is named by the table's revision, so it never serves another one. It is
 cannot be written or is at an object store, under ``$VITRAIL_CACHE/galleries``. One that is missing, truncated, damaged,
 of another format or not ours is made again from the table.
 
-Layout, little endian, every part at a multiple of 64 bytes: a header (magic, format, numbers of dimensions and rows,
-the coarse copy's three bounds, CRC-32 of the checksums, CRC-32 of the header before this), float32 vectors ``(N, D)``,
-uint64 row ids ``(N,)``, of the coarse copy int8 codes ``(N, D)``, float32 centre ``(D,)`` and float32 scale ``(D,)``,
-and uint32 checksums: the CRC-32 of each 64 KiB between the header and the checksums. What every search reads (all but
-the vectors) is checked when the file is opened; the vectors block by block when a search first reads them.
+Rows that were appended go into a file of their own, which names the files of earlier revisions that hold the rows
+before; those are never changed, so a kill does no harm and readers keep what they have opened. A new file takes in the
+rows of the earlier ones that are not several times as large, so there are few (at most the logarithm of the rows), and
+a row is written again a few times at most: appending costs about what is appended.
+
+Layout, little endian, every part at a multiple of 64 bytes: a header (magic, format, bytes of the names, numbers of
+dimensions, of own rows and of all rows, the coarse copy's three bounds, CRC-32 of the checksums, CRC-32 of the header
+before this), float32 vectors of the own rows ``(n, D)``, uint64 ids of all rows ``(N,)``, of the coarse copy int8 codes
+``(n, D)``, float32 centre ``(D,)`` and float32 scale ``(D,)``, the earlier files as JSON (name, own rows, CRC-32 of
+checksums of each), and uint32 checksums: the CRC-32 of each 64 KiB between the header and the checksums. What every
+search reads (all but the vectors) is checked when the file is opened; the vectors block by block when a search first
+reads them.
 """
 
 from __future__ import annotations
 
 import errno
 import hashlib
+import json
 import os
 import struct
 import sys
 import time
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -33,16 +41,19 @@ from retrieval.store import ROW_ID, Neighbours, Store, matrix_of
 from vitrail.errors import DISK_FULL, UserError
 from vitrail.files import cache_directory, local_folder, write_atomically
 
-_HEADER = struct.Struct("<8sIIQQ3dI")
+_HEADER = struct.Struct("<8sHHIQQ3dI")
 _HEADER_CHECK = struct.Struct("<I")
-_MAGIC, _FORMAT = b"VITRVEC\n", 2
-_FORMER = 1  # had no checksums
+_MAGIC, _FORMAT = b"VITRVEC\n", 3
+_FORMER = (1, 2)  # had no checksums; no earlier files
 _ALIGN = 64
 _CHECKED = 1 << 16
 """Bytes that have a checksum together."""
 
 _ABANDONED = 60.0
 """Seconds without a change after which a partly written file counts as left by a killed process."""
+
+_FEWEST, _LARGER = 8192, 4
+"""Earlier files with fewer rows, or fewer than this many times the new ones, are taken into a new file."""
 
 _NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS)
 
@@ -51,20 +62,37 @@ class DamagedError(Exception):
     """Bytes of a file are not those that were written; the message is one line."""
 
 
+class Earlier(NamedTuple):
+    """A file that holds rows before those of another one.
+
+    Attributes:
+        name: of the file, in the same folder.
+        rows: its own ones.
+        check: CRC-32 of its checksums.
+    """
+
+    name: str
+    rows: int
+    check: int
+
+
 class VectorFile:
     """A mapped file of vectors; nothing is read before it is needed.
 
     Attributes:
-        matrix: float32 ``(N, D)``.
+        matrix: float32 ``(n, D)``, the last n of the N rows.
         row_ids: uint64 ``(N,)``, of the table.
         coarse: a copy in a quarter of the bytes, for ``ExactIndex``.
+        check: CRC-32 of its checksums.
 
     Raises:
-        DamagedError: where anything but the vectors is damaged; those are still to be checked.
+        DamagedError: where the file is cut, or its checksums are damaged; the rest is still to be checked.
     """
 
-    def __init__(self, path: Path, rows: int, dim: int, bounds: tuple[float, float, float], check: int) -> None:
-        places = _places(rows, dim)
+    def __init__(
+        self, path: Path, rows: int, total: int, dim: int, names: int, bounds: tuple[float, float, float], check: int
+    ) -> None:
+        places = _places(rows, total, dim, names)
         if (size := path.stat().st_size) != places[-1]:
             raise DamagedError(f"{path}: is truncated or was added to: {size} bytes instead of {places[-1]}")
         mapped = np.memmap(path, np.uint8, "r")
@@ -73,17 +101,32 @@ class VectorFile:
             count = int(np.prod(shape)) * np.dtype(dtype).itemsize
             return mapped[place : place + count].view(dtype).reshape(shape)
 
-        vectors, ids, codes, centre, scale, checks, end = places
-        self.path = path
+        vectors, ids, codes, centre, scale, earlier, checks, end = places
+        self.path, self.check = path, check
         self.matrix: NDArray[np.float32] = part(vectors, np.float32, rows, dim)
-        self.row_ids: NDArray[np.uint64] = part(ids, np.uint64, rows)
+        self.row_ids: NDArray[np.uint64] = part(ids, np.uint64, total)
         centre_scale = part(centre, np.float32, dim), part(scale, np.float32, dim)
         self.coarse = Coarse(part(codes, np.int8, rows, dim), *centre_scale, *bounds)
         self._data, self._expected = mapped[vectors:checks], part(checks, np.uint32, (end - checks) // 4)
         self._intact = np.zeros(len(self._expected), bool)
         if zlib.crc32(self._expected.data) != check:
             raise DamagedError(f"{path}: is damaged, its checksums do not match theirs")
-        self._check(np.arange((ids - vectors) // _CHECKED, len(self._expected)))
+        self._rest = np.arange((ids - vectors) // _CHECKED, len(self._expected))
+        self._named = np.arange((earlier - vectors) // _CHECKED, len(self._expected))
+        self._names = mapped[earlier : earlier + names]
+
+    @property
+    def earlier(self) -> list[Earlier]:
+        """Files with the rows before, in order; they are to be checked first."""
+        return [Earlier(*one) for one in json.loads(self._names.tobytes() or b"[]")]
+
+    def check_names(self) -> None:
+        """Raise ``DamagedError`` unless the names of the earlier files are as they were written."""
+        self._check(self._named)
+
+    def check_scanned(self) -> None:
+        """Raise ``DamagedError`` unless all but the vectors is as it was written."""
+        self._check(self._rest)
 
     def check_rows(self, rows: NDArray[np.int64]) -> None:
         """Raise ``DamagedError`` unless these rows of ``matrix`` are as they were written."""
@@ -105,13 +148,21 @@ class VectorFile:
             self._intact[block] = True
 
 
-def write_vectors(path: Path, batches: Iterable[tuple[NDArray[np.float32], NDArray[np.uint64]]], dim: int) -> None:
+def write_vectors(
+    path: Path,
+    batches: Iterable[tuple[NDArray[np.float32], NDArray[np.uint64]]],
+    dim: int,
+    earlier: Sequence[Earlier] = (),
+    earlier_ids: NDArray[np.uint64] | None = None,
+) -> None:
     """Write a file of vectors atomically, with only one batch in memory.
 
     Args:
         path: of the file, which is replaced.
         batches: vectors float32 ``(B, D)`` and their rows' ids uint64 ``(B,)``.
         dim: D, length of the vectors.
+        earlier: files with the rows before, in the same folder.
+        earlier_ids: uint64, ids of those rows.
 
     Raises:
         UserError: if the disk is full; an older file is still there.
@@ -119,7 +170,7 @@ def write_vectors(path: Path, batches: Iterable[tuple[NDArray[np.float32], NDArr
     """
     try:
         with write_atomically(path) as partial, partial.open("w+b") as file:
-            _write(file, batches, dim)
+            _write(file, batches, dim, earlier, np.empty(0, np.uint64) if earlier_ids is None else earlier_ids)
     except OSError as error:
         if error.errno not in DISK_FULL:
             raise
@@ -134,33 +185,61 @@ def open_vectors(path: Path) -> VectorFile | None:
         error.
     """
     try:
-        with path.open("rb") as file:
-            header = file.read(_HEADER.size + _HEADER_CHECK.size)
-        if header.startswith(_MAGIC + struct.pack("<I", _FORMER)):
-            return None
-        if len(header) < _HEADER.size + _HEADER_CHECK.size or not header.startswith(_MAGIC):
-            raise DamagedError(f"{path}: is truncated or no file of vectors")
-        if zlib.crc32(header[: _HEADER.size]) != _HEADER_CHECK.unpack_from(header, _HEADER.size)[0]:
-            raise DamagedError(f"{path}: is damaged, its header does not match its checksum")
-        _, number, dim, rows, reserved, residual, reach, norm, check = _HEADER.unpack_from(header)
-        if (number, reserved) != (_FORMAT, 0):
-            return None
-        return VectorFile(path, rows, dim, (residual, reach, norm), check)
-    except FileNotFoundError:
-        return None
+        file = _mapped(path)
+        if file is not None:
+            file.check_scanned()
+        return file
     except DamagedError as error:
         _report_damage(error)
         return None
+
+
+def open_revision(path: Path) -> list[VectorFile] | None:
+    """Map the files with all vectors of a revision: the earlier ones, last the one at ``path``; else as above."""
+    last = open_vectors(path)
+    if last is None:
+        return None
+    files = []
+    for name, rows, check in last.earlier:
+        file = open_vectors(path.parent / name)
+        # Another one where a process that still reads its revision has made it again.
+        if file is None or (len(file.matrix), file.check) != (rows, check):
+            return None
+        files.append(file)
+    return [*files, last]
+
+
+def _mapped(path: Path) -> VectorFile | None:
+    """A file of which only header and checksums have been checked; None if there is none of this format."""
+    try:
+        with path.open("rb") as file:
+            header = file.read(_HEADER.size + _HEADER_CHECK.size)
+    except FileNotFoundError:
+        return None
+    if header.startswith(tuple(_MAGIC + struct.pack("<I", former) for former in _FORMER)):
+        return None
+    if len(header) < _HEADER.size + _HEADER_CHECK.size or not header.startswith(_MAGIC):
+        raise DamagedError(f"{path}: is truncated or no file of vectors")
+    if zlib.crc32(header[: _HEADER.size]) != _HEADER_CHECK.unpack_from(header, _HEADER.size)[0]:
+        raise DamagedError(f"{path}: is damaged, its header does not match its checksum")
+    _, number, names, dim, rows, total, residual, reach, norm, check = _HEADER.unpack_from(header)
+    return VectorFile(path, rows, total, dim, names, (residual, reach, norm), check) if number == _FORMAT else None
 
 
 def _report_damage(error: DamagedError) -> None:
     sys.stderr.write(f"warning: {error}; it is made again from the gallery's table\n")
 
 
-def _write(file: BinaryIO, batches: Iterable[tuple[NDArray[np.float32], NDArray[np.uint64]]], dim: int) -> None:
+def _write(
+    file: BinaryIO,
+    batches: Iterable[tuple[NDArray[np.float32], NDArray[np.uint64]]],
+    dim: int,
+    earlier: Sequence[Earlier],
+    earlier_ids: NDArray[np.uint64],
+) -> None:
     """Fill an empty file; its header comes last."""
-    rows, ids = 0, [np.empty(0, np.uint64)]
-    file.seek(_places(0, dim)[0])
+    rows, ids = 0, [earlier_ids]
+    file.seek(_places(0, 0, dim, 0)[0])
     for vectors, row_ids in batches:
         if vectors.shape != (len(row_ids), dim) or vectors.dtype != np.float32:
             raise ValueError(f"vectors: are {vectors.dtype} {vectors.shape}, must be float32 ({len(row_ids)}, {dim})")
@@ -171,30 +250,32 @@ def _write(file: BinaryIO, batches: Iterable[tuple[NDArray[np.float32], NDArray[
         rows += len(vectors)
         ids.append(row_ids.astype(np.uint64))
     file.flush()
-    places = _places(rows, dim)
+    all_ids, names = np.concatenate(ids), json.dumps(earlier).encode() if earlier else b""
+    places = _places(rows, len(all_ids), dim, len(names))
     mapped = np.memmap(file, np.float32, "r", places[0], (rows, dim)) if rows and dim else np.zeros((rows, dim), "<f4")
     coder = Coder(mapped)
-    parts: tuple[Iterable[NDArray[Any]], ...] = ([np.concatenate(ids)], coder.codes(), [coder.centre], [coder.scale])
-    for place, part in zip(places[1:5], parts, strict=True):
+    codes, named = coder.codes(), np.frombuffer(names, np.uint8)
+    parts: tuple[Iterable[NDArray[Any]], ...] = ([all_ids], codes, [coder.centre], [coder.scale], [named])
+    for place, part in zip(places[1:6], parts, strict=True):
         file.seek(place)  # mapping moves it too
         for block in part:
             file.write(block.data)
-    file.truncate(places[5])
+    file.truncate(places[6])
     # As they are read back: the checksums are of what the system returns.
     file.seek(places[0])
     checks = np.array([zlib.crc32(block) for block in iter(lambda: file.read(_CHECKED), b"")], "<u4").tobytes()
     file.write(checks)
     file.seek(0)
-    bounds = (coder.residual, coder.reach, coder.norm)
-    header = _HEADER.pack(_MAGIC, _FORMAT, dim, rows, 0, *bounds, zlib.crc32(checks))
+    sizes, bounds = (len(names), dim, rows, len(all_ids)), (coder.residual, coder.reach, coder.norm)
+    header = _HEADER.pack(_MAGIC, _FORMAT, *sizes, *bounds, zlib.crc32(checks))
     file.write(header + _HEADER_CHECK.pack(zlib.crc32(header)))
     file.flush()
 
 
-def _places(rows: int, dim: int) -> list[int]:
+def _places(rows: int, total: int, dim: int, names: int) -> list[int]:
     """Where the parts begin, and where the file ends."""
     places = [_aligned(_HEADER.size + _HEADER_CHECK.size)]
-    for size in (4 * rows * dim, 8 * rows, rows * dim, 4 * dim, 4 * dim):
+    for size in (4 * rows * dim, 8 * total, rows * dim, 4 * dim, 4 * dim, names):
         places.append(_aligned(places[-1] + size))
     return [*places, places[-1] + 4 * -(-(places[-1] - places[0]) // _CHECKED)]
 
@@ -244,10 +325,7 @@ class VectorRows:
 
     def _nearest(self, queries: NDArray[np.float32], k: int, allowed: NDArray[np.uint64] | None) -> list[Neighbours]:
         loaded = self._load()
-        rows = None if allowed is None else loaded.positions(allowed)
-        if len(loaded.row_ids) == 0 or (rows is not None and len(rows) == 0):
-            return [Neighbours(np.zeros(0, np.uint64), np.zeros(0, np.float32)) for _ in queries]
-        found = loaded.index.search(queries, k, rows)
+        found = loaded.index.search(queries, k, None if allowed is None else loaded.positions(allowed))
         return [Neighbours(loaded.row_ids[rows], scores) for rows, scores in zip(found.rows, found.scores, strict=True)]
 
     def refresh(self) -> None:
@@ -256,43 +334,73 @@ class VectorRows:
         Raises:
             UserError: where the vectors cannot be read, or the disk is full.
         """
-        self._load()
+        if not any((folder / self._file_name()).is_file() for folder in self._folders) and not self._extend():
+            self._make()
         for folder in self._folders:
+            current = _undamaged(folder / self._file_name())
+            kept = {self._file_name(), *(one.name for one in current.earlier)} if current else {self._file_name()}
             for former in folder.glob(f"{self._name}.*.vectors"):
-                if former.name != self._file_name():
+                if former.name not in kept:
                     _remove(former)
             for partial in folder.glob(f".{self._name}.*.part.vectors"):
                 # A process that still writes one, also on another machine, changes it all the time.
                 if time.time() - partial.stat().st_mtime > _ABANDONED:
                     _remove(partial)
 
-    def rename_to_revision(self, former: str) -> None:
-        """Keep the file of a former revision that has the same rows."""
+    def keep(self, former: str) -> None:
+        """Go on with the vectors of a former revision that has the same rows in the same order, maybe with new ids."""
+        if former == self._store.revision:
+            return
+        ids = self._store.row_ids()
         for folder in self._folders:
-            file = folder / f"{self._name}.{former}.vectors"
-            if file.is_file() and os.access(folder, os.W_OK):
-                file.replace(folder / self._file_name())
+            file = _undamaged(folder / f"{self._name}.{former}.vectors")
+            if file is None or len(file.row_ids) != len(ids) or not os.access(folder, os.W_OK):
+                continue
+            kept = _kept(file, 0)
+            if np.array_equal(file.row_ids, ids):
+                file.path.replace(folder / self._file_name())
                 self._loaded = None
+            elif sum(one.rows for one in kept) == len(ids):
+                self._write(folder, kept, ids)
+
+    def _extend(self) -> bool:
+        """Write the rows that were appended to a former revision; False where there is none that has the others."""
+        ids = self._store.row_ids()
+        for folder in self._folders:
+            for path in sorted(folder.glob(f"{self._name}.*.vectors")):
+                file = _undamaged(path)
+                if file is None or not np.array_equal(file.row_ids, ids[: len(file.row_ids)]):
+                    continue
+                if (kept := _kept(file, len(ids) - len(file.row_ids))) and os.access(folder, os.W_OK):
+                    self._write(folder, kept, ids)
+                    return True
+        return False
+
+    def _write(self, folder: Path, earlier: Sequence[Earlier], ids: NDArray[np.uint64]) -> None:
+        """Write all rows but those in earlier files."""
+        start, dim = sum(one.rows for one in earlier), self._store.schema.field("vector").type.list_size
+        new = self._checked_vectors(start) if start < len(ids) else iter(())
+        write_vectors(folder / self._file_name(), new, dim, earlier, ids[:start])
 
     def _load(self) -> _Loaded:
         if self._loaded is None or self._loaded.revision != self._store.revision:
-            file = self._open() or self._make()
+            files = self._open() or [self._make()]
             try:
-                self._loaded = _Loaded(self._store.revision, file, self._device)
+                self._loaded = _Loaded(self._store.revision, files, self._device)
             except DamagedError as error:
                 return self._make_again(error)
         return self._loaded
 
     def _make_again(self, error: DamagedError) -> _Loaded:
         _report_damage(error)
-        self._loaded = _Loaded(self._store.revision, self._make(), self._device)
+        self._loaded = _Loaded(self._store.revision, [self._make()], self._device)
         return self._loaded
 
-    def _open(self) -> VectorFile | None:
+    def _open(self) -> list[VectorFile] | None:
         for folder in self._folders:
-            file = open_vectors(folder / self._file_name())
-            if file is not None and len(file.row_ids) == len(self._store):
-                return file
+            files = open_revision(folder / self._file_name())
+            if files is not None and len(files[-1].row_ids) == len(self._store):
+                return files
         return None
 
     def _make(self) -> VectorFile:
@@ -316,8 +424,8 @@ class VectorRows:
             f"{refused}: there is no place for the vectors; set $VITRAIL_CACHE to a folder that can be written"
         )
 
-    def _checked_vectors(self) -> Iterator[tuple[NDArray[np.float32], NDArray[np.uint64]]]:
-        for vectors, row_ids in self._store.vectors():
+    def _checked_vectors(self, start: int = 0) -> Iterator[tuple[NDArray[np.float32], NDArray[np.uint64]]]:
+        for vectors, row_ids in self._store.vectors(start):
             check_lengths(vectors, self._store.origin)
             yield vectors, row_ids
 
@@ -325,15 +433,37 @@ class VectorRows:
         return f"{self._name}.{self._store.revision}.vectors"
 
 
-class _Loaded:
-    """The matrix of one revision, and which row of the table each of its rows is."""
+def _undamaged(path: Path) -> VectorFile | None:
+    """A file whose rows may be gone on with: the names of earlier ones are checked, its vectors by those who search."""
+    try:
+        file = _mapped(path)
+        if file is not None:
+            file.check_names()
+        return file
+    except DamagedError:
+        return None
 
-    def __init__(self, revision: str, file: VectorFile, device: str) -> None:
+
+def _kept(file: VectorFile, new: int) -> list[Earlier]:
+    """The files with a revision's rows that a file with ``new`` more does not take in."""
+    files = [*file.earlier, Earlier(file.path.name, len(file.matrix), file.check)]
+    while files and files[-1].rows < max(_FEWEST, _LARGER * new):
+        new += files.pop().rows
+    return files
+
+
+class _Loaded:
+    """The vectors of one revision, and which row of the table each of them is."""
+
+    def __init__(self, revision: str, files: Sequence[VectorFile], device: str) -> None:
         self.revision = revision
-        self.row_ids = file.row_ids
+        self.row_ids = files[-1].row_ids
         if device != "cpu" or not integer_products():
-            file.check_all()  # all vectors are read, or copied to where they are not compared any more
-        self.index = ExactIndex(file.matrix, device, file.coarse, file.check_rows)
+            for file in files:
+                file.check_all()  # all vectors are read, or copied to where they are not compared any more
+        self.index = ExactIndex.joined(
+            [ExactIndex(file.matrix, device, file.coarse, file.check_rows) for file in files]
+        )
         self._order: NDArray[np.int64] | None = None
 
     def positions(self, row_ids: NDArray[np.uint64]) -> NDArray[np.int64]:

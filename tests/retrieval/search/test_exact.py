@@ -143,7 +143,19 @@ def test_files_and_views_are_searched_without_a_copy(scan: str, tmp_path: Path) 
     index = index_of(mapped, scan)
     wide = np.asfortranarray(kinds("normal", 10, 6))[::2]
     np.testing.assert_array_equal(index.search(wide, 4).rows, by_hand(matrix, wide, 4)[0])
-    assert index.matrix is mapped
+    assert index._parts[0].matrix is mapped
+
+
+@pytest.mark.parametrize("allowed", [None, np.arange(3, 260, 2), np.array([1, 251])])
+@pytest.mark.parametrize("k", [1, 30, 400])
+def test_joined_indexes_find_what_one_of_all_rows_finds(scan: str, k: int, allowed: NDArray[np.int64] | None) -> None:
+    matrix, queries = kinds("normal", 260, 6), kinds("normal", 12, 6)
+    matrix[[5, 203, 259]] = matrix[77]  # equal scores across parts
+    parts = [matrix[:200], matrix[200:200], matrix[200:250], matrix[250:]]
+    found = ExactIndex.joined([index_of(part, scan) for part in parts]).search(queries, k, allowed)
+    rows, scores = by_hand(matrix, queries, k, allowed)
+    np.testing.assert_array_equal(found.rows, rows)
+    np.testing.assert_array_equal(found.scores, scores)
 
 
 def test_blocks_of_the_usual_size_give_the_same() -> None:

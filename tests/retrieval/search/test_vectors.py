@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -105,6 +106,118 @@ def test_a_matrix_of_a_former_revision_never_answers(tmp_path: Path) -> None:
     assert not former.exists()
 
 
+@pytest.fixture
+def growing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Gallery:
+    """A gallery of 40 images, large enough for appended ones to get a file of their own."""
+    monkeypatch.setattr(vector_rows, "_FEWEST", 8)
+    gallery = Gallery.create(str(tmp_path / "g"), identity(encodes_text=False))
+    append(gallery, 40, seed=0)
+    return gallery
+
+
+def append(gallery: Gallery, count: int, seed: int) -> None:
+    with gallery.writing() as writer:
+        names = [f"{seed}-{row}" for row in range(count)]
+        writer.add(image_rows(gallery.identity, names, vectors(count, seed=seed)))
+
+
+def expect_all(gallery: Gallery) -> None:
+    """Every search finds what a comparison with every vector in the table finds."""
+    names = gallery.table(["id"]).column("id").to_pylist()
+    best = brute_force(gallery.vectors(names), QUERIES, 20)
+    for found in (gallery, Gallery.open(gallery.uri)):
+        hits = [[hit.id for hit in near] for near in found.nearest(QUERIES, 20)]
+        assert hits == [[names[row] for row in rows] for rows in best]
+        some = np.arange(1, len(names), 2)
+        best_of_some = some[brute_force(gallery.vectors(names)[some], QUERIES, 20)]
+        hits = [[hit.id for hit in near] for near in found.nearest(QUERIES, 20, some)]
+        assert hits == [[names[row] for row in rows] for rows in best_of_some]
+
+
+def test_appending_writes_what_is_appended(growing: Gallery) -> None:
+    [first] = files(growing)
+    whole, written = first.read_bytes(), first.stat().st_ino
+    reader = Gallery.open(growing.uri)
+    before = reader.nearest(QUERIES, 20)
+    append(growing, 8, seed=1)
+    assert first.read_bytes() == whole
+    assert first.stat().st_ino == written
+    [new] = [file for file in files(growing) if file != first]
+    opened = open_vectors(new)
+    assert opened is not None
+    assert len(opened.matrix) == 8
+    assert [(one.name, one.rows) for one in opened.earlier] == [(first.name, 40)]
+    expect_all(growing)
+    assert reader.nearest(QUERIES, 20) == before
+
+
+def test_files_stay_few_and_each_is_a_few_times_as_large_as_the_next(growing: Gallery) -> None:
+    for seed in range(1, 25):
+        append(growing, 8, seed)
+        last = open_vectors(max(files(growing), key=lambda file: file.stat().st_mtime_ns))
+        assert last is not None
+        # The last file may have taken in some that were larger than it.
+        sizes = [one.rows for one in last.earlier]
+        assert all(one >= 4 * other for one, other in itertools.pairwise(sizes))
+        assert len(files(growing)) == len(sizes) + 1
+    expect_all(growing)
+
+
+def test_joining_small_files_of_the_table_writes_no_vectors_again(growing: Gallery) -> None:
+    """Their rows get new ids, in the same order."""
+    append(growing, 200, seed=100)
+    [first] = files(growing)
+    former = growing._images.row_ids()
+    for seed in range(1, 19):
+        append(growing, 1, seed)
+    assert not np.array_equal(growing._images.row_ids()[: len(former)], former)
+    assert first in files(growing)
+    expect_all(growing)
+
+
+def test_removed_and_replaced_images_are_not_found_in_earlier_files(growing: Gallery) -> None:
+    append(growing, 8, seed=1)
+    with growing.writing() as writer:
+        writer.remove(["0-3"])
+        writer.add(image_rows(growing.identity, ["0-4", "new"], vectors(2, seed=9)))
+    expect_all(growing)
+    assert len(growing) == 48
+    assert len(files(growing)) == 1
+
+
+@pytest.mark.parametrize("harm", ["removed", "cut", "changed"])
+def test_damage_in_an_earlier_file_is_noticed(growing: Gallery, harm: str) -> None:
+    [first] = files(growing)
+    append(growing, 8, seed=1)
+    content = bytearray(first.read_bytes())
+    content[200] ^= 1
+    first.unlink()
+    if harm != "removed":
+        first.write_bytes(content if harm == "changed" else content[:-10])
+    expect_all(Gallery.open(growing.uri))
+    append(growing, 8, seed=2)
+    expect_all(growing)
+
+
+def test_a_kill_between_the_commit_and_its_file_costs_nothing(
+    growing: Gallery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    [first] = files(growing)
+    with monkeypatch.context() as patch:
+        patch.setattr(vector_rows.VectorRows, "_write", _interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            append(growing, 8, seed=1)
+    assert files(growing) == [first]
+    with growing.writing():
+        pass
+    assert len(files(growing)) == 2
+    expect_all(growing)
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
 def test_a_gallery_that_was_made_again_in_the_same_place_has_a_matrix_of_its_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -157,8 +270,8 @@ def test_a_table_with_damaged_vectors_answers_nothing(
         file.unlink()
     read = lance_store.Store.vectors
 
-    def damaged(store: lance_store.Store) -> Iterator[tuple[NDArray[np.float32], NDArray[np.uint64]]]:
-        for some, row_ids in read(store):
+    def damaged(store: lance_store.Store, start: int = 0) -> Iterator[tuple[NDArray[np.float32], NDArray[np.uint64]]]:
+        for some, row_ids in read(store, start):
             broken = some.copy()
             broken[3] = value
             yield broken, row_ids
@@ -244,8 +357,9 @@ def test_a_foreign_file_or_another_format_reads_as_absent(
     path.write_bytes(b"PAR1" * 100)
     assert open_vectors(path) is None
     capsys.readouterr()
-    path.write_bytes(b"VITRVEC\n" + (1).to_bytes(4, "little") + bytes(1000))  # the former format
-    assert open_vectors(path) is None
+    for former in (1, 2):
+        path.write_bytes(b"VITRVEC\n" + former.to_bytes(4, "little") + bytes(1000))
+        assert open_vectors(path) is None
     assert capsys.readouterr().err == ""
 
 
