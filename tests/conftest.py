@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import atexit
+import functools
 import gc
 import hashlib
+import importlib.metadata
 import os
 import random
 import shutil
@@ -22,6 +24,7 @@ os.environ.setdefault("WANDB_MODE", "disabled")
 import numpy as np
 import pytest
 import torch
+from lightning.fabric.utilities import registry
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -29,6 +32,10 @@ if TYPE_CHECKING:
 # For fixtures that are made before a test's own. Each process of pytest-xdist makes its own.
 _SHARED = os.environ["VITRAIL_CACHE"] = tempfile.mkdtemp(prefix="vitrail-tests-")
 atexit.register(shutil.rmtree, _SHARED, ignore_errors=True)
+
+
+# Each Trainer looks through the metadata of all installed packages for callbacks: a tenth of a tiny training.
+registry.entry_points = functools.cache(importlib.metadata.entry_points)  # type: ignore[attr-defined]
 
 
 @pytest.hookimpl(tryfirst=True)
