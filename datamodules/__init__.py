@@ -5,8 +5,9 @@ Names are looked up when they are first used, so that ``import datamodules`` cos
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING
+
+from vitrail.lazy import lazy_names
 
 if TYPE_CHECKING:
     from datamodules.base import ImageDataModule as ImageDataModule
@@ -23,30 +24,20 @@ if TYPE_CHECKING:
     from datamodules.wares import Wares as Wares
     from vitrail.errors import UserError as UserError
 
-_MODULES = {
-    "Fashion": "datamodules.fashion",
-    "Flickr8k": "datamodules.flickr8k",
-    "Flowers102": "datamodules.flowers102",
-    "HubImages": "datamodules.hub_images",
-    "ImageDataModule": "datamodules.base",
-    "ImageFolder": "datamodules.image_folder",
-    "UnlabeledFolder": "datamodules.image_folder",
-    "Products": "datamodules.products",
-    "SampleTable": "datamodules.table",
-    "StreamedImages": "datamodules.streaming",
-    "Table": "datamodules.table_file",
-    "UserError": "vitrail.errors",
-    "Wares": "datamodules.wares",
-}
-
-__all__ = list(_MODULES)
-
-
-def __getattr__(name: str) -> object:
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_MODULES[name]), name)
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+__all__, __getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "datamodules.fashion": "Fashion",
+        "datamodules.flickr8k": "Flickr8k",
+        "datamodules.flowers102": "Flowers102",
+        "datamodules.hub_images": "HubImages",
+        "datamodules.base": "ImageDataModule",
+        "datamodules.image_folder": "ImageFolder UnlabeledFolder",
+        "datamodules.products": "Products",
+        "datamodules.table": "SampleTable",
+        "datamodules.streaming": "StreamedImages",
+        "datamodules.table_file": "Table",
+        "vitrail.errors": "UserError",
+        "datamodules.wares": "Wares",
+    },
+)

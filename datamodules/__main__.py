@@ -1,15 +1,11 @@
 """``python -m datamodules COMMAND``; the commands are in ``vitrail.programs``."""
 
 import sys
-from collections.abc import Sequence
+from functools import partial
 
 from vitrail import programs
 
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command and return its exit code."""
-    return programs.main("datamodules", arguments)
-
+main = partial(programs.main, "datamodules")
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -29,6 +29,9 @@ from lightning.fabric.utilities import registry
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
+# What tests write need not outlive a power cut, and a busy disk flushes for many milliseconds.
+os.fsync = lambda fd: None
+
 # For fixtures that are made before a test's own. Each process of pytest-xdist makes its own.
 _SHARED = os.environ["VITRAIL_CACHE"] = tempfile.mkdtemp(prefix="vitrail-tests-")
 atexit.register(shutil.rmtree, _SHARED, ignore_errors=True)

@@ -9,8 +9,9 @@ Example:
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+from vitrail.lazy import lazy_names
 
 if TYPE_CHECKING:
     from datamodules import Fashion as Fashion
@@ -32,59 +33,20 @@ if TYPE_CHECKING:
     from retrieval.gallery import Gallery as Gallery
     from vitrail.runs import Run as Run
 
-__all__ = [
-    "DualEncoder",
-    "Ensemble",
-    "Fashion",
-    "FewShotClassifier",
-    "Flickr8k",
-    "Flowers102",
-    "Gallery",
-    "GenerativeClassifier",
-    "HubImages",
-    "ImageClassifier",
-    "ImageFolder",
-    "MultiTaskClassifier",
-    "Products",
-    "Run",
-    "StreamedImages",
-    "Table",
-    "UnlabeledFolder",
-    "Wares",
-    "__version__",
-]
+__all__, _find, __dir__ = lazy_names(
+    __name__,
+    {
+        "retrieval.gallery": "Gallery",
+        "vitrail.runs": "Run",
+        "datamodules": "Fashion Flickr8k Flowers102 HubImages ImageFolder Products StreamedImages Table "
+        "UnlabeledFolder Wares",
+        "lightning_modules": "DualEncoder Ensemble FewShotClassifier GenerativeClassifier ImageClassifier "
+        "MultiTaskClassifier",
+    },
+)
+"""The core imports no other package of ours before one of its names is used."""
 
-_HOMES = {
-    "Gallery": "retrieval.gallery",
-    "Run": "vitrail.runs",
-    **dict.fromkeys(
-        (
-            "Fashion",
-            "Flickr8k",
-            "Flowers102",
-            "HubImages",
-            "ImageFolder",
-            "Products",
-            "StreamedImages",
-            "Table",
-            "UnlabeledFolder",
-            "Wares",
-        ),
-        "datamodules",
-    ),
-    **dict.fromkeys(
-        (
-            "DualEncoder",
-            "Ensemble",
-            "FewShotClassifier",
-            "GenerativeClassifier",
-            "ImageClassifier",
-            "MultiTaskClassifier",
-        ),
-        "lightning_modules",
-    ),
-}
-"""Imported when first used: ``import vitrail`` is quick, and the core imports no other package of ours."""
+__all__ += ["__version__"]
 
 
 def __getattr__(name: str) -> Any:
@@ -95,10 +57,4 @@ def __getattr__(name: str) -> Any:
             return version("vitrail")
         except PackageNotFoundError:  # a source tree that is not installed
             return "0+unknown"
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return _find(name)

@@ -1,15 +1,11 @@
 """``vitrail COMMAND``: the commands of all programs."""
 
 import sys
-from collections.abc import Sequence
+from functools import partial
 
 from vitrail import programs
 
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command and return its exit code."""
-    return programs.main("vitrail", arguments)
-
+main = partial(programs.main, "vitrail")
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -16,6 +16,12 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints, is
 import yaml
 from jsonargparse import set_dumper, set_loader
 
+try:  # of libyaml, eight times as fast; PyYAML's own wheels have it
+    from yaml import CSafeDumper as SafeDumper
+    from yaml import CSafeLoader as SafeLoader
+except ImportError:
+    from yaml import SafeDumper, SafeLoader  # type: ignore[assignment]
+
 from vitrail.errors import UserError
 
 _SEED_KEYS = ("data.init_args.seed", "data.seed")
@@ -56,7 +62,7 @@ class FullNames:
         super().__init__(*args, **{"allow_abbrev": False, **kwargs})
 
 
-class _Loader(yaml.SafeLoader):
+class _Loader(SafeLoader):
     """Scalars as in YAML 1.2: ``on``, ``off``, ``yes``, ``no``, dates and ``001`` are strings, ``1e-4`` is a number.
 
     Keys are strings, and a key that occurs twice in one mapping is refused.
@@ -93,7 +99,7 @@ for _tag, _pattern, _first in (
     _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), list(_first))
 
 
-class _Dumper(yaml.SafeDumper):
+class _Dumper(SafeDumper):
     """Quotes strings that YAML 1.1 or 1.2 would parse as something else, such as ``1e3``."""
 
 
@@ -133,6 +139,11 @@ def dump_yaml(content: Mapping[str, Any], *, one_line: bool = False) -> str:
         dict(content), Dumper=_Dumper, default_flow_style=one_line, sort_keys=False, allow_unicode=True, width=1 << 30
     )
     return text.strip() if one_line else text
+
+
+def load_dumped(text: str) -> Any:
+    """Parse what ``dump_yaml`` has written, as any reader of YAML does."""
+    return yaml.load(text, Loader=SafeLoader)
 
 
 def _load_value(text: str) -> Any:

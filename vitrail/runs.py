@@ -21,7 +21,7 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
-from vitrail.config import read_experiment
+from vitrail.config import load_dumped, read_experiment
 from vitrail.errors import UserError
 from vitrail.files import (
     cache_directory,
@@ -425,9 +425,7 @@ class Run:
     @cached_property
     def config(self) -> dict[str, Any]:
         """The whole configuration; empty if there is none."""
-        return self._parse(
-            self.CONFIG, yaml.safe_load, "there is no configuration: the run ended before it was trained"
-        )
+        return self._parse(self.CONFIG, load_dumped, "there is no configuration: the run ended before it was trained")
 
     @cached_property
     def record(self) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from evaluation.statistics.intervals import half_width
 from evaluation.statistics.pooled import JoinedScore, join_runs
 from experiments.launch.study import ERROR, NAME, RUN, VALUES
 from experiments.launch.sweep_file import Metric
+from vitrail.config import load_dumped
 from vitrail.console import Table
 from vitrail.files import write_csv, write_text_atomically
 from vitrail.runs import Run, class_counts_of
@@ -168,7 +169,7 @@ def write_reports(folder: Path, study: optuna.Study, trials: Sequence[FrozenTria
 
 def _best_config(best: FrozenTrial, name: str, metric: Metric, runs: Path) -> str:
     """The trial's whole configuration with a name of its own, so that its next run is not put among the trials."""
-    config = yaml.safe_load(best.user_attrs[CONFIG])
+    config = load_dumped(best.user_attrs[CONFIG])
     config |= {"name": f"{name}_best", "runs": str(runs)}
     values = ", ".join(f"{key} {value}" for key, value in best.user_attrs[VALUES].items())
     head = f"# The best of the sweep {name}: {best.user_attrs[NAME]}, {metric.name} {value_of(best):.6g} with {values}."

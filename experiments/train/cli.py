@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import (
@@ -52,7 +51,7 @@ from experiments.train.run_record import RunRecorder
 from lightning_modules.base import VisionTask
 from lightning_modules.distributed import FullySharded
 from lightning_modules.options import current_arguments
-from vitrail.config import FullNames, one_config, split_configs
+from vitrail.config import FullNames, load_dumped, one_config, split_configs
 from vitrail.errors import UserError, refuse_passwords, run_reporting_user_errors, was_interrupted
 from vitrail.files import check_zip, write_text_atomically
 from vitrail.programs import program_name
@@ -270,7 +269,7 @@ class RunConfig(SaveConfigCallback):
             write_text_atomically(path, text)
         if self._own:
             write_text_atomically(path.with_name(EXPERIMENT), self._own)
-        log_configuration(trainer.loggers, text, yaml.safe_load(text))
+        log_configuration(trainer.loggers, text, load_dumped(text))
 
 
 class _Parser(FullNames, LightningArgumentParser):
@@ -396,8 +395,12 @@ class VitrailCLI(LightningCLI):
         if self.subcommand == "fit":
             refuse_trainer_options(config.trainer)
         run = run_of_checkpoint(self.checkpoint) if self.checkpoint else None
-        values = yaml.safe_load(self._parser(self.subcommand).dump(config, skip_none=False))
+        values = load_dumped(self._parser(self.subcommand).dump(config, skip_none=False, skip_validation=True))
         refuse_passwords(values, "")
+        # For the hyper-parameters of checkpoints; Lightning would validate everything again.
+        self.config_dump = load_dumped(
+            self.parser.dump(self.config, skip_link_targets=False, skip_none=False, skip_validation=True)
+        )[str(self.subcommand)]
         if self.subcommand == "fit":
             own = run is not None and same_experiment(run, values)
         else:

@@ -15,7 +15,6 @@ from lightning.pytorch.loggers import WandbLogger
 from PIL import Image
 from sklearn import metrics
 
-import callbacks
 from callbacks import ClassReport, ConfusionMatrixLogger, PredictionWriter
 from callbacks.confusion import ConfusionCounter, CountedSplit, summary_table
 from evaluation.statistics.intervals import known
@@ -177,13 +176,6 @@ def test_chosen_epochs_are_written_while_fitting(tmp_path: Path, monkeypatch: py
 def test_negative_interval_is_refused() -> None:
     with pytest.raises(UserError, match="must not be negative"):
         ConfusionMatrixLogger(-1)
-
-
-def test_no_name_of_lightning_is_taken() -> None:
-    import lightning.pytorch.callbacks as of_lightning
-
-    assert not set(callbacks.__all__) & set(of_lightning.__all__)
-    assert all(hasattr(callbacks, name) for name in callbacks.__all__)
 
 
 def test_offline_wandb_run_holds_images_and_chart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

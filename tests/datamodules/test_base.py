@@ -12,7 +12,6 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from PIL import Image
 
-import datamodules
 from datamodules import ImageFolder, Products, StreamedImages, Wares
 from datamodules.base import ImageDataModule
 from datamodules.checks.verify import content_of
@@ -34,7 +33,7 @@ from tests.support.data import (
     write_products,
 )
 from vitrail.errors import UserError
-from vitrail.types import LABEL_TASK, UNKNOWN, Batch, DescribesImages
+from vitrail.types import UNKNOWN, Batch, DescribesImages
 
 
 class Files(ImageDataModule):
@@ -272,18 +271,6 @@ def test_skipped_images_are_left_out_and_recorded_and_others_keep_their_ids(imag
     assert [(skipped["name"], skipped["row"]) for skipped in record["skipped"]] == [("n9", 11), ("n40", 42)]
     assert "no such file" in record["skipped"][1]["reason"]
     assert len(data.sample_names()) == 47
-
-
-def test_the_package_exports_its_names_lazily() -> None:
-    assert datamodules.ImageDataModule is ImageDataModule
-    assert datamodules.UserError is UserError
-    assert datamodules.SampleTable is SampleTable
-    assert set(datamodules.__all__) <= set(dir(datamodules))
-    for name in datamodules.__all__:
-        assert getattr(datamodules, name).__module__.startswith(("datamodules.", "vitrail."))
-    with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
-        _ = datamodules.Nothing
-    assert LABEL_TASK == "class"
 
 
 IDS = np.array([5, 2, 30])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,32 +10,9 @@ import pytest
 
 from experiments.__main__ import main
 from tests.support.plain_figures import undrawn
+from tests.support.runs import TINY, tiny_run
 
 __all__ = ["undrawn"]
-
-TINY = """
-name: tiny
-data:
-  class_path: datamodules.Wares
-  init_args:
-    n_samples: 60
-    resolution: 32
-    image: {size: 32}
-    loader: {batch_size: 8}
-model:
-  class_path: lightning_modules.MultiTaskClassifier
-  init_args:
-    backbone: test_resnet
-    pretrained: false
-    lr: 0.001
-trainer:
-  max_epochs: 2
-  accelerator: cpu
-  enable_progress_bar: false
-  enable_model_summary: false
-  log_every_n_steps: 1
-wandb: {mode: disabled}
-"""
 
 
 @pytest.fixture
@@ -43,6 +21,13 @@ def tiny(tmp_path: Path) -> Path:
     path = tmp_path / "tiny.yaml"
     path.write_text(TINY)
     return path
+
+
+@pytest.fixture
+def fitted(tmp_path: Path) -> Path:
+    """A copy of a trained and tested run of the tiny experiment, where ``run`` finds it."""
+    source = tiny_run()
+    return Path(shutil.copytree(source, tmp_path / "runs" / "tiny" / source.name))
 
 
 @pytest.fixture

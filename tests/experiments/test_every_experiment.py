@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,13 +50,16 @@ FAST = (
 )
 """Experiments whose tiny version is in the fast tests: one of each kind of network, phases and data."""
 
+RESUMED_FAST = ("products_multitask_regnetx", "flowers_clip_lora")
+"""Of these also that a finished training goes on: one in phases, and one with low-rank adapters."""
+
 TINY_BACKBONES = {"vit": "test_vit", "deit": "test_vit"}
 """Of the same kind as the true one, with a few hundred thousand parameters; convolutional where not named."""
 
 
-def one_of_its_kind(path: Path) -> Any:
+def one_of_its_kind(path: Path, fast: Sequence[str] = FAST) -> Any:
     """The experiment; as a slow case where another one of its kind is among the fast ones."""
-    return path if path.stem in FAST else pytest.param(path, marks=pytest.mark.slow)
+    return path if path.stem in fast else pytest.param(path, marks=pytest.mark.slow)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -113,6 +116,7 @@ def tiny(experiment: dict[str, Any]) -> dict[str, Any]:
             "check_val_every_n_epoch": 1,
             "enable_progress_bar": False,
             "enable_model_summary": False,
+            "num_sanity_val_steps": 0,
         },
         "wandb": {"mode": "disabled"},
     }
@@ -160,7 +164,9 @@ def test_tiny_version_trains_and_tests(path: Path, trained: Trained) -> None:
 
 # Few-shot classifiers are solved in one epoch.
 @pytest.mark.parametrize(
-    "path", [one_of_its_kind(path) for path in EXPERIMENTS if "few_shot" not in path.stem], ids=lambda path: path.stem
+    "path",
+    [one_of_its_kind(path, RESUMED_FAST) for path in EXPERIMENTS if "few_shot" not in path.stem],
+    ids=lambda path: path.stem,
 )
 def test_tiny_version_goes_on(path: Path, trained: Trained) -> None:
     command, first = trained(path)

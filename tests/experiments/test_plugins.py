@@ -82,6 +82,7 @@ trainer:
   max_epochs: 1
   enable_progress_bar: false
   enable_model_summary: false
+  num_sanity_val_steps: 0
   callbacks: [{class_path: callbacks.StartWeights}]
 wandb: {mode: disabled}
 test_best: true

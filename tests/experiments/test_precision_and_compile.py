@@ -21,10 +21,10 @@ from datamodules.options import ImageOptions, LoaderOptions
 from experiments.train.cli import main
 from lightning_modules import Ensemble, load_task
 from lightning_modules.base import VisionTask
-from tests.experiments.conftest import TINY, only_run
+from tests.experiments.conftest import only_run
 from tests.experiments.several_processes import TASKS, Made, build, write_models
 from tests.support.models import write_clip
-from tests.support.runs import MadePhotos, tiny_classifier, tiny_trainer
+from tests.support.runs import TINY, MadePhotos, tiny_classifier, tiny_trainer
 from vitrail.errors import UserError
 from vitrail.predictions import read_predictions
 

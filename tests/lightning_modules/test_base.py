@@ -288,14 +288,6 @@ def test_the_digest_depends_on_every_value_dtype_and_shape() -> None:
     assert {len(digest) for digest in digests} == {64}
 
 
-def test_public_names_are_imported_on_demand() -> None:
-    for name in lightning_modules.__all__:
-        assert getattr(lightning_modules, name).__name__ == name
-    assert dir(lightning_modules) == sorted(lightning_modules.__all__)
-    with pytest.raises(AttributeError, match="nothing"):
-        _ = lightning_modules.nothing
-
-
 @pytest.mark.parametrize(("name", "most"), [("ImageClassifier", 14), ("MultiTaskClassifier", 14), ("DualEncoder", 17)])
 def test_tasks_group_their_arguments_and_take_none_unnamed(name: str, most: int) -> None:
     parameters = inspect.signature(getattr(lightning_modules, name)).parameters.values()

@@ -343,12 +343,38 @@ def looks_of(collection: Collection) -> ImageStats:
     return look_at(collection, collection.usable)
 
 
+TINY = """
+name: tiny
+data:
+  class_path: datamodules.Wares
+  init_args:
+    n_samples: 60
+    resolution: 32
+    image: {size: 32}
+    loader: {batch_size: 8}
+model:
+  class_path: lightning_modules.MultiTaskClassifier
+  init_args:
+    backbone: test_resnet
+    pretrained: false
+    lr: 0.001
+trainer:
+  max_epochs: 2
+  accelerator: cpu
+  enable_progress_bar: false
+  enable_model_summary: false
+  log_every_n_steps: 1
+  num_sanity_val_steps: 0
+wandb: {mode: disabled}
+"""
+
 _END = """
 trainer:
   max_epochs: {epochs}
   accelerator: cpu
   enable_progress_bar: false
   enable_model_summary: false
+  num_sanity_val_steps: 0
 wandb: {{mode: disabled}}
 """
 
@@ -442,6 +468,12 @@ def _once(name: str, make: Callable[[], Path]) -> Path:
 
 
 @functools.cache
+def tiny_run() -> Path:
+    """The tiny experiment, trained for two epochs and tested; tests change copies of it."""
+    return _once("tiny_run", lambda: _fit(folder() / "tiny", TINY))
+
+
+@functools.cache
 def products_run() -> Path:
     """A classifier of two tasks, tested and calibrated."""
     return _once("products_run", _make_products_run)
@@ -464,9 +496,7 @@ def kinds_run() -> Path:
 
 
 def _make_kinds_run() -> Path:
-    root = folder() / "kinds"
-    root.mkdir()
-    run = _fitted(root, EVERY_KIND, epochs=2)
+    run = _fitted(folder() / "kinds", EVERY_KIND, epochs=2)
     outputs = OutputCalibration({"tags": [1.5, 0.25, -0.5, 0.0, 0.5]}, {"price": 1.25})
     write_temperatures(run, {"class": 1.5}, {}, outputs)
     return run
@@ -518,8 +548,13 @@ def data_of(run: Path) -> ImageDataModule:
 
 
 def _fitted(root: Path, text: str, epochs: int) -> Path:
+    return _fit(root, text.format(root=root) + _END.format(epochs=epochs))
+
+
+def _fit(root: Path, text: str) -> Path:
+    root.mkdir(exist_ok=True)
     config = root / "tiny.yaml"
-    config.write_text(text.format(root=root) + _END.format(epochs=epochs))
+    config.write_text(text)
     with plain_figures():
         assert experiments(["fit", "--config", str(config), "--runs", str(root / "runs"), "--test_best=true"]) == 0
     [run] = (root / "runs").glob("*/*")

@@ -11,7 +11,7 @@ import yaml
 
 from evaluation.__main__ import main
 from experiments.train.cli import main as experiments
-from tests.experiments.conftest import TINY
+from tests.support.runs import TINY
 from vitrail.predictions import Predictions, read_predictions
 
 

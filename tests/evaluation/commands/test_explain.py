@@ -26,6 +26,7 @@ trainer:
   accelerator: cpu
   enable_progress_bar: false
   enable_model_summary: false
+  num_sanity_val_steps: 0
 wandb: {mode: disabled}
 """
 PRODUCTS = """

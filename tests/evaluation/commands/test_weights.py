@@ -29,9 +29,9 @@ from evaluation.commands.weights import (
 from experiments.train.cli import main as experiments
 from lightning_modules.checkpoint import State, load_task, read_checkpoint
 from lightning_modules.heads.multi_label import best_thresholds
-from tests.experiments.conftest import TINY
 from tests.support.data import write_flowers, write_labelled
 from tests.support.models import write_clip
+from tests.support.runs import TINY
 from vitrail.errors import UserError
 from vitrail.runs import Run
 
@@ -243,6 +243,7 @@ trainer:
   accelerator: cpu
   enable_progress_bar: false
   enable_model_summary: false
+  num_sanity_val_steps: 0
   callbacks:
     - class_path: callbacks.StartWeights
 checkpoint: {{monitor: val/class/accuracy, mode: max}}
@@ -357,6 +358,7 @@ trainer:
   accelerator: cpu
   enable_progress_bar: false
   enable_model_summary: false
+  num_sanity_val_steps: 0
   callbacks:
     - class_path: callbacks.StartWeights
 checkpoint: {{monitor: val/class/mAP, mode: max}}

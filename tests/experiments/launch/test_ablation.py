@@ -18,8 +18,9 @@ from experiments.launch.ablation import read_ablation
 from experiments.launch.study import Outcome
 from experiments.launch.workers import Job, Watch, run_trial
 from experiments.train.cli import main as fit
-from tests.experiments.conftest import TINY, error_line, launch
+from tests.experiments.conftest import error_line, launch
 from tests.support.data import write_products
+from tests.support.runs import TINY
 from vitrail.errors import UserError
 
 FILES = sorted((Path(__file__).parents[3] / "experiments" / "ablations").glob("*.yaml"))

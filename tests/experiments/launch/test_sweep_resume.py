@@ -17,9 +17,9 @@ import yaml
 
 from experiments.__main__ import main as experiments
 from experiments.launch import study
-from tests.experiments.conftest import TINY
 from tests.experiments.launch.test_sweep import ROOT, table
 from tests.experiments.launch.test_sweep_file import written
+from tests.support.runs import TINY
 
 
 @pytest.mark.slow

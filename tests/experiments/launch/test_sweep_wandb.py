@@ -123,7 +123,7 @@ def test_false_and_lists_reach_fit_as_the_agent_writes_them(tmp_path: Path) -> N
     from wandb.sdk.launch.sweeps import utils
 
     from experiments.train.cli import main
-    from tests.experiments.conftest import TINY
+    from tests.support.runs import TINY
 
     config = tmp_path / "tiny.yaml"
     config.write_text(TINY)

@@ -23,7 +23,7 @@ from evaluation.__main__ import main as evaluation
 from experiments.__main__ import main as experiments
 from experiments.train.cli import main
 from retrieval.__main__ import main as retrieval
-from tests.experiments.conftest import TINY, error_line
+from tests.experiments.conftest import error_line
 from vitrail.errors import UserError
 from vitrail.trust import PLUGINS
 
@@ -52,23 +52,9 @@ def hook(*args):
 """
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of one epoch with both checkpoints and predictions."""
-    folder = tmp_path_factory.mktemp("trained")
-    (folder / "tiny.yaml").write_text(TINY)
-    arguments = ["--config", str(folder / "tiny.yaml"), "--runs", str(folder / "runs"), "--trainer.max_epochs=1"]
-    assert main(["fit", *arguments, "--test_best=true"]) == 0
-    (run,) = (folder / "runs" / "tiny").iterdir()
-    return run
-
-
 @pytest.fixture
-def run(trained: Path, tmp_path: Path) -> Path:
-    """A copy that a test may change."""
-    copy = tmp_path / "runs" / "tiny" / trained.name
-    shutil.copytree(trained, copy)
-    return copy
+def run(fitted: Path) -> Path:
+    return fitted
 
 
 @pytest.fixture
@@ -105,8 +91,13 @@ def foreign_strategy(config: dict[str, Any]) -> None:
     config["trainer"]["strategy"] = {"class_path": "stranger.Model"}
 
 
-@pytest.mark.parametrize("change", [foreign_data, foreign_model, foreign_argument, foreign_strategy])
-@pytest.mark.parametrize("stage", ["fit", "validate", "test", "predict"])
+@pytest.mark.parametrize(
+    ("stage", "change"),
+    [
+        *((stage, foreign_data) for stage in ("fit", "validate", "predict")),
+        *(("test", change) for change in (foreign_data, foreign_model, foreign_argument, foreign_strategy)),
+    ],
+)
 def test_a_stage_refuses_a_run_of_foreign_classes(
     run: Path, ran: Path, stage: str, change: Change, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -309,7 +300,7 @@ def test_checkpoints_of_a_strangers_run_stay_in_a_run_directory(
             config[section]["dirpath"] = str(elsewhere)
 
     changed(run, change)
-    assert main(["fit", "--ckpt_path", str(run / "checkpoints" / "last.ckpt"), "--trainer.max_epochs=2"]) == 0
+    assert main(["fit", "--ckpt_path", str(run / "checkpoints" / "last.ckpt"), "--trainer.max_epochs=3"]) == 0
     err = capsys.readouterr().err
     assert "checkpoint.dirpath of " in err
     assert "last.dirpath of " in err
@@ -329,14 +320,12 @@ def test_a_checkpoint_outside_of_runs_needs_a_configuration(
         assert line.startswith(f"error: --ckpt_path {value}: is not a checkpoint in a run directory")
 
 
-@pytest.mark.parametrize("name", ["../../x", "/tmp/x", "", "..", "a\\b", "sweeps"])
+@pytest.mark.parametrize("name", ["../../x", "sweeps"])
 def test_a_name_that_leads_elsewhere_is_refused(
-    run: Path, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+    run: Path, tiny: Path, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "tiny.yaml").write_text(TINY)
     before = sorted(tmp_path.rglob("*"))
-    arguments = ["--config", str(tmp_path / "tiny.yaml"), "--runs", str(tmp_path / "runs")]
-    assert main(["fit", *arguments, f"--name={name}"]) == 2
+    assert main(["fit", "--config", str(tiny), "--runs", str(tmp_path / "runs"), f"--name={name}"]) == 2
     assert capsys.readouterr().err.startswith("error: --name")
     changed(run, lambda config: config.update(name=name))
     assert main(["test", "--ckpt_path", str(run / "checkpoints" / "last.ckpt")]) == 2
@@ -344,9 +333,8 @@ def test_a_name_that_leads_elsewhere_is_refused(
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_a_refused_training_leaves_no_directory(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "tiny.yaml").write_text(TINY)
-    arguments = ["fit", "--config", str(tmp_path / "tiny.yaml"), "--runs", str(tmp_path / "runs")]
+def test_a_refused_training_leaves_no_directory(tiny: Path, tmp_path: Path) -> None:
+    arguments = ["fit", "--config", str(tiny), "--runs", str(tmp_path / "runs")]
     assert main([*arguments, "--data.init_args.n_samples=-1"]) == 2
     assert main([*arguments, "--trainer.default_root_dir=x"]) == 2
     assert main([*arguments, "--checkpoint.monitor=test/loss"]) == 2
@@ -366,15 +354,14 @@ def sigint() -> Iterator[None]:
 @pytest.mark.usefixtures("sigint")
 @pytest.mark.parametrize("epoch", [0, 1])
 def test_ctrl_c_ends_a_training_with_the_command_that_goes_on(
-    tmp_path: Path, epoch: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tiny: Path, tmp_path: Path, epoch: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def stop(self: object, trainer: Trainer, *_: object) -> None:
         if trainer.current_epoch == epoch:
             os.kill(os.getpid(), signal.SIGINT)
 
     monkeypatch.setattr(MonitoredMetrics, "on_train_batch_end", stop, raising=False)
-    (tmp_path / "tiny.yaml").write_text(TINY)
-    assert main(["fit", "--config", str(tmp_path / "tiny.yaml"), "--runs", str(tmp_path / "runs")]) == 130
+    assert main(["fit", "--config", str(tiny), "--runs", str(tmp_path / "runs")]) == 130
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("interrupted; ")]
     (run,) = (tmp_path / "runs" / "tiny").iterdir()
     if epoch:

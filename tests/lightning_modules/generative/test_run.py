@@ -39,6 +39,7 @@ trainer:
   gradient_clip_val: 1.0
   enable_progress_bar: false
   enable_model_summary: false
+  num_sanity_val_steps: 0
   log_every_n_steps: 1
 wandb: {mode: disabled}
 """
