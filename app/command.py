@@ -28,28 +28,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--gallery", action="append", default=[], metavar="G", help="folder or address of a gallery; repeatable"
     )
     parser.add_argument(
-        "--demo", action="store_true", help="the quickstart's runs and their galleries, made where they are missing"
+        "--demo",
+        action="store_true",
+        help="a classifier and a dual encoder on generated images, trained where they are missing",
     )
     parser.add_argument(
         "--runs", type=Path, default=Path("runs"), metavar="DIR", help="where --demo looks (default: runs)"
     )
-    parser.add_argument(
-        "--data-root",
-        action="append",
-        default=[],
-        type=Path,
-        metavar="DIR",
-        help="folder whose images may be shown in addition to those of the galleries and their data; repeatable",
-    )
-    parser.add_argument(
-        "--max-pixels",
-        type=int,
-        default=50_000_000,
-        metavar="N",
-        help="larger uploads are refused before they are decoded (default: 50000000)",
-    )
-    parser.add_argument("--port", type=int, default=7860, help="default: 7860")
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
+    add_serving_arguments(parser, port=7860)
     parser.add_argument(
         "--allow-remote", action="store_true", help="let other machines use it; there is no login and no encryption"
     )
@@ -65,6 +51,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="",
         metavar="/PREFIX",
         help="path below which a reverse proxy serves it, such as /vitrail",
+    )
+
+
+def add_serving_arguments(parser: argparse.ArgumentParser, *, port: int) -> None:
+    """Add what the application and the HTTP API have in common: where to listen, and which images."""
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
+    parser.add_argument("--port", type=int, default=port, help=f"default: {port}")
+    parser.add_argument(
+        "--data-root",
+        action="append",
+        default=[],
+        type=Path,
+        metavar="DIR",
+        help="folder whose images may be shown in addition to those of the galleries and their data; repeatable",
+    )
+    parser.add_argument(
+        "--max-pixels",
+        type=int,
+        default=50_000_000,
+        metavar="N",
+        help="larger uploads are refused before they are decoded (default: 50000000)",
     )
 
 
@@ -116,7 +123,7 @@ def _check(options: argparse.Namespace) -> None:
     if importlib.util.find_spec("gradio") is None:
         raise UserError("the web application needs more packages; install them: pip install -e '.[app]'")
     if not (options.run or options.gallery or options.demo):
-        raise UserError("nothing to serve; name what: --run RUN, --gallery G, or --demo for the quickstart's")
+        raise UserError("nothing to serve; name what: --run RUN, --gallery G, or --demo for models that it trains")
     if options.max_pixels < 1:
         raise UserError(f"--max-pixels: must be at least 1; got {options.max_pixels}")
     if options.port not in _PORTS:

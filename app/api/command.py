@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from app.command import add_serving_arguments, listening_socket
 from vitrail.errors import UserError
 from vitrail.runs import Run
 
@@ -41,26 +42,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--device", default="", help="of PyTorch, such as cpu or cuda:1 (default: a GPU if any)")
     parser.add_argument("--threads", type=int, default=0, metavar="N", help="of the processor (default: all cores)")
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
-    parser.add_argument("--port", type=int, default=8000, help="default: 8000")
+    add_serving_arguments(parser, port=8000)
     parser.add_argument(
         "--token-file", type=Path, metavar="FILE", help=f"token that requests must have (default: ${TOKEN}, if set)"
     )
     parser.add_argument(
         "--allow-host", action="append", default=[], metavar="HOST", help="name that a reverse proxy passes; repeatable"
     )
-    parser.add_argument(
-        "--data-root",
-        action="append",
-        default=[],
-        type=Path,
-        metavar="DIR",
-        help="folder of gallery images; repeatable",
-    )
     parser.add_argument("--max-bytes", type=int, default=20 * 2**20, metavar="N", help="of a request (default: 20 MiB)")
-    parser.add_argument(
-        "--max-pixels", type=int, default=50_000_000, metavar="N", help="of an image (default: 50000000)"
-    )
     parser.add_argument("--max-images", type=int, default=16, metavar="N", help="of a request (default: 16)")
     parser.add_argument(
         "--rate", type=float, default=100.0, metavar="N", help="requests a second of one address; 0: any (default: 100)"
@@ -72,8 +61,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace, rest: Sequence[str] = ()) -> None:
     """Load the model, and serve it until Ctrl-C or SIGTERM."""
     settings = _settings(options)
-    from app.command import listening_socket
-
     # Before anything is loaded: a taken port is reported at once.
     with listening_socket(options.host, options.port) as listening:
         model = load_model(options.run, options.engine, options.device, options.threads)

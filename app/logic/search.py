@@ -293,8 +293,9 @@ class Searching:
             if other is not gallery and other.identity.worded(other.identity.predicts) and gallery.shares_images(other)
         }
         labels = {"label": TEXT_FIELDS["label"]} if identity.worded(identity.labels) else {}
+        both = {"all": TEXT_FIELDS["all"]} if own and labels else {}
         has_captions = any(gallery.metadata.column("caption").unique().to_pylist())
-        return own | others | labels | ({"caption": TEXT_FIELDS["caption"]} if has_captions else {})
+        return both | own | others | labels | ({"caption": TEXT_FIELDS["caption"]} if has_captions else {})
 
 
 def kind_of(query: Query) -> str:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from app.state.context import display_name
 from app.state.facets import facet_of
 from app.state.limits import shortened
-from datamodules.loading.decode import ValueRange
+from datamodules.loading.decode import ValueRange, read_array
 from retrieval.gallery import Gallery
 from retrieval.image_files import ImageFiles
 from retrieval.schema import LABEL, NOT_METADATA, PREDICTED, ModelIdentity, image_schema
@@ -187,10 +187,7 @@ class ServedGallery:
         """Return an image as JPEG, its longest side at most ``side`` pixels; raise ``UserError`` as ``image``."""
         from PIL import Image
 
-        from datamodules.loading.decode import read_image
-
-        pixels = read_image(self.image(sample_id), sample_id, self.value_range)
-        image = Image.fromarray(pixels.permute(1, 2, 0).numpy())
+        image = Image.fromarray(read_array(self.image(sample_id), sample_id, self.value_range))
         image.thumbnail((side, side), Image.Resampling.LANCZOS)
         content = io.BytesIO()
         image.save(content, format="JPEG", quality=88)

@@ -11,12 +11,11 @@ from app.logic.classify import classify, similar_images
 from app.logic.explore import Explorer
 from app.state.context import AppContext
 from app.widgets.cards import Card, card_grid, cards_html
-from app.widgets.examples import example_grid, linked_upload
+from app.widgets.examples import images_with_examples, linked_upload
 from app.widgets.page import (
     Uploads,
     address_html,
     errors_in_place,
-    image_upload,
     on_page_load,
     paths_of,
     report_errors,
@@ -38,9 +37,7 @@ def build(context: AppContext) -> None:
         return
     with gr.Row():
         with gr.Column(scale=2, min_width=280):
-            images = image_upload(context, "classify-images")
-            with gr.Column(elem_classes=["examples"]):
-                example = example_grid(context, served, images, "classify-examples")
+            images, example = images_with_examples(context, served, "classify")
             several = len(runs) > 1
             first = gr.Dropdown(runs, value=runs[0], label="Model", elem_id="classify-model", visible=several)
             second = gr.Dropdown(
@@ -50,9 +47,7 @@ def build(context: AppContext) -> None:
             saliency = saliency_view("classify-overlay", served)
         with gr.Column(scale=3, min_width=300):
             predictions = predictions_view("classify-predictions", _EMPTY)
-            title = gr.HTML("", apply_default_css=False, js_on_load=None, elem_id="classify-similar-title")
-            with gr.Column(elem_classes=["examples"]):
-                similar = card_grid(label="Similar images", elem_id="classify-similar")
+            title, similar = _similar_view()
 
     @errors_in_place
     def predict(uploads: Uploads, one: object, other: object) -> str:
@@ -91,6 +86,14 @@ def build(context: AppContext) -> None:
     for event in events:
         event.then(explain, [images, first], [title, similar], show_progress="hidden")
     connect_bars(context, predictions, images, saliency)
+
+
+def _similar_view() -> tuple[gr.HTML, gr.HTML]:
+    """Lay out a title and the most similar training images."""
+    title = gr.HTML("", apply_default_css=False, js_on_load=None, elem_id="classify-similar-title")
+    with gr.Column(elem_classes=["examples"]):
+        similar = card_grid(label="Similar images", elem_id="classify-similar")
+    return title, similar
 
 
 def _similar_html(context: AppContext, uploads: Uploads, name: object) -> tuple[str, str]:

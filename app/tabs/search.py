@@ -211,23 +211,24 @@ def _why_none(page: ResultPage) -> str:
 
 
 def _title(result: Result) -> str:
-    """The caption, or the class, or the id."""
+    """The caption, or the class (the true one where it is known), or the id."""
     row = result.row
-    label = row.get(f"{PREDICTED}{LABEL_TASK}") or row.get(f"{LABEL}{LABEL_TASK}")
+    label = row.get(f"{LABEL}{LABEL_TASK}") or row.get(f"{PREDICTED}{LABEL_TASK}")
     return row["caption"] or value_text(label) or result.sample_id
 
 
 def _attributes(row: Mapping[str, Any]) -> list[str]:
-    """The predicted labels in a line, or the true ones where there are none."""
-    for prefix in (PREDICTED, LABEL):
+    """The true labels in a line where the model predicts others, and the predicted ones, marked as such."""
+    lines = []
+    for prefix, mark in ((LABEL, "labels: "), (PREDICTED, "model: ")):
         named = {name.removeprefix(prefix): value for name, value in row.items() if name.startswith(prefix)}
         # A number says little without its name.
         values = [
             f"{task} {value_text(one)}" if isinstance(one, float) else value_text(one) for task, one in named.items()
         ]
         if values := [value for value in values if value]:
-            return [("model: " if prefix == PREDICTED else "") + ", ".join(values)]
-    return []
+            lines.append(f"{mark}{', '.join(values)}")
+    return lines[1:] if len({line.partition(": ")[2] for line in lines}) == 1 < len(lines) else lines
 
 
 def _label_and_prediction(row: Mapping[str, Any], task: str) -> str:

@@ -12,12 +12,11 @@ from app.logic.none_of_these import Others
 from app.logic.uploads import read_uploads
 from app.logic.zero_shot import HIGHEST, LOWEST, PROMPTS, ask, parse_labels, parse_templates, reading_notes
 from app.state.context import AppContext
-from app.widgets.examples import example_grid, linked_upload
+from app.widgets.examples import images_with_examples, linked_upload
 from app.widgets.page import (
     Uploads,
     address_html,
     errors_in_place,
-    image_upload,
     on_page_load,
     paths_of,
     report_errors,
@@ -41,9 +40,7 @@ def build(context: AppContext) -> None:
     longest = context.limits.text
     with gr.Row():
         with gr.Column(scale=2, min_width=280):
-            images = image_upload(context, "zero-shot-images")
-            with gr.Column(elem_classes=["examples"]):
-                example = example_grid(context, served, images, "zero-shot-examples")
+            images, example = images_with_examples(context, served, "zero-shot")
             labels = gr.Textbox(
                 _LABELS, lines=3, max_length=longest, elem_id="zero-shot-labels",
                 label="Labels, separated by commas or lines",

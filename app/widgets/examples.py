@@ -18,7 +18,7 @@ from app.state.context import AppContext
 from app.state.galleries import ServedGallery
 from app.state.runs import ServedRun
 from app.widgets.cards import Card, card_grid
-from app.widgets.page import report_errors
+from app.widgets.page import image_upload, report_errors
 from vitrail.errors import UserError
 from vitrail.files import write_atomically
 
@@ -48,16 +48,17 @@ def example_ids(gallery: ServedGallery, count: int = COUNT) -> list[str]:
     return [explorer.ids[row] for row in ordered[:count]]
 
 
-def example_grid(context: AppContext, runs: Sequence[ServedRun], images: gr.Gallery, elem_id: str) -> Any:
-    """Lay out examples; the one that is pressed becomes the tab's image.
+def images_with_examples(context: AppContext, runs: Sequence[ServedRun], tab: str) -> tuple[gr.Gallery, Any]:
+    """Lay out an upload and examples; the one that is pressed becomes the tab's image.
 
     Returns:
-        the event that sets the image, which others may follow (the upload reports only what users change); None where
-        there are no examples.
+        the upload, and the event that sets the image, which others may follow (the upload reports only what users
+        change); None where there are no examples.
     """
+    images = image_upload(context, f"{tab}-images")
     gallery = example_gallery(context, runs)
     if gallery is None:
-        return None
+        return images, None
     explorer = Explorer(gallery)
     cards = [
         Card(
@@ -67,14 +68,15 @@ def example_grid(context: AppContext, runs: Sequence[ServedRun], images: gr.Gall
         )
         for sample_id in example_ids(gallery)
     ]
-    gr.Markdown("Try an example:", elem_classes=["examples-title"])
-    grid = card_grid(cards, COUNT, label="Example images", elem_id=elem_id)
+    with gr.Column(elem_classes=["examples"]):
+        gr.Markdown("Try an example:", elem_classes=["examples-title"])
+        grid = card_grid(cards, COUNT, label="Example images", elem_id=f"{tab}-examples")
 
     @report_errors
     def use(event: gr.SelectData) -> list[str]:
         return [upload_of(gallery, str(event.value))]
 
-    return grid.select(use, None, images)
+    return images, grid.select(use, None, images)
 
 
 def upload_of(gallery: ServedGallery, sample_id: str) -> str:

@@ -172,6 +172,12 @@ def read_image(
         return decoded(source, value_range, max_pixels)
 
 
+def read_array(source: str | Path | bytes, name: str, value_range: ValueRange = "auto") -> NDArray[np.uint8]:
+    """Read an image as ``read_image`` does, where PyTorch may be missing: uint8 ``(H, W, 3)``, RGB."""
+    with _named(name, MAX_PIXELS):
+        return _decoded_array(source, value_range, MAX_PIXELS)
+
+
 def read_header(source: str | Path | bytes, max_pixels: int = MAX_PIXELS) -> Header:
     """Read a file and its header, without decoding it.
 
@@ -209,15 +215,18 @@ def decoded(source: str | Path | bytes, value_range: ValueRange = "auto", max_pi
     """Decode an image as ``read_image`` does, with whatever exceptions the decoders raise."""
     import torch
 
+    # Channels stay interleaved in memory: torch resizes uint8 about three times as fast so, to the same values.
+    return torch.from_numpy(_decoded_array(source, value_range, max_pixels)).permute(2, 0, 1)
+
+
+def _decoded_array(source: str | Path | bytes, value_range: ValueRange, max_pixels: int) -> NDArray[np.uint8]:
     if max_pixels > MAX_PIXELS and Image.MAX_IMAGE_PIXELS is not None:
         # Pillow has one limit for a process, at twice which it refuses to open a file.
         Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, max_pixels)
     with _file_of(source) as file, opened(file) as image:
         _refuse_too_large(image, file, max_pixels)
         with _one_large if image.width * image.height > _LARGE else nullcontext():
-            pixels = _pixels(image, file, value_range)
-    # Channels stay interleaved in memory: torch resizes uint8 about three times as fast so, to the same values.
-    return torch.from_numpy(pixels).permute(2, 0, 1)
+            return _pixels(image, file, value_range)
 
 
 def check_header(content: bytes, max_pixels: int = MAX_PIXELS) -> None:

@@ -48,9 +48,9 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument(
         "--words",
-        choices=("predicted", "label", "caption"),
-        default="predicted",
-        help="text fields: predicted labels, true labels, or captions (default: predicted)",
+        choices=("all", "predicted", "label", "caption"),
+        default="all",
+        help="text fields: predicted labels, true labels, all (both), or captions (default: all)",
     )
     command.add_argument(
         "--words-gallery", metavar="G2", help="gallery of the same images to take the text fields from"

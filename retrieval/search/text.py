@@ -37,10 +37,15 @@ if TYPE_CHECKING:
 
     from retrieval.gallery import Gallery
 
-TextSource = Literal["predicted", "label", "caption"]
-"""Which text fields are searched."""
+TextSource = Literal["all", "predicted", "label", "caption"]
+"""Which text fields are searched; ``all`` are the predicted and the true labels."""
 
-TEXT_FIELDS: dict[TextSource, str] = {"predicted": "predicted labels", "label": "true labels", "caption": "captions"}
+TEXT_FIELDS: dict[TextSource, str] = {
+    "all": "labels and predictions",
+    "predicted": "predicted labels",
+    "label": "true labels",
+    "caption": "captions",
+}
 """What they are called in tables and on pages."""
 
 CLASS_WEIGHT, OTHER_WEIGHT = 2.0, 1.0
@@ -220,8 +225,10 @@ class TextIndex:
         weights: Mapping[str, float] | None = None,
     ) -> None:
         columns = _columns(text_gallery or gallery, source)
-        table = (text_gallery or gallery).table(["id", *columns.values()])
-        texts = {field: table.column(column).to_pylist() for field, column in columns.items()}
+        table = (text_gallery or gallery).table(["id", *(one for names in columns.values() for one in names)])
+        texts = {
+            field: _merged([table.column(column).to_pylist() for column in names]) for field, names in columns.items()
+        }
         self.ids: list[str] = table.column("id").to_pylist()
         self._notes: list[str] = []
         if text_gallery is not None:
@@ -255,6 +262,16 @@ class TextIndex:
         notes = [] if scores.any() else [f"{identifier} has no text"]
         scores[row] = 0
         return _ranked(scores, allowed, [*notes, *self._notes])
+
+
+def _merged(columns: list[list[str | list[str] | None]]) -> list[str | list[str] | None]:
+    """The texts of several columns as one; what two of them have counts once."""
+    if len(columns) == 1:
+        return columns[0]
+    return [
+        list(dict.fromkeys(text for one in row if one for text in ([one] if isinstance(one, str) else one)))
+        for row in zip(*columns, strict=True)
+    ]
 
 
 def _joined(gallery: Gallery, text_gallery: Gallery) -> tuple[list[int | None], list[str]]:
@@ -303,15 +320,22 @@ def _ranked(scores: NDArray[np.float32], allowed: NDArray[np.int64] | None, note
     return RankedRows(order, scores[order], notes)
 
 
-def _columns(gallery: Gallery, source: TextSource) -> dict[str, str]:
-    """The columns of the text fields."""
+def _columns(gallery: Gallery, source: TextSource) -> dict[str, list[str]]:
+    """The columns of each text field."""
     if source == "caption":
-        return {"caption": "caption"}
+        return {"caption": ["caption"]}
     identity = gallery.identity
-    prefix, named = (PREDICTED, list(identity.predicts)) if source == "predicted" else (LABEL, identity.labels)
-    if tasks := identity.worded(named):
-        return {task: f"{prefix}{task}" for task in tasks}
-    what = "its model predicts no labels" if source == "predicted" else "its data have no labels"
+    found: dict[str, list[str]] = {}
+    for prefix, named, sources in (
+        (PREDICTED, list(identity.predicts), ("all", "predicted")),
+        (LABEL, identity.labels, ("all", "label")),
+    ):
+        for task in identity.worded(named) if source in sources else []:
+            found.setdefault(task, []).append(f"{prefix}{task}")
+    if found:
+        return found
+    faults = {"predicted": "its model predicts no labels", "label": "its data have no labels"}
+    what = faults.get(source, " and ".join(faults.values()))
     raise UserError(
         f"{gallery.uri}: has no text fields to search, because {what}; choose others with --words, name a gallery that "
         "has some with --words-gallery, or use --ranker vector"

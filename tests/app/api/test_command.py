@@ -103,6 +103,8 @@ def test_a_dual_encoder_searches_and_compares_without_torch(tmp_path: Path) -> N
             data={"labels": ["rose", "lily"]},
             timeout=30,
         ).json()["predictions"][0]["labels"]
+        image = httpx.get(f"{url}{found[0]['image_url']}", timeout=30)
+    assert (image.status_code, image.content[:2]) == (200, b"\xff\xd8")
     from retrieval.gallery import Gallery
 
     [expected] = Gallery.open(str(gallery)).nearest(run.encode_texts(["a rose"]), 3)

@@ -66,7 +66,7 @@ def test_pages_together_are_the_whole_ranking(
 ) -> None:
     run: Any = MeaningRun()
     where = " OR ".join(f"{name} = '{value}'" for name, values in filters.items() for value in values)
-    searcher = Searcher(context.galleries["both"].gallery, lambda: run)
+    searcher = Searcher(context.galleries["both"].gallery, lambda: run, text_source="all")
     by: Any = FORMER_RANKERS.get(ranker, ranker)
     whole = searcher.search(Query(text="black plastic bottle"), 12, by, where)
     found: list[tuple[str, float]] = []
@@ -150,7 +150,7 @@ def test_who_can_rank(searching: Searching, context: AppContext) -> None:
     assert searching.rankers("classifier", "text") == ["text"]
     assert searching.rankers("classifier", "like") == ["vector", "text", "hybrid"]
     assert searching.rankers("silent", "image") == []
-    assert list(searching.text_fields("both")) == ["predicted", "gallery:classifier", "label", "caption"]
+    assert list(searching.text_fields("both")) == ["all", "predicted", "gallery:classifier", "label", "caption"]
     assert list(searching.text_fields("silent")) == ["gallery:both", "gallery:classifier", "caption"]
 
 

@@ -98,6 +98,13 @@ def test_more_like_a_result(tab: _Tab) -> None:
         tab.open(found[tab.last], SimpleNamespace(value="../../etc/passwd"))  # type: ignore[arg-type]
 
 
+def test_a_result_that_the_label_found_is_marked_as_labelled(tab: _Tab) -> None:
+    found = tab.by_text("bag", *options("both", "text", "all", count=4))
+    text = html.unescape(re.sub("<[^>]*>", "|", found[tab.grid]))
+    assert "labels: bag, blue, plastic" in text
+    assert "model: sneakers, blue, plastic" in text
+
+
 def test_a_mistake_is_said_and_can_be_mended(tab: _Tab) -> None:
     wrong = tab.by_text("blue bag", *options("words", "vector"))
     assert "has no text encoder; choose text" in said(tab, wrong)
@@ -117,7 +124,7 @@ def test_another_gallery_has_choices_of_its_own(tab: _Tab) -> None:
         "material": False,
         "split": True,
     }
-    assert [value for _, value in after[tab.fields].choices] == ["predicted", "gallery:both", "label", "caption"]
+    assert [value for _, value in after[tab.fields].choices] == ["all", "predicted", "gallery:both", "label", "caption"]
     assert "ranked by text" in said(tab, after)
 
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import re
 import struct
+import sys
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -413,3 +414,15 @@ def test_an_interlaced_png_that_lacks_passes_is_refused(size: tuple[int, int]) -
     assert read_image(png_of(header, zlib.compress(b"".join(rows)))).shape == (3, height, width)
     with pytest.raises(ImageError, match=r"damaged: has|cannot be decoded"):
         read_image(png_of(header, zlib.compress(b"".join(rows[:-1]))))
+
+
+@pytest.mark.parametrize("file_format", ["PNG", "JPEG"])
+def test_an_image_is_read_where_torch_is_not_installed(file_format: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    content = encoded(Image.new("RGB", (40, 30), (10, 200, 30)), file_format)
+    expected = read_image(content).permute(1, 2, 0).numpy()
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(ImportError):
+        images.decoded(content)
+    np.testing.assert_array_equal(images.read_array(content, "an image"), expected)
+    with pytest.raises(images.ImageError, match="an image: "):
+        images.read_array(b"none", "an image")

@@ -172,6 +172,20 @@ def test_text_of_another_gallery_is_joined_by_id(tmp_path: Path, gallery: Galler
     assert f"2 of 12 images have no text in {classifiers.uri}" in fewer.notes
 
 
+def test_labels_and_predictions_are_searched_together(gallery: Gallery) -> None:
+    """The model takes p3, a bag, for sneakers: both words find it, behind the images on which both agree."""
+    index = TextIndex(gallery, "all")
+    for word, own in (("bag", ["p0", "p1", "p2"]), ("sneakers", ["p8", "p9", "p10", "p11"])):
+        found = [index.ids[row] for row in index.search(word).rows]
+        assert sorted(found[:-1]) == sorted(own)
+        assert found[-1] == "p3"
+
+
+def test_labels_alone_are_all_text_where_nothing_is_predicted(tmp_path: Path) -> None:
+    index = TextIndex(small_gallery(tmp_path / "mute", predicts={}), "all")
+    assert sorted(index.ids[row] for row in index.search("bag").rows) == ["p0", "p1", "p2", "p3"]
+
+
 def test_galleries_without_a_common_image_are_refused(tmp_path: Path, gallery: Gallery) -> None:
     other = small_gallery(tmp_path / "other")
     with other.writing() as writer:
