@@ -36,7 +36,7 @@ JOIN, DATA = "/gradio_api/queue/join", "/gradio_api/queue/data"
 _UPLOAD, _FILE = "/gradio_api/upload", "/gradio_api/file="
 
 _READ = re.compile(
-    r"/(|images|config|theme\.css|favicon\.ico|manifest\.json|robots\.txt|(assets|static|svelte)/.*)"
+    r"/(|images|pending|config|theme\.css|favicon\.ico|manifest\.json|robots\.txt|(assets|static|svelte)/.*)"
     r"|/gradio_api/(file=.*|queue/data|upload_progress|heartbeat/[^/]+|startup-events|app_id|info/?|theme\.css)"
 )
 _WRITE = re.compile(r"/gradio_api/(queue/join|upload|cancel|reset)/?")

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import atexit
+import dataclasses
+import logging
 import os
 import shutil
 import socket
 import tempfile
+import threading
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
@@ -22,14 +26,16 @@ os.environ["GRADIO_ANALYTICS_MAX_EVENTS"] = "1"
 import gradio as gr
 import uvicorn
 from fastapi import FastAPI
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.security import Guard, own_names
 from app.state.context import AppContext
 from app.widgets.cards import add_images
+from vitrail.errors import UserError
 
 Builder = Callable[[AppContext], None]
 
+_LOGGER = logging.getLogger("vitrail.app")
 _STATIC = Path(__file__).parent / "static"
 _HOUR = 3600
 
@@ -105,6 +111,7 @@ def build_app(
     app = FastAPI(title="Vitrail", docs_url=None, redoc_url=None, openapi_url=None)
     # Before the page, which handles all other paths.
     add_images(app, context)
+    app.get("/pending")(lambda: {"line": context.pending.line if context.pending else ""})
     page = blocks(context)
     gr.mount_gradio_app(
         app,
@@ -140,8 +147,77 @@ def serve(
     prefix: str = "",
 ) -> None:
     """Serve the application on a bound socket until it is interrupted; for the others see ``build_app``."""
-    app = build_app(context, host=host, allowed=allowed, prefix=prefix)
+
+    def build(context: AppContext) -> ASGIApp:
+        return build_app(context, host=host, allowed=allowed, prefix=prefix)
+
+    app = Growing(build(context))
+    if context.pending is not None:
+        threading.Thread(target=app.grow, args=(context, build), daemon=True).start()
     uvicorn.Server(server_config(app, context)).run(sockets=[listening])
+
+
+class Growing:
+    """An application that another one takes the place of when there is more to be served.
+
+    Args:
+        app: that is served until then.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+        self._next: tuple[ASGIApp, Callable[[], None]] | None = None
+        self._lifespans: list[asyncio.Task[None]] = []
+
+    def grow(self, context: AppContext, build: Callable[[AppContext], ASGIApp]) -> None:
+        """Complete what is pending, and serve it from the next request on; pages that are open load themselves again.
+
+        Args:
+            context: that is served now.
+            build: makes an application.
+        """
+        pending = context.pending
+        assert pending is not None
+
+        def report(line: str) -> None:
+            pending.line = line
+
+        try:
+            app = build(dataclasses.replace(pending.complete(report), limits=context.limits, pending=None))
+        except UserError as error:
+            _LOGGER.error("%s", error)
+            report("failed; the reason is in the terminal")
+        else:
+            self._next = (app, lambda: report(""))
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on to the newest application."""
+        if self._next is not None and scope["type"] == "http":
+            (app, served), self._next = self._next, None
+            await self._start(app)
+            self._app = app
+            served()
+        await self._app(scope, receive, send)
+
+    async def _start(self, app: ASGIApp) -> None:
+        """Do what a server does before the first request: Gradio's queue begins to work then."""
+        started, never = asyncio.Event(), asyncio.Event()
+
+        async def receive() -> Message:
+            if started.is_set():
+                await never.wait()
+            return {"type": "lifespan.startup"}
+
+        async def send(_: Message) -> None:
+            started.set()
+
+        scope = {"type": "lifespan", "asgi": {"version": "3.0"}, "state": {}}
+        self._lifespans.append(asyncio.create_task(_lifespan(app, scope, receive, send)))
+        await started.wait()
+
+
+async def _lifespan(app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
+    await app(scope, receive, send)
 
 
 def server_config(app: ASGIApp, context: AppContext) -> uvicorn.Config:
@@ -172,4 +248,10 @@ def _masthead(context: AppContext) -> str:
     runs, galleries = len(context.runs), len(context.galleries)
     models = f"{runs} {'model' if runs == 1 else 'models'}"
     served = f"{models} · {galleries} {'gallery' if galleries == 1 else 'galleries'}"
-    return f"<header><h1>Vitrail</h1><p>{served} · nothing leaves the machine that serves it</p></header>"
+    pending = ""
+    if context.pending is not None:
+        pending = (
+            '<p id="pending" role="status">Zero-shot and search by text are coming: a model of images and texts is '
+            "being trained, <span>starting</span>. The page loads itself again then.</p>"
+        )
+    return f"<header><h1>Vitrail</h1><p>{served} · nothing leaves the machine that serves it</p>{pending}</header>"

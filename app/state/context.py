@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar
 
@@ -50,13 +50,27 @@ def display_name(parts: Sequence[str], taken: Iterable[str]) -> str:
     return next(name for name in names if name not in others)
 
 
+@dataclass
+class Pending:
+    """What is not served yet because it is still trained.
+
+    Attributes:
+        complete: trains it, given what receives a line on how far it is, and returns all that is served then.
+        line: how far it is; empty once it is served.
+    """
+
+    complete: Callable[[Callable[[str], None]], AppContext]
+    line: str = "starting"
+
+
 @dataclass(frozen=True)
 class AppContext:
-    """The runs and galleries that are served, by the names that users see, and the limits of requests."""
+    """The runs and galleries that are served, by the names that users see, the limits, and what is still to come."""
 
     runs: Mapping[str, ServedRun]
     galleries: Mapping[str, ServedGallery]
     limits: Limits = field(default_factory=Limits)
+    pending: Pending | None = None
 
     def run(self, name: object) -> ServedRun:
         """Return the run of this name; raise ``UserError`` where it is not served."""

@@ -1,14 +1,20 @@
-"""Load everything that is served before the server listens; ``--demo`` trains the quickstart's runs where missing."""
+"""Load everything that is served before the server listens; ``--demo`` trains its own runs where they are missing.
+
+The page of the demo opens once there is a classifier; the dual encoder is trained while it is looked at.
+"""
 
 from __future__ import annotations
 
+import atexit
 import importlib.util
+import os
+import re
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from app.state.context import AppContext, display_name
+from app.state.context import AppContext, Pending, display_name
 from app.state.galleries import ServedGallery, indexed_gallery, opened_gallery
 from app.state.runs import ServedRun
 from vitrail.errors import UserError
@@ -31,7 +37,7 @@ def load(
     Args:
         runs: run directories.
         galleries: folders or addresses of further galleries.
-        demo: whether the quickstart's runs are served too.
+        demo: whether the demo's runs are served too.
         root: directory of all runs, in which those of the demo are looked for.
         data_roots: further folders whose images may be shown.
 
@@ -40,7 +46,7 @@ def load(
     """
     paths = list(runs)
     if demo:
-        paths += [path for path in demo_runs(root) if path.resolve() not in {run.resolve() for run in runs}]
+        paths += demo_runs(root)
     served: dict[str, ServedRun] = {}
     for path in dict.fromkeys(path.resolve() for path in paths):
         run = ServedRun(path, display_name(path.parts, served))
@@ -68,7 +74,15 @@ def load(
             )
     # Search and Explore open on the first: on one that finds what is typed, where there is one.
     ordered = sorted(opened, key=lambda name: not (opened[name].identity.encodes_text and opened[name].run))
-    return AppContext(served, {name: opened[name] for name in ordered})
+    pending = None
+    if demo and lacks_something(root):
+
+        def complete(report: Callable[[str], None]) -> AppContext:
+            complete_demo(root, report)
+            return load(runs, galleries, demo=True, root=root, data_roots=data_roots)
+
+        pending = Pending(complete)
+    return AppContext(served, {name: opened[name] for name in ordered}, pending=pending)
 
 
 def _report(line: str) -> None:
@@ -76,16 +90,58 @@ def _report(line: str) -> None:
     sys.stderr.flush()
 
 
-EXPERIMENTS = ("quickstart", "quickstart_pairs")
-"""A classifier for Classify, and a dual encoder for Zero-shot and for search by text; both on generated images."""
+CLASSIFIER, DUAL_ENCODER = "demo_classifier", "demo_dual_encoder"
+"""Runs of the demo, the quickstart's experiments with more objects, so that most predictions are right.
+
+The dual encoder has the classifier's image tower and trains texts for it, in a fraction of the time."""
+
+_DATA = {"n_samples": "3000", "views": "1", "val_fraction": "0.1", "test_fraction": "0.1"}
+_OPTIONS = {
+    CLASSIFIER: ("quickstart", {"trainer.max_epochs": "9", "report": "false", "test_best": "false"}),
+    DUAL_ENCODER: (
+        "quickstart_pairs",
+        {
+            "data.init_args.short_captions": "true",
+            "trainer.max_epochs": "16",
+            "features.mode": "always",
+            "features.n_views": "2",
+            "model.init_args.freeze": "vision_only",
+            "model.init_args.lr": "2.0e-3",
+            "test_best": "false",
+        },
+    ),
+}
+"""Experiment and settings of each."""
+
+_EPOCH = re.compile(r"epoch (\d+/\d+): ")
 
 
-def demo_runs(root: Path, names: Sequence[str] = EXPERIMENTS) -> list[Path]:
-    """Return a run directory of each experiment of the demo; what is missing is trained and calibrated now."""
-    runs = [finished_run(root, name) or _trained(root, name) for name in names]
-    for run in runs:
+def demo_runs(root: Path) -> list[Path]:
+    """Return the runs of the demo that are there; the classifier, which takes a minute, is trained where it is not."""
+    classifier = finished_run(root, CLASSIFIER) or _trained(root, CLASSIFIER)
+    return [run for run in (classifier, finished_run(root, DUAL_ENCODER)) if run is not None]
+
+
+def lacks_something(root: Path) -> bool:
+    """Return whether a run of the demo is missing or not calibrated."""
+    runs = [finished_run(root, name) for name in _OPTIONS]
+    return any(run is None or not (run / Run.CALIBRATION).exists() for run in runs)
+
+
+def complete_demo(root: Path, report: Callable[[str], None]) -> None:
+    """Train and calibrate what the demo lacks.
+
+    Args:
+        root: directory of all runs.
+        report: receives a line on how far it is.
+
+    Raises:
+        UserError: training failed.
+    """
+    for name in _OPTIONS:
+        run = finished_run(root, name) or _trained(root, name, report)
+        report("calibrating confidences")
         _calibrate(run)
-    return runs
 
 
 def finished_run(root: Path, name: str) -> Path | None:
@@ -101,15 +157,32 @@ def finished_run(root: Path, name: str) -> Path | None:
     return None
 
 
-def _trained(root: Path, name: str) -> Path:
-    """Train an experiment in a process of its own, as the command line does."""
-    command = ["experiments", "fit", "--config", str(_experiments_folder() / f"{name}.yaml"), "--runs", str(root)]
+def _trained(root: Path, name: str, report: Callable[[str], None] | None = None) -> Path:
+    """Train a run in a process of its own, as the command line does; its output goes to the terminal."""
+    experiment, settings = _OPTIONS[name]
+    settings = {**{f"data.init_args.{key}": value for key, value in _DATA.items()}, **settings}
+    if name == DUAL_ENCODER:
+        settings["model.init_args.towers.image_pretrained"] = str(demo_runs(root)[0] / Run.BEST)
+    command = ["experiments", "fit", "--config", str(_experiments_folder() / f"{experiment}.yaml"), "--name", name]
+    command += ["--runs", str(root), *(f"--{key}={value}" for key, value in settings.items())]
     sys.stderr.write(f"{root}: has no finished run of {name}; training it once: python -m {' '.join(command)}\n")
-    ended = subprocess.run([sys.executable, "-m", *command], check=False)
+    with subprocess.Popen(
+        [sys.executable, "-m", *command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    ) as process:
+        stop = atexit.register(process.terminate)
+        for line in process.stdout or ():
+            sys.stderr.write(line)
+            if report is not None and (epoch := _EPOCH.match(line)):
+                report(f"epoch {epoch[1]}")
+        atexit.unregister(stop)
     found = finished_run(root, name)
-    if ended.returncode != 0 or found is None:
+    if process.returncode != 0 or found is None:
         raise UserError(
-            f"--demo: training {name} ended with exit code {ended.returncode}; the reason is in its output above"
+            f"--demo: training {name} ended with exit code {process.returncode}; the reason is in its output above"
         )
     return found
 

@@ -76,6 +76,17 @@ _CAPTIONS = (
 )
 
 
+_SHORT_CAPTIONS = (
+    "{kind}",
+    "a photo of a {kind}",
+    "{colour} {kind}",
+    "a photo of a {colour} {kind}",
+    "{material} {kind}",
+    "{condition} {kind}",
+    "{colour} {material} {kind}",
+)
+
+
 def _dealt(values: Sequence[str], number: int, *key: int) -> str:
     """Deal values from one shuffled deck after another, so that all are equally frequent."""
     deck, place = divmod(number, len(values))
@@ -99,6 +110,12 @@ def ware_caption(spec: WareSpec, seed: int, index: int) -> str:
     return _CAPTIONS[pick(rng, len(_CAPTIONS))].format(
         condition=words[pick(rng, len(words))], colour=spec.colour, material=spec.material, kind=spec.kind
     )
+
+
+def short_captions(spec: WareSpec) -> list[str]:
+    """Return what people type to find an object, such as ``mug`` and ``blue mug``."""
+    named = {"kind": spec.kind, "colour": spec.colour, "material": spec.material, "condition": spec.condition}
+    return [text.format_map(named) for text in _SHORT_CAPTIONS]
 
 
 def ware_tags(spec: WareSpec) -> list[str]:
@@ -129,6 +146,8 @@ class Wares(ImageDataModule):
         draw_seed: of objects and views, 0 or more; separate from ``seed``, so that runs with several seeds share data.
         every_kind: whether there are tasks of every kind: the condition is ordinal, and there are tags (multi-label)
             and a price (regression).
+        short_captions: whether training images also have short captions, such as ``blue mug``: a text tower that is
+            trained from scratch understands only what it has read. Retrieval is still measured by sentences.
         shared: options of every data set, see ``ImageDataModule``.
     """
 
@@ -143,12 +162,13 @@ class Wares(ImageDataModule):
         test_fraction: float = 0.2,
         draw_seed: int = 0,
         every_kind: bool = False,
+        short_captions: bool = False,
         **shared: Any,
     ) -> None:
         super().__init__(**shared)
         self.n_samples, self.views, self.resolution = n_samples, views, resolution
         self.val_fraction, self.test_fraction = val_fraction, test_fraction
-        self.draw_seed, self.every_kind = draw_seed, every_kind
+        self.draw_seed, self.every_kind, self.short_captions = draw_seed, every_kind, short_captions
         self._check_arguments()
         kept = n_samples if n_samples * 3 * resolution * resolution <= MEMORY_LIMIT else 0
         # Reserved, not filled: memory is taken as images are drawn.
@@ -163,14 +183,16 @@ class Wares(ImageDataModule):
         for instance in range(math.ceil(self.n_samples / self.views)):
             spec = ware_spec(self.draw_seed, instance)
             first = instance * self.views
+            split = self._split_of(instance, spec.kind)
+            short = short_captions(spec) if self.short_captions and split == "train" else []
             for index in range(first, min(first + self.views, self.n_samples)):
                 rows.append(
                     {
                         "name": f"ware_{instance:06d}_{index - first}",
                         "source": str(index),
-                        "split": self._split_of(instance, spec.kind),
+                        "split": split,
                         "group": f"ware_{instance:06d}",
-                        "caption": ware_caption(spec, self.draw_seed, index),
+                        "caption": [ware_caption(spec, self.draw_seed, index), *short],
                         "row": index,
                         "class": spec.kind,
                         "colour": spec.colour,

@@ -97,6 +97,17 @@ def test_captions_name_all_values_in_varied_words() -> None:
     assert len({caption.split()[0] for caption in captions}) > 6
 
 
+def test_only_training_images_have_short_captions_too() -> None:
+    lists = Wares(n_samples=60, views=1, short_captions=True).table.caption_lists.of(range(60))
+    table = Wares(n_samples=60, views=1).table
+    assert [captions[0] for captions in lists] == table.captions.to_pylist()
+    train = set(table.split_indices("train").tolist())
+    for index, captions in enumerate(lists):
+        kind = table.tasks["class"][int(table.targets["class"][index])]
+        assert (kind in captions[1:]) == (index in train)
+        assert len(captions) == (8 if index in train else 1)
+
+
 def test_each_image_is_drawn_once_and_only_where_it_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[int] = []
 
