@@ -439,7 +439,7 @@ class DualEncoder(VisionTask):
     @property
     def ready_without_training(self) -> bool:
         """Whether all weights are pretrained, so that zero-shot predictions make sense."""
-        return self.towers.wholly_pretrained and self.few_shot is None
+        return self.towers.wholly_pretrained and self.few_shot is None and self.captioner is None
 
     @property
     def referenced(self) -> str:

@@ -324,7 +324,7 @@ class Run:
             One prediction per image, in order; files of a folder by name.
 
         Raises:
-            UserError: an image cannot be read, or the model has no classes.
+            UserError: an image cannot be read, or the model has neither classes nor captions.
 
         Example:
             >>> predictions = Run.latest("tiny", runs=runs).predict([photo, photo])

@@ -162,23 +162,9 @@ def _predicted(
 
 
 def _show(predictions: Sequence[ImagePrediction], top: int) -> None:
-    """Print the predictions as a table, one row for each image and task."""
+    """Print the predictions as a table, one row for each task of an image, and for its caption."""
     decides = any(one.decision is not None for prediction in predictions for one in prediction.tasks.values())
-    rows = [
-        [
-            prediction.name if place == 0 else "",
-            task,
-            _shown_label(prediction, one),
-            ", ".join(f"{label} {confidence:.1%}" for label, confidence in one.top_k(top)),
-            *([one.decision or ("" if one.decision is None else "(nothing)")] if decides else []),
-        ]
-        for prediction in predictions
-        for place, (task, one) in enumerate(prediction.tasks.items())
-    ]
-    captions = [
-        [one.name, "caption", one.caption, "", *([""] if decides else [])] for one in predictions if one.caption
-    ]
-    rows += captions
+    rows = [row for prediction in predictions for row in _rows(prediction, top, decides)]
     calibrated = all(one.calibrated for prediction in predictions for one in prediction.tasks.values())
     heading = "confidence" if calibrated else "confidence (not calibrated)"
     decision = ["at the operating point"] if decides else []
@@ -186,6 +172,22 @@ def _show(predictions: Sequence[ImagePrediction], top: int) -> None:
     if len(rows) > _SHOWN:
         sys.stdout.write(f"… and {len(rows) - _SHOWN} more rows; write all of them with --to FILE\n")
     sys.stderr.writelines(f"{one.name}: {one.error}\n" for one in predictions if one.error)
+
+
+def _rows(prediction: ImagePrediction, top: int, decides: bool) -> list[list[str]]:
+    """Rows of an image's tasks and of its caption, without the last column where no task decides."""
+    rows = [
+        [
+            task,
+            _shown_label(prediction, one),
+            ", ".join(f"{label} {confidence:.1%}" for label, confidence in one.top_k(top)),
+            one.decision or ("" if one.decision is None else "(nothing)"),
+        ]
+        for task, one in prediction.tasks.items()
+    ]
+    if prediction.caption is not None:
+        rows.append(["caption", prediction.caption or "(empty)", "", ""])
+    return [["" if place else prediction.name, *row[: 3 + decides]] for place, row in enumerate(rows)]
 
 
 def _shown_label(prediction: ImagePrediction, one: TaskPrediction) -> str:

@@ -1,7 +1,9 @@
 """Log-likelihood of each label as the answer to a question about an image.
 
 Image and question are encoded once, and all labels continue that prefix in one pass: they form a trie, in which labels
-share common beginnings and each token attends to its own label only. Scores equal those of separate passes.
+share common beginnings and each token attends to its own label only. Scores equal those of separate passes, and of
+``DynamicCache.batch_repeat_interleave``, which needs a copy of the prefix for each label and encodes common beginnings
+again.
 """
 
 from __future__ import annotations

@@ -162,6 +162,9 @@ def test_what_does_not_go_with_captions_is_refused(tmp_path: Path) -> None:
         tiny_pair(tmp_path / "clip", chunk_size=2, **captioning)
     with pytest.raises(UserError, match="captioning: does not go with few_shot"):
         tiny_pair(tmp_path / "clip", few_shot={"method": "coop"}, **captioning)
+    pretrained = {"model": str(write_whole_model(tmp_path / "whole", "clip"))}
+    assert tiny_pair(tmp_path / "clip", towers=pretrained).ready_without_training
+    assert not tiny_pair(tmp_path / "clip", towers=pretrained, **captioning).ready_without_training
     model = str(write_open_clip(tmp_path / "open_clip", "vit"))
     with pytest.raises(UserError, match=r"captioning: .*open_clip has no image tokens here; use other towers"):
         tiny_pair(tmp_path / "clip", towers={"model": model, "pretrained": False}, **captioning)
