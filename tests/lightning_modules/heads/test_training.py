@@ -22,8 +22,10 @@ from datamodules.table import SampleTable
 from lightning_modules.checkpoint import load_task
 from lightning_modules.classification import ImageClassifier, MultiTaskClassifier
 from lightning_modules.ensemble import Ensemble
+from lightning_modules.heads import task_outputs
 from lightning_modules.heads.multi_label import MultiLabelScores
 from lightning_modules.heads.regression import RegressionScores
+from lightning_modules.metrics import SplitMetrics
 from lightning_modules.options import LossOptions
 from tests.lightning_modules.test_ensemble import write_member
 from tests.support.models import same_weights, tiny_trainer
@@ -224,6 +226,25 @@ def test_mixed_images_train_every_kind(tmp_path: Path) -> None:
     assert np.isfinite(float(trainer.callback_metrics["train/loss"]))
 
 
+@pytest.mark.parametrize("changes", [{"precision": "bf16-mixed"}, {"accumulate_grad_batches": 2}], ids=str)
+def test_every_kind_trains_with_accumulated_steps_and_in_bfloat16(tmp_path: Path, changes: dict[str, Any]) -> None:
+    data = Shades(32)
+    plain, model = model_of(data, lr=0.0), model_of(data, lr=0.0)  # the same network throughout: only rounding differs
+    found = []
+    for one, options in ((plain, {}), (model, changes)):
+        trainer = tiny_trainer(tmp_path, **options)
+        trainer.fit(one, data)
+        found.append({name: float(value) for name, value in trainer.callback_metrics.items()})
+    losses = [name for name in found[0] if name.endswith("/loss")]
+    assert {f"{split}/{task}/loss" for split in ("train", "val") for task in data.tasks} <= set(losses)
+    for name in losses:
+        assert found[1][name] == pytest.approx(found[0][name], rel=0.02), name
+    trained = model_of(data)
+    tiny_trainer(tmp_path, **changes).fit(trained, data)
+    for before, after in zip(model.heads, trained.heads, strict=True):
+        assert not same_weights(before, after)
+
+
 def test_a_model_of_another_kind_is_refused(tmp_path: Path) -> None:
     data = Shades(32)
     tasks = {**data.tasks, "price": ["cheap", "dear"]}
@@ -283,15 +304,36 @@ def scores_of(rows: slice) -> dict[str, float]:
     return {name: float(value) for name, value in {**of_labels.compute(), **of_numbers.compute()}.items()}
 
 
+def losses_of(rows: slice) -> dict[str, float]:
+    """Losses of every kind over batches of three; of the first four samples no class and no grade is known."""
+    logits, labels, numbers = samples()
+    classes, grades = labels[:, 0].long(), labels[:, 1].long()
+    classes[:4] = grades[:4] = UNKNOWN
+    targets = {"class": classes, "tags": labels, "grade": grades, "price": numbers}
+    tasks: dict[str, list[str]] = {task: [] if task == "price" else ["a", "b", "c"] for task in targets}
+    outputs = task_outputs(tasks, TaskFacts(KINDS, target_stats={"price": [0.0, 1.0]}), LossOptions())
+    metrics = SplitMetrics(tasks, dict.fromkeys(tasks, 1.0), losses_only=True)
+    for batch in torch.arange(11)[rows].split(3):
+        metrics.update_losses(
+            {
+                task: output.loss(output(logits[batch, : output.width]), targets[task][batch])
+                for task, output in zip(tasks, outputs, strict=True)
+            }
+        )
+    return {name: float(value) for name, value in metrics.compute().items()}
+
+
 def _half(rank: int, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
-    torch.save(scores_of(slice(0, 4) if rank else slice(4, 11)), f"{folder}/{rank}.pt")
+    rows = slice(0, 4) if rank else slice(4, 11)
+    torch.save(scores_of(rows) | losses_of(rows), f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
 
-def test_scores_are_over_all_processes(tmp_path: Path) -> None:
+def test_scores_and_losses_are_over_all_processes(tmp_path: Path) -> None:
     method = "spawn" if torch.accelerator.is_available() else "fork"
     start_processes(_half, args=(str(tmp_path),), nprocs=2, start_method=method)  # type: ignore[no-untyped-call]
-    expected = scores_of(slice(0, 11))
+    expected = scores_of(slice(0, 11)) | losses_of(slice(0, 11))
+    assert {"loss", "class/loss", "tags/loss", "grade/loss", "price/loss"} <= set(expected)
     for rank in range(2):
         assert cast("dict[str, float]", torch.load(tmp_path / f"{rank}.pt")) == pytest.approx(expected, rel=1e-5)
