@@ -172,19 +172,21 @@ def verify(
             return read(np.arange(len(table)), _nothing_known(len(table)))
         return _read_changed(table, reading, read, quality=quality)
 
-    def check(arrays: Arrays) -> None:
-        _check_shapes(arrays, len(table), **_SHAPES)
-        if arrays["bad_rows"].shape != arrays["bad_reasons"].shape:
-            raise ValueError("not one reason for each bad image")
-        good = np.delete(arrays["quality"], arrays["bad_rows"].astype(np.int64), axis=0)
-        if quality and np.isnan(good.astype(np.float64)).any():
-            raise ValueError("quality facts are missing")
-
-    arrays = cached(f"verification-{key}", read_new, check)
+    arrays = cached(f"verification-{key}", read_new, lambda found: _check(found, len(table), quality=quality))
     decide_range(_plain(arrays["range"].tolist()), _range_facts(arrays))
     reasons = dict(zip(arrays["bad_rows"].tolist(), arrays["bad_reasons"].tolist(), strict=True))
     content, perceptual = arrays["content"].astype(np.uint8), arrays["perceptual"].astype(np.uint64)
     return Verification(reasons, content, perceptual, key, mode, arrays["quality"].astype(np.float32))
+
+
+def _check(arrays: Arrays, count: int, *, quality: bool) -> None:
+    """Refuse what is not the result of a verification of ``count`` images."""
+    _check_shapes(arrays, count, **_SHAPES)
+    if arrays["bad_rows"].shape != arrays["bad_reasons"].shape:
+        raise ValueError("not one reason for each bad image")
+    good = np.delete(arrays["quality"], arrays["bad_rows"].astype(np.int64), axis=0)
+    if quality and np.isnan(good.astype(np.float64)).any():
+        raise ValueError("quality facts are missing")
 
 
 def _no_hashes(count: int) -> NDArray[np.uint64]:

@@ -126,11 +126,9 @@ def corrected(
     for place, name in enumerate(names):
         places.setdefault(name, []).append(place)
     cells = {task: _Cells(table[name]) for task, name in columns.items() if task != "image"}
-    history = (
-        [json.loads(text or "[]") for text in plain_texts(table[HISTORY])]
-        if HISTORY in table.column_names
-        else [[] for _ in names]
-    )
+    has_history = HISTORY in table.column_names
+    before = plain_texts(table[HISTORY]) if has_history else [""] * len(names)
+    history: list[list[dict[str, Any]]] = [json.loads(text or "[]") for text in before]
     problems: list[tuple[int, str]] = []
     given = Counter((one.image, one.task) for one in corrections)
     changed = 0
@@ -139,26 +137,28 @@ def corrected(
             problems.append((one.row, problem))
             continue
         for place in places[one.image]:
-            before = cells[one.task].texts[place]
-            if cells[one.task].set(place, one.label):
+            if entry := _change(one, cells[one.task], place):
                 changed += 1
-                kept = {
-                    key: value
-                    for key, value in asdict(one).items()
-                    if value and key not in ("row", "image", "task", "label", "old")
-                }
-                history[place].append(
-                    {"column": columns[one.task], "old": before, "new": cells[one.task].texts[place], **kept}
-                )
+                history[place].append({"column": columns[one.task], **entry})
     if problems:
         raise table_error(origin, problems, "correct or remove these rows; nothing has been written")
     for task, own in cells.items():
         place = table.column_names.index(columns[task])
         table = table.set_column(place, table.field(place), own.column())
     texts = pa.array([json.dumps(one, ensure_ascii=False) if one else "" for one in history], pa.string())
-    if HISTORY in table.column_names:
+    if has_history:
         return table.set_column(table.column_names.index(HISTORY), HISTORY, texts), changed
     return table.append_column(HISTORY, texts), changed
+
+
+def _change(one: Correction, cells: _Cells, place: int) -> dict[str, Any]:
+    """Correct a cell, and return what its history keeps of that; empty where it had this label already."""
+    old = cells.texts[place]
+    if not cells.set(place, one.label):
+        return {}
+    left_out = ("row", "image", "task", "label", "old")
+    kept = {key: value for key, value in asdict(one).items() if value and key not in left_out}
+    return {"old": old, "new": cells.texts[place], **kept}
 
 
 def _problem(

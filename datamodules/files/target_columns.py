@@ -116,14 +116,10 @@ def other_targets(
         require_column(name, features, "label" if task == LABEL_TASK else "attributes", where)
         column = table[name].combine_chunks()
         if kind == "regression":
-            numbers, wrong = numbers_of(column, rows, missing, name)
-            values[target_column(task)] = numbers
+            values[target_column(task)], wrong = numbers_of(column, rows, missing, name)
         else:
             if not (label_sep or guess_sep or _is_list(column)):
-                raise UserError(
-                    f"data columns.label_sep: {where}: {name!r} holds texts; set what is between the labels of a cell, "
-                    "such as ';'"
-                )
+                raise _no_separator(name, where)
             labels, separator = label_lists(column, features.get(name), label_sep, missing, task)
             known = (classes or {}).get(name)
             wrong = _strange_labels(labels, known, rows, name) if known else []
@@ -134,6 +130,12 @@ def other_targets(
     if problems:
         raise table_error(where, problems, "correct these cells, or the options in data columns")
     return values, notes
+
+
+def _no_separator(name: str, where: str) -> UserError:
+    return UserError(
+        f"data columns.label_sep: {where}: {name!r} holds texts; set what is between the labels of a cell, such as ';'"
+    )
 
 
 def _is_list(column: pa.Array) -> bool:

@@ -103,18 +103,7 @@ def evaluate_corrupted(
 
     def predict(corruption: str, severities: Sequence[int], place: str) -> dict[int, Predictions]:
         images = _Corrupted(rows, data.read_image, data.transform(augmented=False), corruption, severities, seed)
-        workers = data.worker_processes()
-        loader = DataLoader(images, max(1, batch_size // len(severities)), num_workers=workers)
-        batches = tracked(_outputs(model, loader), f"{corruption} ({place})", len(loader))
-        logits: dict[str, list[torch.Tensor]] = {}
-        for outputs in batches:
-            for task, values in outputs.items():
-                logits.setdefault(task, []).append(values)
-        joined = {task: torch.cat(values).numpy() for task, values in logits.items()}
-        found = {
-            one: _predictions(model, data, rows, {task: values[:, number] for task, values in joined.items()})
-            for number, one in enumerate(severities)
-        }
+        found = _predicted(model, data, images, batch_size, f"{corruption} ({place})")
         return {one: change(part) for one, part in found.items()} if change else found
 
     kept = _kept(folder, key)
@@ -137,6 +126,23 @@ def evaluate_corrupted(
     robustness = Robustness(folder)
     robustness.write_table()
     return robustness
+
+
+def _predicted(
+    model: VisionTask, data: ImageDataModule, images: _Corrupted, batch_size: int, description: str
+) -> dict[int, Predictions]:
+    """Predictions of corrupted images by severity."""
+    severities = images.severities
+    loader = DataLoader(images, max(1, batch_size // len(severities)), num_workers=data.worker_processes())
+    logits: dict[str, list[torch.Tensor]] = {}
+    for outputs in tracked(_outputs(model, loader), description, len(loader)):
+        for task, values in outputs.items():
+            logits.setdefault(task, []).append(values)
+    joined = {task: torch.cat(values).numpy() for task, values in logits.items()}
+    return {
+        one: _predictions(model, data, images.rows, {task: values[:, number] for task, values in joined.items()})
+        for number, one in enumerate(severities)
+    }
 
 
 def _key(opened: Run, model: VisionTask, data: ImageDataModule, rows: NDArray[np.int64]) -> dict[str, Any]:
@@ -185,20 +191,20 @@ class _Corrupted(Dataset[torch.Tensor]):
         severities: Sequence[int],
         seed: int,
     ) -> None:
-        self._rows, self._read_image, self._transform = rows, read_image, transform
-        self._corruption, self._severities, self._seed = corruption, severities, seed
+        self.rows, self._read_image, self._transform = rows, read_image, transform
+        self._corruption, self.severities, self._seed = corruption, severities, seed
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self.rows)
 
     def __getitem__(self, place: int) -> torch.Tensor:
-        row = int(self._rows[place])
+        row = int(self.rows[place])
         image = scaled(self._read_image(row))
         if self._corruption == CLEAN:
             return self._transform(image)[None]
         key = (self._seed, row)
         return torch.stack(
-            [self._transform(corrupted(image, self._corruption, severity, key)) for severity in self._severities]
+            [self._transform(corrupted(image, self._corruption, severity, key)) for severity in self.severities]
         )
 
 
