@@ -30,7 +30,7 @@ from evaluation.statistics.intervals import (
     variance_of_mean,
     wilson,
 )
-from evaluation.statistics.scores import MAIN, names_of, scores_of
+from evaluation.statistics.scores import MAIN, Coverage, names_of, scores_of
 from vitrail.errors import UserError
 from vitrail.predictions import Predictions, concatenate
 from vitrail.types import CLASS_KINDS, UNKNOWN, TaskKind
@@ -317,6 +317,9 @@ def repetitions(runs: Sequence[Predictions], task: str, names: Sequence[str]) ->
 
 def mean_statistic(statistics: Sequence[Statistic]) -> Statistic:
     """Return the mean of several statistics of the same samples; of means a mean, of shares a share."""
+    coverages = [single for single in statistics if isinstance(single, Coverage)]
+    if len(coverages) == len(statistics):
+        return Coverage([model for single in coverages for model in single.models], coverages[0].risk)
     means = [single.scores for single in statistics if isinstance(single, Mean)]
     areas = [single.limiting for single in statistics if isinstance(single, Linearised)]
     if len(areas) == len(statistics):

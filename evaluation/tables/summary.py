@@ -174,11 +174,6 @@ class TaskSummary:
                 f"half of the {what} is of {self.few_errors} of {self.groups} groups: the intervals of {scores} may be "
                 "too narrow"
             )
-        if chosen := [name for name in self.scores if name.startswith("coverage@")]:
-            notes.append(
-                f"the threshold of {', '.join(map(heading, chosen))} is chosen on these samples: its interval may be "
-                "too narrow"
-            )
         if self.checkpoint:
             notes.append(f"of checkpoint {self.checkpoint}, not best")
         if self.restricted:

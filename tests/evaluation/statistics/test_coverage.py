@@ -361,6 +361,11 @@ def test_further_scores_near_one_in_groups_of_unequal_size() -> None:
         assert covered >= 0.9, name
 
 
+def test_coverage_at_a_risk_in_few_groups() -> None:
+    # Percentiles of a bootstrap cover .77 to .84 of such.
+    assert further_coverage(TWO, 1.5, groups_of("unequal", 20), 0.5, 20, FURTHER[-1:])["coverage@0.1"] >= 0.9
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("correlation", [0.0, 0.5])
 @pytest.mark.parametrize("num_groups", [20, 100])
@@ -372,8 +377,7 @@ def test_further_scores(
 ) -> None:
     groups = groups_of(kind, num_groups)
     for name, covered in further_coverage(prior, margin, groups, correlation, 100).items():
-        # 100 draws: two standard errors are .04. Of coverage@R the summary says that its interval may be too narrow.
-        assert covered >= (0.7 if name.startswith("coverage@") else 0.85), name
+        assert covered >= 0.85, name  # 100 draws: two standard errors are .04
 
 
 @pytest.mark.slow

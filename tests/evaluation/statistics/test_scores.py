@@ -11,8 +11,11 @@ from numpy.typing import NDArray
 from sklearn import metrics
 
 from evaluation.statistics.intervals import Estimate, Linearised
+from evaluation.statistics.pooled import mean_statistic
 from evaluation.statistics.scores import (
     NAMES,
+    Coverage,
+    Score,
     TrainTargets,
     agreement_statistic,
     aurc_statistic,
@@ -273,6 +276,25 @@ def test_selective_prediction() -> None:
     shares = (~right[first]).cumsum() / np.arange(1, len(own) + 1)
     assert found["coverage@0.1"] == pytest.approx((np.flatnonzero(shares <= 0.1)[-1] + 1) / len(own))
     assert heading("accuracy@0.5") == "accuracy at coverage 0.5"
+
+
+def test_coverage_at_a_risk_ends_where_the_risk_surely_differs() -> None:
+    confidence = np.linspace(1, 0, 600)
+    errors = np.arange(600) % 20 == 0  # 5 % wherever the threshold is
+    errors[400:] = True
+    groups = np.arange(600)
+    for risk, low, high in ((0.05, 0.0, 0.75), (0.2, 0.6, 0.9), (0.5, 1.0, 1.0)):
+        found = Score("coverage@R", Coverage([(errors, confidence)], risk)).estimate(groups)
+        assert found.interval.low <= found.value <= found.interval.high
+        assert (found.interval.low, found.interval.high) >= (low, 0)
+        assert found.interval.high <= high
+    none = Score("coverage@R", Coverage([(np.ones(600, bool), confidence)], 0.05)).estimate(groups)
+    assert (none.value, none.interval.low) == (0, 0)
+    assert none.interval.high < 0.1
+    two = Coverage([(errors, confidence), (errors, confidence[::-1])], 0.2)
+    parts = [Coverage([model], 0.2).interval(groups) for model in two.models]
+    assert two.interval(groups) == pytest.approx(tuple(np.mean(parts, axis=0)))
+    assert mean_statistic([Coverage([model], 0.2) for model in two.models]).models == two.models  # type: ignore[attr-defined]
 
 
 def test_names_of_scores_that_do_not_exist() -> None:

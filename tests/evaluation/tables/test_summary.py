@@ -519,13 +519,3 @@ def test_few_classes_of_few_groups_have_a_note_next_to_balanced_accuracy() -> No
     by_class = summarise(fewer, {}, "run", "test", metrics=("balanced_accuracy",), n_resamples=50)[0]
     assert "3 of 3 classes have fewer than 20 groups: the interval of balanced accuracy" in by_class.note
     assert "20 groups" not in summarise(fewer, {}, "run", "test", n_resamples=50)[0].note
-
-
-def test_a_threshold_that_is_chosen_on_the_same_samples_has_a_note() -> None:
-    predictions = make_predictions_of_every_kind(n=120)
-    note, without = (
-        summarise(predictions, {}, "run", "test", metrics=(name,), n_resamples=50)[0].note
-        for name in ("coverage@0.1", "accuracy@0.8")
-    )
-    assert "is chosen on these samples: its interval may be too narrow" in note
-    assert "too narrow" not in without
