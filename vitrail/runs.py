@@ -590,7 +590,9 @@ class Run:
         """Operating points that ``calibrate --operating-point`` chose, by task; see ``temperatures``."""
         if self.path.resolve().parent.name == self.EVALUATIONS:
             return Run(self.path.resolve().parents[1]).operating_points
-        if not self.is_calibrated or (self.path / self.EXPORT).is_file():
+        if (self.path / self.EXPORT).is_file():
+            return {task: OperatingPoint(**one) for task, one in self._export.get("operating_points", {}).items()}
+        if not self.is_calibrated:
             return {}
         try:
             content = json.loads((self.path / self.CALIBRATION).read_text(encoding="utf-8"))

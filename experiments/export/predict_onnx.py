@@ -254,6 +254,39 @@ class Model:
         moved: NDArray[np.float64] = logits / temperature + np.array(biases)
         return moved
 
+    def decisions(self, outputs: Mapping[str, NDArray[np.float32]]) -> dict[str, list[str]]:
+        """What is predicted at the operating points of tasks that have one, empty for nothing.
+
+        Returns:
+            For each such task B classes, or labels with ``LABEL_SEPARATOR`` between them.
+        """
+        found = {}
+        points, shares = self.metadata.get("operating_points", {}), self.probabilities(outputs)
+        for task in [task for task in self.metadata["tasks"] if task in points]:
+            logits = outputs[f"logits_{task}"]
+            found[task] = [
+                self._decision(task, points[task]["thresholds"], row, is_tied=_is_tied(own))
+                for row, own in zip(shares[task], logits, strict=True)
+            ]
+        return found
+
+    def _decision(
+        self, task: str, thresholds: Mapping[str, float], shares: NDArray[np.float64], *, is_tied: bool
+    ) -> str:
+        """The decision for one image with the probabilities ``(C,)``."""
+        names = [str(name) for name in self.metadata["tasks"][task]]
+        ranked = [(names[place], float(shares[place])) for place in np.argsort(-shares, kind="stable")]
+        if self.kind(task) == "multi_label":
+            own = {name: thresholds.get(name, at) for name, at in zip(names, self.thresholds(task), strict=True)}
+            return LABEL_SEPARATOR.join(name for name, share in ranked if share >= own[name])
+        [(positive, threshold)] = thresholds.items()
+        best, highest = ranked[0]
+        if not positive:
+            return best if highest >= threshold and not is_tied else ""
+        if dict(ranked)[positive] >= threshold:
+            return positive
+        return next((name for name, _ in ranked if name != positive), "")
+
     def unknown(self, outputs: Mapping[str, NDArray[np.float32]]) -> NDArray[np.bool_] | None:
         """Which images are unlike the training images, bool ``(B,)``; None where the export has no detector."""
         detector = self.metadata.get("ood")
@@ -558,7 +591,7 @@ def _softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
     return shares
 
 
-_KEYS = ("image", "texts", "unknown")
+_KEYS = ("image", "texts", "unknown", "decisions")
 """Of an answer, next to those of the tasks."""
 
 
@@ -572,6 +605,10 @@ def answers(model: Model, paths: Sequence[str], texts: Sequence[str], top: int) 
         top: how many classes of each task, the likeliest first. Where several share the largest logit, taking one of
             them would be luck: there is one entry without a label. Of a multi-label task there are all labels that
             reach their thresholds, of a regression task a ``value`` and its ``deviation``, None where it is not known.
+
+    Returns:
+        A mapping for each image: ``image``, the tasks, and where they are known ``decisions`` at operating points by
+        task, ``unknown``, and ``texts``.
 
     Raises:
         PredictError: for an image that cannot be read, or texts that cannot be.
@@ -599,6 +636,8 @@ def answers(model: Model, paths: Sequence[str], texts: Sequence[str], top: int) 
             if model.kind(task) != "multi_label" and _is_tied(outputs[f"logits_{task}"][0]):
                 highest = float(rows[0].max())
                 answer[key] = [{"label": None, "probability": highest if math.isfinite(highest) else None}]
+        if decisions := model.decisions(outputs):
+            answer["decisions"] = {task: decided for task, (decided,) in decisions.items()}
         if (unknown := model.unknown(outputs)) is not None:
             answer["unknown"] = bool(unknown[0])
         if embeddings is not None:
@@ -646,6 +685,8 @@ def rows(model: Model, paths: Sequence[str], top: int) -> Iterator[dict[str, Any
             continue
         for task in model.metadata["tasks"]:
             given = answer[f"attribute {task}" if task in _KEYS else task]
+            if task in answer.get("decisions", {}):
+                row[f"{task}_decision"] = answer["decisions"][task]
             if isinstance(given, dict):
                 row[task] = given["value"]
                 row |= {} if given["deviation"] is None else {f"{task}_deviation": given["deviation"]}
@@ -756,6 +797,8 @@ def _text(found: Sequence[Mapping[str, Any]]) -> str:
         for task, values in answer.items():
             if task == "texts":
                 lines += [f"  {value['cosine']:+.3f}  {value['text']}" for value in values]
+            elif task == "decisions":
+                lines += [f"  {of}, at the operating point: {found or '(nothing)'}" for of, found in values.items()]
             elif isinstance(values, bool):
                 lines += ["  unknown: unlike the images that the model was trained on"] if values else []
             elif isinstance(values, dict):

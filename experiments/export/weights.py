@@ -1,7 +1,7 @@
 """A task as one safetensors file, and the metadata of every export.
 
-The metadata describe classes, preprocessing, temperatures and origin; a safetensors file also has what is needed to
-build the task again.
+The metadata describe classes, preprocessing, temperatures, thresholds and origin; a safetensors file also has what is
+needed to build the task again.
 """
 
 from __future__ import annotations
@@ -45,8 +45,9 @@ def metadata_of(task: VisionTask, files: Run, checkpoint: str) -> dict[str, Any]
 
     Returns:
         Plain values. ``temperatures`` by which logits are to be divided for calibrated probabilities are there for the
-        tasks that were calibrated, ``calibration`` (``OutputCalibration``) for others; ``kinds`` for those that
-        are not single-label, ``thresholds`` for multi-label and ``units`` for regression tasks.
+        tasks that were calibrated, ``calibration`` (``OutputCalibration``) for others, ``operating_points`` where they
+        were chosen, ``ood`` where unknown images are recognised; ``kinds`` for those that are not single-label,
+        ``thresholds`` for multi-label and ``units`` for regression tasks.
     """
     tasks: dict[str, list[str]] = {name: list(classes) for name, classes in getattr(task, "tasks", {}).items()}
     temperatures = files.temperatures if checkpoint == "best" else {}
@@ -59,6 +60,7 @@ def metadata_of(task: VisionTask, files: Run, checkpoint: str) -> dict[str, Any]
         "tasks": tasks,
         "temperatures": {name: value for name, value in temperatures.items() if name in tasks},
         "calibration": {name: dict(values) for name, values in vars(outputs).items()},
+        "operating_points": _operating_points(files, tasks) if checkpoint == "best" else {},
         "kinds": dict(getattr(task, "task_kinds", {})),
         "thresholds": {name: list(values) for name, values in getattr(task, "thresholds", {}).items()},
         "units": _units(task),
@@ -87,6 +89,15 @@ def groups_of(task: VisionTask) -> dict[str, list[str]]:
         modules["image"] += [module for module in task.modules() if isinstance(module, Normalize)]
     names = {module: name for name, module in task.named_modules()}
     return {part: [f"{names[module]}." for module in own] for part, own in modules.items() if own}
+
+
+def _operating_points(files: Run, tasks: Mapping[str, Any]) -> dict[str, Any]:
+    """What ``calibrate --operating-point`` chose."""
+    return {
+        task: {"goal": point.goal, "thresholds": dict(point.thresholds)}
+        for task, point in files.operating_points.items()
+        if task in tasks
+    }
 
 
 def _ood(files: Run) -> dict[str, Any] | None:

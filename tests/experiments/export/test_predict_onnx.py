@@ -36,7 +36,7 @@ from tests.support.runs import (
 )
 from vitrail.files import read_csv
 from vitrail.ood import Detector
-from vitrail.predictions import read_predictions
+from vitrail.predictions import OperatingPoint, read_predictions
 from vitrail.programs import main as vitrail
 from vitrail.runs import Run
 from vitrail.types import TaskKind
@@ -516,6 +516,50 @@ def test_unknown_images_are_those_of_the_detector(kind: TaskKind, method: str) -
     assert found is not None
     assert np.array_equal(found, detector.scores(logits, None) < detector.threshold)
     assert found.sum() == 4
+
+
+@pytest.mark.parametrize("positive", [False, True])
+def test_operating_points_decide_as_in_the_run(positive: bool, wares: list[str], tmp_path: Path) -> None:
+    run = Path(shutil.copytree(kinds_run(), tmp_path / "run", ignore=shutil.ignore_patterns("export")))
+    classes = Run(kinds_run()).predictions("test").tasks["class"]  # type: ignore[union-attr]  # it was tested
+    predicted = list(Run(run).predict(wares))
+    # Thresholds that some images reach and others do not.
+    shares = np.array([one.tasks["class"].probabilities for one in predicted])
+    middle = float(np.median(shares[:, 0] if positive else shares.max(axis=1))) + 1e-4
+    tags = np.median([one.tasks["tags"].probabilities for one in predicted], axis=0) + 1e-4
+    names = list(predicted[0].tasks["tags"].classes)
+    points = {
+        "class": {"goal": "coverage>=0.5", "thresholds": {str(classes[0]) if positive else "": middle}},
+        "tags": {"goal": "fpr<=.05", "thresholds": dict(zip(names[:2], tags[:2].tolist(), strict=True))},
+    }
+    path = run / Run.CALIBRATION
+    path.write_text(json.dumps({**json.loads(path.read_text()), "operating_points": points}))
+    own = list(Run(run).predict(wares))
+    assert len({one.tasks["class"].decision for one in own}) > 1
+    model = Model(kinds_onnx(), threads=1)
+    assert model.decisions(model(np.stack([model.read(one) for one in wares]))) == {}
+
+    metadata = json.loads(json.dumps(metadata_of(Run(run).model, Run(run), "best")))
+    assert metadata["operating_points"] == points
+    assert metadata_of(Run(run).model, Run(run), "last")["operating_points"] == {}
+    model.metadata = metadata
+
+    found = answers(model, wares, [], 1)
+    for answer, one in zip(found, own, strict=True):
+        assert answer["decisions"] == {task: one.tasks[task].decision for task in ("class", "tags")}
+    write_rows(model, wares, tmp_path / "found.jsonl", 1)
+    rows = [json.loads(line) for line in (tmp_path / "found.jsonl").read_text().splitlines()]
+    assert [list(row) for row in rows] == [list(one.row()) for one in own]
+    assert [row["class_decision"] for row in rows] == [one.tasks["class"].decision for one in own]
+    assert f"class, at the operating point: {own[0].tasks['class'].decision or '(nothing)'}" in _text(found[:1])
+
+
+def test_an_export_decides_at_the_operating_points_of_its_run(tmp_path: Path) -> None:
+    points = {"class": {"goal": "recall>=.9", "thresholds": {"bag": 0.25}}}
+    (tmp_path / Run.EXPORT).write_text(json.dumps({"operating_points": points}))
+    assert Run(tmp_path).operating_points == {"class": OperatingPoint("recall>=.9", {"bag": 0.25})}
+    (tmp_path / Run.EXPORT).write_text("{}")
+    assert Run(tmp_path).operating_points == {}
 
 
 def test_unknown_images_are_marked_in_texts_and_tables(tmp_path: Path) -> None:
