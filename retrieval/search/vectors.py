@@ -356,12 +356,11 @@ class VectorRows:
             file = _undamaged(folder / f"{self._name}.{former}.vectors")
             if file is None or len(file.row_ids) != len(ids) or not os.access(folder, os.W_OK):
                 continue
-            kept = _kept(file, 0)
             if np.array_equal(file.row_ids, ids):
                 file.path.replace(folder / self._file_name())
                 self._loaded = None
-            elif sum(one.rows for one in kept) == len(ids):
-                self._write(folder, kept, ids)
+            elif len(ids) >= _FEWEST:
+                self._write(folder, _files(file), ids)
 
     def _extend(self) -> bool:
         """Write the rows that were appended to a former revision; False where there is none that has the others."""
@@ -444,9 +443,15 @@ def _undamaged(path: Path) -> VectorFile | None:
         return None
 
 
+def _files(file: VectorFile) -> list[Earlier]:
+    """The files with a revision's rows, in order."""
+    own = [Earlier(file.path.name, len(file.matrix), file.check)] if len(file.matrix) else []
+    return [*file.earlier, *own]
+
+
 def _kept(file: VectorFile, new: int) -> list[Earlier]:
     """The files with a revision's rows that a file with ``new`` more does not take in."""
-    files = [*file.earlier, Earlier(file.path.name, len(file.matrix), file.check)]
+    files = _files(file)
     while files and files[-1].rows < max(_FEWEST, _LARGER * new):
         new += files.pop().rows
     return files
