@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import WandbLogger
@@ -20,8 +21,8 @@ from lightning.pytorch.utilities import rank_zero_info
 from callbacks.best_checkpoint import BestCheckpoint
 from callbacks.outputs import OutputCollector
 from callbacks.trackers import log_images, log_table
-from evaluation.report.figures import confusion_image, save_figure
-from evaluation.tables.per_class import class_report, confusion_frame, normalise_by_target
+from evaluation.report.figures import MAX_DRAWN, confusion_image, save_figure
+from evaluation.tables.per_class import SparseConfusion, class_report, confusion_frame, normalise_by_target
 from evaluation.tables.summary import share
 from lightning_modules.metrics import predicted_classes
 from vitrail.console import Table
@@ -35,6 +36,12 @@ from vitrail.types import CLASS_KINDS, UNKNOWN, Split, kind_of
 if TYPE_CHECKING:
     import pandas as pd
 
+    Confusion = pd.DataFrame | SparseConfusion
+
+
+MANY_CLASSES = 1000
+"""Classes beyond which only pairs of target and prediction that occur are counted: 10,000 have 100 million pairs."""
+
 
 @dataclass(frozen=True)
 class CountedSplit:
@@ -43,7 +50,7 @@ class CountedSplit:
     Attributes:
         split: val or test.
         counts: for each task int64 ``(C, C + 1)``, rows are targets, columns predictions, the last one for samples
-            without a prediction; unknown targets are not counted.
+            without a prediction; unknown targets are not counted. Sparse beyond ``MANY_CLASSES``.
         epoch: epoch after which they were counted, counted from 0.
         score: the metric by which the best checkpoint is chosen, at that epoch; None where there is none.
         labels: for each multi-label task the scores of its labels by name, float64 ``(C,)``.
@@ -67,10 +74,11 @@ class ConfusionCounter(OutputCollector):
 
     def __init__(self) -> None:
         self._counts: dict[str, torch.Tensor] = {}
+        self._cells: dict[str, list[torch.Tensor]] = {}
         self._kept: CountedSplit | None = None
 
     @abstractmethod
-    def report(self, trainer: Trainer, counted: CountedSplit, confusions: Mapping[str, pd.DataFrame]) -> None:
+    def report(self, trainer: Trainer, counted: CountedSplit, confusions: Mapping[str, Confusion]) -> None:
         """Write what was counted; called on the first process only."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -80,7 +88,7 @@ class ConfusionCounter(OutputCollector):
 
     def start(self, trainer: Trainer, pl_module: LightningModule, split: Split) -> None:
         """Reset the counts."""
-        self._counts = {}
+        self._counts, self._cells = {}, {}
 
     def collect(self, trainer: Trainer, pl_module: LightningModule, split: Split, outputs: object, batch: Any) -> None:
         """Count a batch."""
@@ -90,20 +98,28 @@ class ConfusionCounter(OutputCollector):
             if kind_of(kinds, task) not in CLASS_KINDS:
                 continue
             num_classes, targets = logits.shape[1], found["targets"][task]
-            if task not in self._counts:
-                shape = num_classes, num_classes + 1
-                self._counts[task] = torch.zeros(shape, dtype=torch.int64, device=logits.device)
             # Unknown targets weigh nothing; selecting the known ones would make a GPU wait for the processor.
             predicted = predicted_classes(logits)
             columns = torch.where(predicted == UNKNOWN, num_classes, predicted)
             cells = targets.clamp(min=0) * (num_classes + 1) + columns
+            if num_classes > MANY_CLASSES:
+                self._cells.setdefault(task, []).append(torch.where(targets == UNKNOWN, UNKNOWN, cells))
+                self._counts[task] = torch.empty(num_classes, num_classes + 1, device="meta")
+                continue
+            if task not in self._counts:
+                shape = num_classes, num_classes + 1
+                self._counts[task] = torch.zeros(shape, dtype=torch.int64, device=logits.device)
             self._counts[task].view(-1).scatter_add_(0, cells, (targets != UNKNOWN).long())
 
     def finish(self, trainer: Trainer, pl_module: LightningModule, split: Split) -> None:
         """Keep the counts of the best epoch while fitting, report them otherwise."""
-        totals = {task: trainer.strategy.reduce(counts, reduce_op="sum") for task, counts in self._counts.items()}
-        self._counts = {}
-        counts = {task: total.cpu() for task, total in totals.items()}
+        counts = {
+            task: _pair_counts(trainer, torch.cat(self._cells[task]), len(counts))
+            if task in self._cells
+            else trainer.strategy.reduce(counts, reduce_op="sum").cpu()
+            for task, counts in self._counts.items()
+        }
+        self._counts, self._cells = {}, {}
         labels = dict(getattr(pl_module, "label_scores", {}))
         counted = CountedSplit(split, counts, trainer.current_epoch, _score(trainer), labels)
         fits = trainer.state.fn == TrainerFn.FITTING
@@ -133,7 +149,7 @@ class ConfusionCounter(OutputCollector):
         if not trainer.is_global_zero or getattr(trainer, "fast_dev_run", False):
             return
         tasks = self._samples(trainer).tasks
-        confusions = {}
+        confusions: dict[str, Confusion] = {}
         for task, counts in counted.counts.items():
             names = tasks.get(task, [])
             if len(names) != len(counts):
@@ -141,8 +157,22 @@ class ConfusionCounter(OutputCollector):
                     f"{type(self).__name__}: the model has {len(counts)} classes of '{task}', the data "
                     f"{len(names)}; use the data that the model was trained on"
                 )
-            confusions[task] = confusion_frame(counts.numpy(), names)
+            if counts.is_sparse:
+                targets, predicted = counts.indices().numpy()
+                confusions[task] = SparseConfusion(targets, predicted, counts.values().numpy(), names)
+            else:
+                confusions[task] = confusion_frame(counts.numpy(), names)
         self.report(trainer, counted, confusions)
+
+
+def _pair_counts(trainer: Trainer, cells: torch.Tensor, num_classes: int) -> torch.Tensor:
+    """Counts of all processes, sparse ``(C, C + 1)``, of the cells of this one's samples, ``UNKNOWN`` or row by row."""
+    if trainer.world_size > 1:
+        longest = int(trainer.strategy.reduce(torch.tensor(len(cells), device=cells.device), reduce_op="max"))
+        cells = trainer.strategy.all_gather(F.pad(cells, (0, longest - len(cells)), value=UNKNOWN)).flatten()
+    pairs, counts = torch.unique(cells[cells != UNKNOWN].cpu(), return_counts=True)
+    indices = torch.stack([pairs // (num_classes + 1), pairs % (num_classes + 1)])
+    return torch.sparse_coo_tensor(indices, counts, (num_classes, num_classes + 1), is_coalesced=True)
 
 
 def _score(trainer: Trainer) -> float | None:
@@ -179,10 +209,11 @@ class ConfusionMatrixLogger(ConfusionCounter):
 
     Raw counts how many samples of each target (row) got each prediction (column), one more column being those without
     a prediction, where there are any; normalised divides by the number of the target's samples, so that the diagonal is
-    the recall. The matrix of a fit is that of its best validation
-    epoch. In experiment trackers the images are logged as ``confusion/<split>/<task>`` and ``…_normalised``, and the
-    counts in W&B as an interactive chart with its table, ``…_chart``. Multi-label and regression tasks, which have no
-    such matrix, are named in one line.
+    the recall. The matrix of a fit is that of its best validation epoch. Of more than ``MANY_CLASSES`` classes the
+    images show those confused most, and one file, ``.csv``, has the pairs that occur, with count and share. In
+    experiment trackers the images are logged as ``confusion/<split>/<task>`` and ``…_normalised``, and the counts in
+    W&B as an interactive chart with its table, ``…_chart``. Multi-label and regression tasks, which have no such
+    matrix, are named in one line.
 
     Args:
         every_n_epochs: while fitting, also after every N epochs with validation; 0 for the best epoch only, at the end.
@@ -205,18 +236,25 @@ class ConfusionMatrixLogger(ConfusionCounter):
         """Whether it is the turn of this epoch."""
         return self.every_n_epochs > 0 and (epoch + 1) % self.every_n_epochs == 0
 
-    def report(self, trainer: Trainer, counted: CountedSplit, confusions: Mapping[str, pd.DataFrame]) -> None:
+    def report(self, trainer: Trainer, counted: CountedSplit, confusions: Mapping[str, Confusion]) -> None:
         """Write the files and log them to W&B."""
         folder = Path(trainer.default_root_dir) / Run.FIGURES
         images: dict[str, Path] = {}
         for task, counts in confusions.items():
             epoch = f", epoch {counted.epoch}" if counted.split == "val" else ""
-            title = f"{task} ({counted.split}{epoch}, n = {int(counts.to_numpy().sum())})"
-            for suffix, matrix in (("", counts), ("_normalised", normalise_by_target(counts))):
-                stem = f"confusion_{counted.split}_{file_name(task)}{suffix}"
-                images[f"{file_name(task)}{suffix}"] = folder / f"{stem}.png"
-                save_figure(confusion_image(matrix, title), folder / f"{stem}.png")
-                write_csv(folder / f"{stem}.csv", matrix, index=True)
+            title = f"{task} ({counted.split}{epoch}, n = {int(counted.counts[task].sum())})"
+            stem = f"confusion_{counted.split}_{file_name(task)}"
+            if isinstance(counts, SparseConfusion):
+                write_csv(folder / f"{stem}.csv", counts.pairs())
+                title += f": the {MAX_DRAWN} of {len(counts.class_names):,} classes that are confused most"
+                matrices = counts.most_confused(MAX_DRAWN)
+            else:
+                matrices = counts, normalise_by_target(counts)
+            for suffix, matrix in zip(("", "_normalised"), matrices, strict=True):
+                images[f"{file_name(task)}{suffix}"] = folder / f"{stem}{suffix}.png"
+                save_figure(confusion_image(matrix, title), folder / f"{stem}{suffix}.png")
+                if not isinstance(counts, SparseConfusion):
+                    write_csv(folder / f"{stem}{suffix}.csv", matrix, index=True)
         key = f"confusion/{counted.split}"
         log_images(trainer, {f"{key}/{name}": path for name, path in images.items()})
         for logger in trainer.loggers:
@@ -224,11 +262,13 @@ class ConfusionMatrixLogger(ConfusionCounter):
                 logger.log_metrics(_wandb_charts(key, confusions), step=trainer.global_step)
 
 
-def _wandb_charts(key: str, confusions: Mapping[str, pd.DataFrame]) -> dict[str, Any]:
+def _wandb_charts(key: str, confusions: Mapping[str, Confusion]) -> dict[str, Any]:
     import wandb
 
     media: dict[str, Any] = {}
     for task, counts in confusions.items():
+        if isinstance(counts, SparseConfusion):
+            continue  # no chart has room for so many classes
         media[f"{key}/{task}_chart"] = wandb.plot_table(
             vega_spec_name="wandb/confusion_matrix/v1",
             data_table=wandb.Table(columns=CHART_COLUMNS, data=_cells(counts)),
@@ -259,9 +299,12 @@ class ClassReport(ConfusionCounter):
     also ``average_precision``, ``auroc`` and its ``threshold``; of regression tasks there is no report.
     """
 
-    def report(self, trainer: Trainer, counted: CountedSplit, confusions: Mapping[str, pd.DataFrame]) -> None:
+    def report(self, trainer: Trainer, counted: CountedSplit, confusions: Mapping[str, Confusion]) -> None:
         """Write the files, and print the table after a test."""
-        reports = {task: class_report(confusion) for task, confusion in confusions.items()}
+        reports = {
+            task: confusion.report() if isinstance(confusion, SparseConfusion) else class_report(confusion)
+            for task, confusion in confusions.items()
+        }
         names = self._samples(trainer).tasks
         of_labels = {task: _label_report(names[task], scores) for task, scores in counted.labels.items()}
         folder = Path(trainer.default_root_dir) / Run.REPORTS

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -56,6 +57,60 @@ def confusion_frame(counts: NDArray[np.int64], class_names: Sequence[str]) -> pd
     return pd.DataFrame(counts[:, : len(names)], index=index, columns=columns)
 
 
+@dataclass(frozen=True)
+class SparseConfusion:
+    """Counted predictions of many classes, of whose pairs few occur: time and memory go with the samples.
+
+    Attributes:
+        targets: int64 ``(P,)``, of each pair that occurs, ascending.
+        predicted: int64 ``(P,)``, the number of classes where no class was predicted.
+        counts: int64 ``(P,)``, samples.
+        class_names: in the order of the indices.
+    """
+
+    targets: NDArray[np.int64]
+    predicted: NDArray[np.int64]
+    counts: NDArray[np.int64]
+    class_names: Sequence[str]
+
+    def report(self) -> pd.DataFrame:
+        """Return what ``class_report`` returns of the whole matrix."""
+        size, right = len(self.class_names), self.targets == self.predicted
+        support, answers = self._sums(self.targets), self._sums(self.predicted)
+        hits = np.bincount(self.targets[right], self.counts[right], size)
+        return _report(hits, support[:size], answers[:size], self.class_names)
+
+    def pairs(self) -> pd.DataFrame:
+        """Return one row a pair that occurs: ``target``, ``predicted``, ``count``, and its ``share`` of the target."""
+        import pandas as pd
+
+        names = np.array([*self.class_names, NO_PREDICTION], dtype=object)
+        share = self.counts / self._sums(self.targets)[self.targets]
+        columns = {"target": names[self.targets], "predicted": names[self.predicted]}
+        return pd.DataFrame({**columns, "count": self.counts, "share": share})
+
+    def most_confused(self, number: int) -> tuple[pd.DataFrame, pd.DataFrame]:
+        """Return counts, and shares of the target, of the classes with the most errors, as ``confusion_frame``."""
+        import pandas as pd
+
+        size = len(self.class_names)
+        wrong = self.counts * (self.targets != self.predicted)
+        errors = np.bincount(self.targets, wrong, size) + np.bincount(self.predicted, wrong, size + 1)[:size]
+        kept = np.sort(np.argsort(-errors, kind="stable")[:number])
+        place = np.full(size + 1, -1)
+        place[kept] = np.arange(len(kept))
+        own = (place[self.targets] >= 0) & (place[self.predicted] >= 0)
+        matrix = np.zeros((len(kept), len(kept)), np.int64)
+        matrix[place[self.targets[own]], place[self.predicted[own]]] = self.counts[own]
+        names = [self.class_names[row] for row in kept]
+        frame = pd.DataFrame(matrix, pd.Index(names, name="target"), pd.Index(names, name="predicted"))
+        totals = pd.Series(self._sums(self.targets)[kept], frame.index)
+        return frame, frame.div(totals.where(totals > 0), axis=0)
+
+    def _sums(self, codes: NDArray[np.int64]) -> NDArray[np.float64]:
+        return np.bincount(codes, self.counts, len(self.class_names) + 1).astype(np.float64)
+
+
 def class_report(confusion: pd.DataFrame) -> pd.DataFrame:
     """Return precision, recall and F1 (0 to 1, higher is better) and support of each class.
 
@@ -71,10 +126,17 @@ def class_report(confusion: pd.DataFrame) -> pd.DataFrame:
         One row a class, then ``accuracy``, ``macro avg`` and ``weighted avg``; columns ``precision``, ``recall``,
         ``f1``, ``support``; the index is called ``class``.
     """
+    counts = confusion.to_numpy(dtype=np.float64)
+    answers = counts[:, : len(counts)].sum(axis=0)
+    return _report(np.diag(counts), counts.sum(axis=1), answers, list(confusion.index))
+
+
+def _report(
+    hits: NDArray[np.float64], support: NDArray[np.float64], answers: NDArray[np.float64], class_names: Sequence[str]
+) -> pd.DataFrame:
+    """The report of right predictions, samples and predictions of each class, all ``(C,)``."""
     import pandas as pd
 
-    counts = confusion.to_numpy(dtype=np.float64)
-    hits, support, answers = np.diag(counts), counts.sum(axis=1), counts[:, : len(counts)].sum(axis=0)
     scores = np.stack([_ratio(hits, answers), _ratio(hits, support), _ratio(2 * hits, support + answers)], axis=1)
     total = support.sum()
     occurs = support + answers > 0
@@ -86,7 +148,7 @@ def class_report(confusion: pd.DataFrame) -> pd.DataFrame:
         [*((scores * counted).sum(axis=0) / np.where(counted.any(axis=0), counted.sum(axis=0), np.nan)), total],
         [*(support @ scores / some), total],
     ]
-    index = pd.Index([*confusion.index, "accuracy", "macro avg", "weighted avg"], name="class")
+    index = pd.Index([*class_names, "accuracy", "macro avg", "weighted avg"], name="class")
     columns = ["precision", "recall", "f1", "support"]
     return pd.DataFrame(np.array(rows), columns=columns, index=index).astype({"support": "int64"})
 

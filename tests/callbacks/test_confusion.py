@@ -115,6 +115,31 @@ def test_counts_equal_the_predictions(tmp_path: Path) -> None:
             assert confusion.index.tolist() == confusion.columns.tolist() == names
 
 
+def test_of_many_classes_the_pairs_that_occur_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    task, data, few = tiny_task(), MadePhotos(), tmp_path / "few"
+    tiny_trainer(few, callbacks=[ConfusionMatrixLogger(), ClassReport()]).test(task, datamodule=data, verbose=False)
+    monkeypatch.setattr("callbacks.confusion.MANY_CLASSES", 1)
+    reports, many = Reports(), tmp_path / "many"
+    own = [reports, ConfusionMatrixLogger(), ClassReport()]
+    tiny_trainer(many, callbacks=own).test(task, datamodule=data, verbose=False)
+    assert all(counts.is_sparse for counts in reports.counted[0].counts.values())
+    for name in TASKS:
+        report = Path("reports") / f"test_{name}.csv"
+        assert (many / report).read_bytes() == (few / report).read_bytes()
+        matrix = pd.read_csv(few / "figures" / f"confusion_test_{name}.csv", index_col="target")
+        pairs = pd.read_csv(many / "figures" / f"confusion_test_{name}.csv")
+        assert pairs["count"].sum() == matrix.to_numpy().sum()
+        assert len(pairs) == (matrix.to_numpy() > 0).sum()
+        for pair in pairs.to_dict("records"):
+            assert pair["count"] == matrix.loc[pair["target"], pair["predicted"]]
+            assert pair["share"] == pytest.approx(pair["count"] / matrix.loc[pair["target"]].sum())
+        assert (many / "figures" / f"confusion_test_{name}_normalised.png").is_file()
+    saved = many / "counted.pt"
+    torch.save(reports.counted[0].counts, saved)
+    restored = torch.load(saved, weights_only=True)
+    assert all(restored[name].to_dense().equal(counts.to_dense()) for name, counts in reports.counted[0].counts.items())
+
+
 def test_smoke_test_writes_nothing(tmp_path: Path) -> None:
     reports = Reports()
     trainer = tiny_trainer(tmp_path, fast_dev_run=True, callbacks=[reports, PredictionWriter(["val"])])

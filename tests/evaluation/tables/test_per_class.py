@@ -1,12 +1,20 @@
 from __future__ import annotations
 
+import tracemalloc
 import warnings
 
 import numpy as np
+import pandas as pd
 import pytest
 from sklearn import metrics
 
-from evaluation.tables.per_class import NO_PREDICTION, class_report, confusion_matrix, normalise_by_target
+from evaluation.tables.per_class import (
+    NO_PREDICTION,
+    SparseConfusion,
+    class_report,
+    confusion_matrix,
+    normalise_by_target,
+)
 
 NAMES = ["bag", "cap", "mug", "lamp"]
 
@@ -78,3 +86,37 @@ def test_report_of_nothing_has_no_averages() -> None:
     np.testing.assert_array_equal(report.iloc[:-3], np.zeros((4, 4)))
     assert report.iloc[-3:][["precision", "recall", "f1"]].isna().all(axis=None)
     assert report["support"].tolist() == [0] * 7
+
+
+def test_ten_thousand_classes_take_no_matrix() -> None:
+    size = 10_000
+    random = np.random.default_rng(0)
+    pairs = np.unique(random.integers(0, size * (size + 1), 20_000))
+    targets, predicted = np.divmod(pairs, size + 1)
+    sparse = SparseConfusion(
+        targets, predicted, random.integers(1, 5, len(pairs)), [f"c{code}" for code in range(size)]
+    )
+    tracemalloc.start()
+    report, shown, found = sparse.report(), sparse.most_confused(50), sparse.pairs()
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 30e6
+    assert len(report) == size + 3
+    assert report.loc["accuracy", "support"] == sparse.counts.sum() == found["count"].sum()
+    assert [part.shape for part in shown] == [(50, 50)] * 2
+
+
+def test_sparse_counts_are_those_of_the_matrix() -> None:
+    random, names = np.random.default_rng(0), list("abcdefgh")
+    targets, predicted = random.integers(0, 7, 60), random.integers(-1, 8, 60)
+    whole = confusion_matrix(targets, predicted, names)
+    pairs, counts = np.unique(targets * 9 + np.where(predicted < 0, 8, predicted), return_counts=True)
+    sparse = SparseConfusion(pairs // 9, pairs % 9, counts, names)
+    pd.testing.assert_frame_equal(sparse.report(), class_report(whole))
+    found, shares = sparse.most_confused(8)
+    pd.testing.assert_frame_equal(found, whole[names])
+    pd.testing.assert_frame_equal(shares, normalise_by_target(whole)[names])
+    few, _ = sparse.most_confused(3)
+    errors = whole[names].to_numpy().sum(0) + whole.to_numpy().sum(1) - 2 * np.diag(whole)
+    # Samples without a prediction are errors of their target.
+    assert few.index.tolist() == [names[row] for row in np.sort(np.argsort(-errors, kind="stable")[:3])]
