@@ -110,8 +110,7 @@ def parts_of(
     files: Run, options: argparse.Namespace, rest: Sequence[str], datamodule: ImageDataModule | None = None
 ) -> tuple[Summary, list[Section]]:
     """Make the summary and all sections in order; those that cannot be made report what is missing."""
-    from evaluation.report import images, labels, robustness, sections, thresholds
-    from evaluation.report.data_quality import data_quality_section
+    from evaluation.report import data_quality, images, labels, robustness, sections, thresholds
     from evaluation.report.summary import run_summary
     from evaluation.tables.summary import summarise, train_targets_of
 
@@ -144,11 +143,8 @@ def parts_of(
         details += [labels.labels_section(labelled, counts, split)] if labelled.tasks else []
         details += [labels.numbers_section(numbers, split)] if numbers.tasks else []
         if (others := predictions.of_kinds("multi_label", "regression")).tasks:
-            details.append(
-                labels.outputs_calibration_section(
-                    others, files.predictions("val"), files.output_calibration_for(split), split, str(files.path)
-                )
-            )
+            fitted, val = files.output_calibration_for(split), files.predictions("val")
+            details.append(labels.outputs_calibration_section(others, val, fitted, split, str(files.path)))
         with_thresholds = predictions.of_kinds(*CLASS_KINDS, "multi_label")
         details += [thresholds.thresholds_section(with_thresholds, split)] if with_thresholds.tasks else []
     made = [
@@ -162,7 +158,7 @@ def parts_of(
         sections.efficiency_section(files),
         sections.data_section(files),
         _leaks(datamodule, why_not),
-        data_quality_section(files, read, options.mistakes),
+        data_quality.data_quality_section(files, read, options.mistakes),
         sections.run_section(files),
         sections.configuration_section(files),
         sections.environment_section(files),
