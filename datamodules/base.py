@@ -118,7 +118,7 @@ class ImageDataModule(LightningDataModule):
         self._content: NDArray[np.uint8] | None = None
         self._compares_pixels = False
         self._worker_notes: set[str] = set()
-        self._lossy_cache = False
+        self.lossy_cache = False
 
     def load_table(self) -> SampleTable:
         """Read the data set's table; called once per process.
@@ -616,7 +616,7 @@ class ImageDataModule(LightningDataModule):
         """
         value_range = self.image_options.get("value_range", "auto")
         state = {"fingerprint": self.table.fingerprint(), "value_range": value_range}
-        return {**state, "cache": "jpeg"} if self._lossy_cache else state
+        return {**state, "cache": "jpeg"} if self.lossy_cache else state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take the checkpoint's value range, and warn where training is resumed on other data."""
@@ -659,7 +659,7 @@ class ImageDataModule(LightningDataModule):
         reader = cached_reader(
             self.read_image, rows, self._content, self.image_options, augment, self.loader_options, self.table.origin
         )
-        self._lossy_cache = self._lossy_cache or is_lossy(reader)
+        self.lossy_cache = self.lossy_cache or is_lossy(reader)
         return reader
 
     def _eval_loader(self, dataset: ImageDataset, view: int = 0) -> CountedLoader:

@@ -85,7 +85,10 @@ class RunRecorder(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the log again, or continue it from the checkpoint's row; the pretrained weights are known by now."""
         if trainer.is_global_zero:
-            self._write(trainer, {"pretrained": origins(pl_module)})
+            # Whether images come as JPEG files out of the cache is known when the loaders have been made.
+            lossy = getattr(getattr(trainer, "datamodule", None), "lossy_cache", False)
+            cache = {"data": {"cache": "jpeg"}} if lossy else {}
+            self._write(trainer, {"pretrained": origins(pl_module), **cache})
         for logger in trainer.loggers:
             if isinstance(logger, MetricsLog):
                 logger.keep_rows(self._logged_rows)

@@ -21,7 +21,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from callbacks import ConfusionMatrixLogger, PredictionWriter, RetrievalMetrics
 from callbacks.averaged_weights import AveragedWeights, EmaOptions
 from callbacks.confusion import ClassReport
+from callbacks.finetuning import BackboneUnfreezing
+from callbacks.frozen_features import FrozenFeatures
 from callbacks.guards import MonitoredMetrics, NonFiniteLoss
+from callbacks.last_checkpoint import LastCheckpoint
 from callbacks.trackers import EpochLines, ProgressBar
 from datamodules import Wares
 from datamodules.options import ImageOptions, LoaderOptions
@@ -102,8 +105,16 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> Waits:
     return mode
 
 
-def watched_fit(waits: Waits, task: Any, data: Any, folder: Path, **options: Any) -> None:
-    callbacks = [Window(waits), NonFiniteLoss(), LearningRateMonitor("step"), MonitoredMetrics(), EpochLines()]
+def watched_fit(waits: Waits, task: Any, data: Any, folder: Path, *more: pl.Callback, **options: Any) -> None:
+    callbacks = [
+        LastCheckpoint(),
+        Window(waits),
+        *more,
+        NonFiniteLoss(),
+        LearningRateMonitor("step"),
+        MonitoredMetrics(),
+        EpochLines(),
+    ]
     own = [ProgressBar(), AveragedWeights(), EmaOptions(decay=0.9).callback()]
     if isinstance(data, Wares):
         own += [ConfusionMatrixLogger(), ClassReport(), PredictionWriter(["val"])]
@@ -130,6 +141,12 @@ def every_kind(folder: Path) -> tuple[Any, Any]:
     return task, data
 
 
+def multi_task() -> tuple[Any, Any]:
+    data = wares()
+    data.setup("fit")
+    return MultiTaskClassifier(backbone="test_resnet", pretrained=False, image_size=32, tasks=data.tasks), data
+
+
 def few_shot(folder: Path) -> tuple[Any, Any]:
     data = wares()
     few = FewShotOptions(method="linear_probe")
@@ -149,6 +166,12 @@ CASES: dict[str, Callable[[Path], tuple[Any, Any]]] = {
 @pytest.mark.parametrize("name", CASES)
 def test_no_step_waits_for_the_device(name: str, waits: Waits, tmp_path: Path) -> None:
     watched_fit(waits, *CASES[name](tmp_path), tmp_path)
+
+
+def test_phases_on_features_that_are_computed_once_do_not_wait(waits: Waits, tmp_path: Path) -> None:
+    phases = BackboneUnfreezing(1, lr=1e-3, backbone_lr=1e-4, head_lr=1e-3)
+    watched_fit(waits, *multi_task(), tmp_path, phases, FrozenFeatures("always", n_views=1))
+    assert (tmp_path / "checkpoints" / "last.ckpt").is_file()
 
 
 def test_accumulated_steps_do_not_wait_either(waits: Waits, tmp_path: Path) -> None:

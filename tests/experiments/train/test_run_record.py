@@ -112,6 +112,15 @@ def test_missing_knowledge_of_the_data_is_added(tmp_path: Path) -> None:
     assert record_of(tmp_path, BoringModel())["data"] == {"fingerprint": "f"}
 
 
+@pytest.mark.parametrize("lossy", [True, False])
+def test_whether_training_images_came_as_jpeg_files_is_recorded(tmp_path: Path, lossy: bool) -> None:
+    data = TinyData()
+    data.lossy_cache = lossy  # type: ignore[attr-defined]  # as ImageDataModule
+    trainer_of(tmp_path).fit(tiny_classifier(), data)
+    record = json.loads((tmp_path / "run.json").read_text())
+    assert (record["data"] or {}).get("cache") == ("jpeg" if lossy else None)
+
+
 def test_revision_is_that_of_the_source() -> None:
     revision = git_revision()
     assert revision is None or len(revision["revision"]) == 40
