@@ -313,7 +313,7 @@ def losses_of(rows: slice) -> dict[str, float]:
     tasks: dict[str, list[str]] = {task: [] if task == "price" else ["a", "b", "c"] for task in targets}
     outputs = task_outputs(tasks, TaskFacts(KINDS, target_stats={"price": [0.0, 1.0]}), LossOptions())
     metrics = SplitMetrics(tasks, dict.fromkeys(tasks, 1.0), losses_only=True)
-    for batch in torch.arange(11)[rows].split(3):
+    for batch in torch.split(torch.arange(11)[rows], 3):
         metrics.update_losses(
             {
                 task: output.loss(output(logits[batch, : output.width]), targets[task][batch])
