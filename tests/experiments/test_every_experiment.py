@@ -243,15 +243,18 @@ def untrained(experiment: str, model: list[str], runs: Path) -> Path:
     return run
 
 
-def test_zero_shot_is_evaluated_without_training(zero_shot: Path, tmp_path: Path, run_quietly: Quietly) -> None:
+def test_zero_shot_is_evaluated_without_training(
+    zero_shot: Path, tmp_path: Path, run_quietly: Quietly, capsys: pytest.CaptureFixture[str]
+) -> None:
     predictions = pd.read_parquet(zero_shot / "predictions" / "test.parquet")
     assert len(predictions.loc[0, "logits_class"]) == 102  # type: ignore[arg-type]  # a list
     assert (zero_shot / "figures" / "confusion_test_class.png").exists()
-    path = OVERLAYS.parent / "flowers_clip_zeroshot.yaml"
     # Random towers predict nothing.
-    assert (
-        run_quietly(["test", "--config", str(path), "--runs", str(tmp_path), "--model.init_args.pretrained=false"]) == 2
-    )
+    towers = f"--model.init_args.towers.model={os.environ['VITRAIL_DATA']}/clip"
+    arguments = ["--config", str(OVERLAYS.parent / "flowers_clip_zeroshot.yaml"), "--runs", str(tmp_path), towers]
+    random = ["--model.init_args.pretrained=false", "--data.init_args.image.size=32"]
+    assert run_quietly(["test", *arguments, *random]) == 2
+    assert "has untrained parts" in capsys.readouterr().err
 
 
 def test_a_generative_model_is_evaluated_without_training(generative: Path) -> None:
@@ -289,7 +292,10 @@ def test_clip_before_and_after_training_and_a_generative_model_stand_side_by_sid
 
 @pytest.mark.parametrize(
     ("experiment", "weights"),
-    [("flowers_clip_ft", "openai/clip-vit-base-patch32"), ("flowers_qwen2vl_lora", "Qwen/Qwen2-VL-2B-Instruct")],
+    [
+        pytest.param("flowers_clip_ft", "openai/clip-vit-base-patch32", marks=pytest.mark.slow),
+        ("flowers_qwen2vl_lora", "Qwen/Qwen2-VL-2B-Instruct"),
+    ],
 )
 def test_a_flagship_without_network_ends_in_one_line(
     experiment: str,

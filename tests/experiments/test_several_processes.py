@@ -13,7 +13,7 @@ import torch
 
 from experiments.train.cli import main
 from lightning_modules import load_task
-from tests.experiments.several_processes import EPOCHS, SIZES, TASKS, TRAINED, is_costly
+from tests.experiments.several_processes import ALIKE, EPOCHS, SIZES, TASKS, TRAINED, is_costly
 from tests.support.forks import run_program
 from vitrail.predictions import read_predictions
 
@@ -128,9 +128,21 @@ def test_reports_are_those_of_one_process(evaluated: Path, world: int, size: int
         pd.testing.assert_frame_equal(pd.read_csv(other), pd.read_csv(path), rtol=1e-6)
 
 
-@pytest.mark.parametrize("task", TRAINED)
-def test_two_processes_learn_the_same_weights_and_learn(folder: Path, task: str) -> None:
-    first, second = (trained(folder, 2, task, rank) for rank in range(2))
+trainings = pytest.mark.parametrize(
+    "task", [pytest.param(task, marks=pytest.mark.slow) if task in ALIKE else task for task in TRAINED]
+)
+
+
+@pytest.fixture
+def where_trained(request: pytest.FixtureRequest, task: str) -> Path:
+    """The folder, with that training on one process and on two."""
+    found: Path = request.getfixturevalue("costly" if task in ALIKE else "folder")
+    return found
+
+
+@trainings
+def test_two_processes_learn_the_same_weights_and_learn(where_trained: Path, task: str) -> None:
+    first, second = (trained(where_trained, 2, task, rank) for rank in range(2))
     for name, value in first["weights"].items():
         assert torch.equal(value, second["weights"][name]), name
     assert len(first["losses"]) == EPOCHS
@@ -138,9 +150,9 @@ def test_two_processes_learn_the_same_weights_and_learn(folder: Path, task: str)
     assert first["losses"][-1] < 0.9 * first["losses"][0]
 
 
-@pytest.mark.parametrize("task", TRAINED)
-def test_two_processes_learn_what_one_learns_from_their_joined_batches(folder: Path, task: str) -> None:
-    alone, both = trained(folder, 1, task, 0), trained(folder, 2, task, 0)
+@trainings
+def test_two_processes_learn_what_one_learns_from_their_joined_batches(where_trained: Path, task: str) -> None:
+    alone, both = (trained(where_trained, world, task, 0) for world in (1, 2))
     assert both["losses"] == pytest.approx(alone["losses"], rel=1e-4)
 
 
