@@ -77,7 +77,7 @@ class SparseConfusion:
         """Return what ``class_report`` returns of the whole matrix."""
         size, right = len(self.class_names), self.targets == self.predicted
         support, answers = self._sums(self.targets), self._sums(self.predicted)
-        hits = np.bincount(self.targets[right], self.counts[right], size)
+        hits = np.bincount(self.targets[right], self.counts[right], size).astype(np.float64)
         return _report(hits, support[:size], answers[:size], self.class_names)
 
     def pairs(self) -> pd.DataFrame:

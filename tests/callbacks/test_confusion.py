@@ -31,9 +31,9 @@ class Reports(ConfusionCounter):
     def __init__(self) -> None:
         super().__init__()
         self.counted: list[CountedSplit] = []
-        self.confusions: list[Mapping[str, pd.DataFrame]] = []
+        self.confusions: list[Mapping[str, Any]] = []
 
-    def report(self, trainer: Trainer, counted: CountedSplit, confusions: Mapping[str, pd.DataFrame]) -> None:
+    def report(self, trainer: Trainer, counted: CountedSplit, confusions: Mapping[str, Any]) -> None:
         self.counted.append(counted)
         self.confusions.append(confusions)
 
