@@ -174,12 +174,9 @@ def results_of(task: VisionTask, folder: Path, callbacks: list[Callback], *, cap
     return found
 
 
+@pytest.mark.slow  # each takes a minute to compile
 @needs_compiler
-@pytest.mark.parametrize(
-    # The backbones of these two are of the same kind; each other one takes a minute to compile.
-    "name",
-    [name if name in ("classifier", "multitask") else pytest.param(name, marks=pytest.mark.slow) for name in TASKS],
-)
+@pytest.mark.parametrize("name", TASKS)
 def test_every_task_computes_the_same_when_compiled_as_the_overlay_does(
     name: str, models: Path, tmp_path: Path
 ) -> None:
@@ -195,7 +192,6 @@ def test_every_task_computes_the_same_when_compiled_as_the_overlay_does(
     assert compiled == pytest.approx(plain, rel=1e-5)
 
 
-@pytest.mark.slow
 def test_backbones_are_compiled_once_for_all_stages(tmp_path: Path) -> None:
     task = tiny_classifier()
     trainer = tiny_trainer(tmp_path, callbacks=[CompileModel("eager")], limit_train_batches=2, limit_val_batches=1)
