@@ -268,7 +268,7 @@ def _wandb_charts(key: str, confusions: Mapping[str, Confusion]) -> dict[str, An
     media: dict[str, Any] = {}
     for task, counts in confusions.items():
         if isinstance(counts, SparseConfusion):
-            continue  # no chart has room for so many classes
+            continue  # too many classes for a chart
         media[f"{key}/{task}_chart"] = wandb.plot_table(
             vega_spec_name="wandb/confusion_matrix/v1",
             data_table=wandb.Table(columns=CHART_COLUMNS, data=_cells(counts)),

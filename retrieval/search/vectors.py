@@ -210,7 +210,7 @@ def open_revision(path: Path) -> list[VectorFile] | None:
 
 
 def _mapped(path: Path) -> VectorFile | None:
-    """A file of which only header and checksums have been checked; None if there is none of this format."""
+    """Open a file after checking its header and checksums only; return None if it has another format or is missing."""
     try:
         with path.open("rb") as file:
             header = file.read(_HEADER.size + _HEADER_CHECK.size)

@@ -98,6 +98,7 @@ def test_no_file_of_the_machine_can_be_fetched(server: Served, context: AppConte
         assert not any(word in body for word in (b"root:", b"[project]", secret, b"GRADIO_TEMP_DIR")), (root, target)
 
 
+@pytest.mark.slow
 def test_hostile_uploads_do_no_harm(client: httpx.Client, functions: list[dict[str, Any]]) -> None:
     """Every file is uploaded and fetched back, some are given to what takes images."""
     takers = [function for function in functions if _takes_images(client, function)]

@@ -32,6 +32,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", WORLDS)
 def test_one_process_stores_each_sample_once(folder: Path, name: str) -> None:
     rows = rows_of(folder / "1" / name / "gallery")

@@ -114,11 +114,12 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
     return all(torch.equal(value, other[name]) for name, value in one.items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "overlay",
     [
         pytest.param(A_SETTING, id="a setting"),
-        pytest.param(ITS_OWN, id="a callback of its own", marks=pytest.mark.slow),
+        pytest.param(ITS_OWN, id="a callback of its own"),
     ],
 )
 def test_every_command_uses_the_weights_that_were_validated(
@@ -160,6 +161,7 @@ def test_every_command_uses_the_weights_that_were_validated(
     assert same({name: value for name, value in exported.items() if name in used}, used)
 
 
+@pytest.mark.slow
 def test_a_start_that_is_never_reached_validates_and_saves_what_is_trained(
     trained: Callable[[str], Path], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -176,6 +178,7 @@ def test_a_start_that_is_never_reached_validates_and_saves_what_is_trained(
         assert same(used, expected)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_weights_alone_holds_the_average_too(trained: Callable[[str], Path]) -> None:
     def best(overlay: str) -> dict[str, torch.Tensor]:
         content = torch.load(trained(overlay) / "checkpoints" / "best.ckpt", weights_only=True)
@@ -194,6 +197,7 @@ def test_the_average_begins_with_the_weights_of_the_start_step(trained: Callable
     assert not same(averaged, raw)
 
 
+@pytest.mark.slow
 def test_a_training_with_averages_does_not_go_on_without(
     command: Callable[..., Path], trained: Callable[[str], Path], base: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -89,6 +89,7 @@ def trained(folder: Path, world: int, task: str, rank: int) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.slow
 @evaluations(*TASKS)
 def test_metrics_are_those_of_one_process(evaluated: Path, world: int, size: int, task: str) -> None:
     alone = metrics(evaluated / "1" / f"{task}-{size}", 0)

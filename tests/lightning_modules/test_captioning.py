@@ -113,6 +113,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return task.eval(), first, float(trainer.callback_metrics["train/captioning_loss"]), run
 
 
+@pytest.mark.slow
 def test_training_lowers_the_loss_and_captions_name_what_is_there(trained: Any) -> None:
     task, first, last, run = trained
     assert last < first / 3

@@ -34,7 +34,7 @@ def test_every_notebook_has_a_small_version() -> None:
 
 @pytest.mark.parametrize(
     "path",
-    [path if path.stem.startswith(("02", "03")) else pytest.param(path, marks=pytest.mark.slow) for path in NOTEBOOKS],
+    [path if path.stem.startswith("03") else pytest.param(path, marks=pytest.mark.slow) for path in NOTEBOOKS],
     ids=lambda path: path.stem,
 )
 def test_small_notebook_runs(path: Path, tmp_path: Path) -> None:

@@ -114,6 +114,7 @@ def test_a_dual_encoder_searches_and_compares_without_torch(tmp_path: Path) -> N
     assert compared[0]["confidence"] == pytest.approx(1 / (1 + 2.718281828**-margin), abs=1e-3)
 
 
+@pytest.mark.slow
 def test_a_request_that_runs_is_answered_after_sigterm() -> None:
     with started(str(kinds_onnx())) as (process, url):
         begun, codes = threading.Event(), list[int]()

@@ -43,6 +43,7 @@ def test_an_uploaded_image_is_classified(
     page.screenshot(path=screenshots / "classify.png", full_page=True)
 
 
+@pytest.mark.slow
 def test_several_images_and_two_models(page: Page, images: list[Path], tmp_path: Path) -> None:
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"\x89PNG no image")
@@ -69,6 +70,7 @@ def test_images_are_pasted_by_key_and_by_button(page: Page, images: list[Path]) 
     expect(page.locator(ANSWERS)).to_have_count(2)
 
 
+@pytest.mark.slow
 def test_an_image_is_taken_by_the_camera(page: Page) -> None:
     page.context.grant_permissions(["camera"])
     page.goto("/?tab=classify")
@@ -88,6 +90,7 @@ def test_a_request_without_an_image_says_why(page: Page) -> None:
     expect(page.get_by_text("there is no image yet")).to_be_visible()
 
 
+@pytest.mark.slow
 def test_on_a_phone_nothing_is_cut_off(phone: Page, images: list[Path], screenshots: Path) -> None:
     phone.goto("/?tab=classify")
     give(phone, "#classify-images", images[:1])

@@ -67,6 +67,7 @@ def test_filters_change_the_counts_and_the_grid(page: Page, frame: pd.DataFrame,
     page.screenshot(path=screenshots / "explore_grid.png")
 
 
+@pytest.mark.slow
 def test_a_card_opens_its_image_and_the_arrow_keys_lead_on(page: Page, frame: pd.DataFrame) -> None:
     page.goto("/?tab=explore&gallery=quickstart&split=test")
     rows = frame[frame["split"] == "test"]["id"].tolist()
@@ -93,6 +94,7 @@ def test_a_card_opens_its_image_and_the_arrow_keys_lead_on(page: Page, frame: pd
     assert set(drawn.evaluate_all("cards => cards.map(card => card.dataset.id)")) <= set(rows)
 
 
+@pytest.mark.slow
 def test_a_class_among_the_bars_shows_its_images(page: Page, frame: pd.DataFrame, screenshots: Path) -> None:
     page.goto("/?tab=explore&gallery=quickstart&view=Classes")
     counts = frame["label_class"].value_counts()
@@ -155,6 +157,7 @@ def test_colours_are_drawn_for_the_chosen_classes(page: Page, frame: pd.DataFram
     page.screenshot(path=screenshots / "explore_colours.png")
 
 
+@pytest.mark.slow
 def test_mistakes_come_with_target_prediction_and_confidence(
     page: Page, frame: pd.DataFrame, screenshots: Path
 ) -> None:
@@ -176,6 +179,7 @@ def test_mistakes_come_with_target_prediction_and_confidence(
     expect(page.locator("#explore-focus")).to_contain_text("✗")
 
 
+@pytest.mark.slow
 def test_an_address_that_asks_for_what_there_is_not_says_so_and_shows_everything(page: Page) -> None:
     page.goto("/?tab=explore&class=<img src=x onerror=alert(1)>")
     expect(page.get_by_text("is not there; choose one of")).to_be_visible()

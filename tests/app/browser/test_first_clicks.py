@@ -72,6 +72,7 @@ def test_the_address_follows_and_back_stays_in_the_application(page: Page) -> No
     assert query(page)["tab"] == "search"
 
 
+@pytest.mark.slow
 def test_an_image_that_is_found_is_classified(page: Page) -> None:
     page.goto("/?tab=search&gallery=pairs&q=blue+mug")
     page.locator("#search-grid button.card").first.click()
@@ -89,6 +90,7 @@ def test_models_are_compared(page: Page, context: AppContext) -> None:
         expect(cards.first).to_contain_text("pairs: ")
 
 
+@pytest.mark.slow
 def test_labels_are_corrected_and_downloaded(page: Page, context: AppContext) -> None:
     gallery = context.gallery("quickstart")
     row = gallery.rows(gallery.metadata.column("id").to_pylist()[:1])[0]
@@ -112,6 +114,7 @@ def test_labels_are_corrected_and_downloaded(page: Page, context: AppContext) ->
         ]
 
 
+@pytest.mark.slow
 def test_a_chosen_radio_button_keeps_its_mark_under_the_mouse(page: Page) -> None:
     page.goto("/?tab=explore&gallery=quickstart")
     chosen = page.locator("#explore-view").get_by_role("radio", name="Grid", exact=True)

@@ -49,6 +49,7 @@ def test_words_filters_pages_and_more_like_this(page: Page, context: AppContext,
     assert page.get_by_text(re.compile(r"Top score -?\d\.\d{4} · mean of these 20: ")).is_visible()
 
 
+@pytest.mark.slow
 def test_the_link_to_a_page_of_results_opens(page: Page) -> None:
     page.goto("/?tab=search&gallery=pairs&q=blue+mug&at-page=2")
     page.get_by_text("Results 21 to 40 for “blue mug”").wait_for()
@@ -71,6 +72,7 @@ def test_what_was_asked_last_is_shown(page: Page) -> None:
     page.get_by_text("Results 1 to 20 for “green”").wait_for()
 
 
+@pytest.mark.slow
 def test_an_image_is_searched_for(page: Page, context: AppContext, tmp_path: Path) -> None:
     gallery, run = context.galleries["pairs"], context.runs["pairs"]
     kept = gallery.image(gallery.metadata.column("id")[7].as_py())

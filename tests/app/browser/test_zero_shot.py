@@ -69,6 +69,7 @@ def test_an_ensemble_is_chosen_and_templates_can_be_own(page: Page, images: list
     expect(page.locator(f'{BARS}[data-label="one cap on a table"]')).to_be_visible()
 
 
+@pytest.mark.slow
 def test_on_a_phone_nothing_is_cut_off(phone: Page, images: list[Path], screenshots: Path) -> None:
     phone.goto("/?tab=zero-shot")
     give(phone, "#zero-shot-images", images[:1])

@@ -110,6 +110,7 @@ class Taking:
         return eval_transform({"size": 32})(pixels).clone()  # type: ignore[no-any-return]  # of a module
 
 
+@pytest.mark.slow
 def test_sixteen_large_uploads_are_not_held_together(tmp_path: Path) -> None:
     path = tmp_path / "large.jpg"
     Image.new("RGB", (3000, 3000), (200, 20, 20)).save(path)

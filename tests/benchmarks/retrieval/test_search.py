@@ -50,6 +50,7 @@ def test_the_gallery_holds_unit_vectors_and_nothing_twice(folder: Path) -> None:
         matrix_of(folder / "nowhere")
 
 
+@pytest.mark.slow
 def test_contenders_take_turns_in_processes_of_their_own(folder: Path) -> None:
     names = [OURS, "NumPy, product and argpartition"]
     seconds = search.search_times(folder, names, 1, 2)

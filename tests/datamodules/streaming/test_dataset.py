@@ -181,6 +181,7 @@ def test_a_stream_reads_whole_shards_but_at_its_cuts() -> None:
     assert readers.min() == 1
 
 
+@pytest.mark.slow
 def test_interleaved_shards_mix() -> None:
     """Sixteen shards of one class each: how many a batch has, and how often neighbours share one."""
     mixed, neighbours = [], []

@@ -34,7 +34,7 @@ def scenes() -> Scenes:
     return draw_scenes(32, 7)
 
 
-@pytest.mark.parametrize("network", ["convolutional", "transformer"])
+@pytest.mark.parametrize("network", ["convolutional", pytest.param("transformer", marks=pytest.mark.slow)])
 def test_maps_of_a_trained_network_lie_on_the_object_that_its_task_is_about(
     network: str, scenes: Scenes, request: pytest.FixtureRequest
 ) -> None:

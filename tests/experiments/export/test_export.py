@@ -66,6 +66,7 @@ def test_the_file_alone_describes_the_model() -> None:
     assert str(Path(__file__).parents[2]).encode() not in (products_onnx() / "model.onnx").read_bytes()
 
 
+@pytest.mark.slow
 def test_a_dual_encoder_has_a_file_for_each_tower() -> None:
     folder = flowers_onnx()
     assert {path.name for path in folder.iterdir()} == {

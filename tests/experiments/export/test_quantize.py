@@ -138,6 +138,7 @@ def _text_towers(folder: Path, kind: str) -> dict[str, Any]:
     return {"towers": {**towers, "embed_dim": 10, "pooling": "mean"}}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "kind",
     ["clip", *(pytest.param(kind, marks=pytest.mark.slow) for kind in TEXT_TOWERS)],

@@ -79,6 +79,7 @@ def test_every_point_of_a_grid_is_taken_once_in_its_order(tmp_path: Path) -> Non
     assert opened(tmp_path, sweep).take(6) is None
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("database")
 def test_several_processes_share_a_grid(tmp_path: Path) -> None:
     run_program("tests.experiments.launch.sweep_processes", str(tmp_path), "share")
@@ -125,6 +126,7 @@ def test_a_trial_that_is_handed_back_comes_first_with_the_same_values(tmp_path: 
     assert taken(study, 4).slot == 3
 
 
+@pytest.mark.slow
 def test_tpe_looks_where_it_was_good(tmp_path: Path) -> None:
     study = opened(tmp_path, grid(tmp_path, method="bayes", parameters={"a": {"min": 0.0, "max": 1.0}}))
     tried = []
@@ -137,7 +139,7 @@ def test_tpe_looks_where_it_was_good(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("impatient", "database")
-@pytest.mark.parametrize("when", ["killed", "killed_early"])
+@pytest.mark.parametrize("when", ["killed", pytest.param("killed_early", marks=pytest.mark.slow)])
 def test_the_trials_of_a_killed_process_are_run_again(tmp_path: Path, when: str) -> None:
     sweep = grid(tmp_path)
     run_program("tests.experiments.launch.sweep_processes", str(tmp_path), when, code=-signal.SIGKILL)
@@ -153,6 +155,7 @@ def test_the_trials_of_a_killed_process_are_run_again(tmp_path: Path, when: str)
     assert study.running_elsewhere() == []
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("impatient")
 def test_a_living_process_keeps_its_trials_and_a_silent_one_loses_them(tmp_path: Path) -> None:
     far, near = (opened(tmp_path, grid(tmp_path)) for _ in range(2))
@@ -257,6 +260,7 @@ def test_a_database_that_cannot_be_used_is_reported_in_one_line(tmp_path: Path, 
     assert "secret" not in str(raised.value)
 
 
+@pytest.mark.slow
 def test_what_a_database_server_refuses_is_one_line_without_the_password(
     tmp_path: Path, postgresql_server: str
 ) -> None:

@@ -61,9 +61,10 @@ def generated_data(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "path",
-    [path if path.stem == "products_multitask" else pytest.param(path, marks=pytest.mark.slow) for path in FILES],
+    FILES,
     ids=lambda path: path.stem,
 )
 def test_the_agent_builds_a_command_that_trains(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

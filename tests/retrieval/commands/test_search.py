@@ -138,6 +138,7 @@ def test_the_table_shows_scores_and_notes(search: Any) -> None:
     assert "note: 10 were requested, 2 were found; 8 are in the gallery" in said.out
 
 
+@pytest.mark.slow
 def test_text_like_and_filters_need_neither_run_nor_lightning(place: Place) -> None:
     """In a process of its own, because here everything is imported already."""
     program = (
