@@ -95,9 +95,9 @@ CLASSIFIER, DUAL_ENCODER = "demo_classifier", "demo_dual_encoder"
 
 The dual encoder has the classifier's image tower and trains texts for it, in a fraction of the time."""
 
-_DATA = {"n_samples": "3000", "views": "1", "val_fraction": "0.1", "test_fraction": "0.1"}
+_DATA = {"n_samples": "2400", "views": "1", "val_fraction": "0.1", "test_fraction": "0.1"}
 _OPTIONS = {
-    CLASSIFIER: ("quickstart", {"trainer.max_epochs": "9", "report": "false", "test_best": "false"}),
+    CLASSIFIER: ("quickstart", {"trainer.max_epochs": "8", "report": "false", "test_best": "false"}),
     DUAL_ENCODER: (
         "quickstart_pairs",
         {
