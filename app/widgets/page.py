@@ -127,6 +127,7 @@ def image_upload(context: AppContext, elem_id: str) -> gr.Gallery:
         object_fit="contain",
         buttons=[],
         elem_id=elem_id,
+        elem_classes=["uploads"],
     )
 
 
