@@ -38,7 +38,7 @@ atexit.register(shutil.rmtree, _SHARED, ignore_errors=True)
 
 
 # Each Trainer looks through the metadata of all installed packages for callbacks: a tenth of a tiny training.
-registry.entry_points = functools.cache(importlib.metadata.entry_points)  # type: ignore[assignment]
+registry.entry_points = functools.cache(importlib.metadata.entry_points)  # type: ignore[assignment, attr-defined]
 
 
 @pytest.hookimpl(tryfirst=True)
