@@ -35,7 +35,8 @@ def test_an_uploaded_image_is_classified(
         bar = page.locator(f'{BARS}[data-task="{task}"]').first
         expect(bar).to_contain_text(f"{100 * share:.1f} %")
     upload, whole = (page.locator(f"#classify-images {part}").bounding_box() for part in (".grid-wrap", "img"))
-    assert upload and whole
+    assert upload
+    assert whole
     assert whole["height"] <= upload["height"]
     # On demand, by keyboard: where it sees the class.
     expect(page.locator("#classify-overlay img")).to_have_count(0)
