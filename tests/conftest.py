@@ -24,7 +24,7 @@ os.environ.setdefault("WANDB_MODE", "disabled")
 import numpy as np
 import pytest
 import torch
-from lightning.fabric.utilities import registry
+from lightning.fabric.utilities import registry as external_callbacks
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -38,7 +38,7 @@ atexit.register(shutil.rmtree, _SHARED, ignore_errors=True)
 
 
 # Each Trainer looks through the metadata of all installed packages for callbacks: a tenth of a tiny training.
-registry.entry_points = functools.cache(importlib.metadata.entry_points)  # type: ignore[assignment, attr-defined]
+external_callbacks.entry_points = functools.cache(importlib.metadata.entry_points)  # type: ignore[assignment, attr-defined]
 
 
 @pytest.hookimpl(tryfirst=True)
