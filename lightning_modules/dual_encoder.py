@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from lightning_modules.base import LoggedSplit, VisionTask, known_targets, real_outputs, real_rows, training_outputs
-from lightning_modules.captioning import Captioner
 from lightning_modules.contrastive import ContrastiveObjective, Pairs, encode_in_chunks
+from lightning_modules.encoders.captioning import Captioner
 from lightning_modules.encoders.dual import SIDES, Architectures, Side, Towers, build_towers, random_towers
 from lightning_modules.encoders.text import TextCache
 from lightning_modules.encoders.tokenizer import TextTokenizer, checked_state

@@ -11,7 +11,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from app.state.context import AppContext, Pending, display_name
@@ -65,13 +65,7 @@ def load(
         opened[found.name] = found
         if found.run is not None:
             served.setdefault(found.run.name, found.run)
-    for name, gallery in opened.items():
-        _report(f"{name}: gallery of {len(gallery):,} images is open")
-        if outside := gallery.not_shown():
-            _report(
-                f"{name}: {len(outside):,} files that it names are outside of its folder and its data's and are not "
-                f"shown, first {outside[0]!r}; if they are yours, name their folder with --data-root"
-            )
+    _report_galleries(opened)
     # Search and Explore open on the first: on one that finds what is typed, where there is one.
     ordered = sorted(opened, key=lambda name: not (opened[name].identity.encodes_text and opened[name].run))
     pending = None
@@ -83,6 +77,17 @@ def load(
 
         pending = Pending(complete)
     return AppContext(served, {name: opened[name] for name in ordered}, pending=pending)
+
+
+def _report_galleries(opened: Mapping[str, ServedGallery]) -> None:
+    """Report the size of each gallery, and which of its files are not shown."""
+    for name, gallery in opened.items():
+        _report(f"{name}: gallery of {len(gallery):,} images is open")
+        if outside := gallery.not_shown():
+            _report(
+                f"{name}: {len(outside):,} files that it names are outside of its folder and its data's and are not "
+                f"shown, first {outside[0]!r}; if they are yours, name their folder with --data-root"
+            )
 
 
 def _report(line: str) -> None:

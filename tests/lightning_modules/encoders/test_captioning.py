@@ -11,9 +11,9 @@ from PIL import Image
 from torch import nn
 
 from experiments.export.weights import groups_of
-from lightning_modules.captioning import Captioner
 from lightning_modules.checkpoint import load_task
 from lightning_modules.dual_encoder import DualEncoder
+from lightning_modules.encoders.captioning import Captioner
 from lightning_modules.options import CaptioningOptions, TowerOptions
 from tests.support.models import (
     CLASSES,
