@@ -17,7 +17,14 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from datamodules.base import ImageDataModule
 from datamodules.checks.verify import Verification
-from datamodules.files.arrow_columns import plain_texts, require_column, sample_columns, vocabularies
+from datamodules.files.arrow_columns import (
+    URL,
+    path_texts,
+    plain_texts,
+    require_column,
+    sample_columns,
+    vocabularies,
+)
 from datamodules.files.label_csv import as_on_disk, count_files_left_out, read_label_file
 from datamodules.files.target_columns import guessed_kind, other_targets, require_order, strata
 from datamodules.loading.decode import MAX_BYTES
@@ -56,8 +63,6 @@ _DOWNLOADS = 16
 
 _SECONDS = 60
 """That a server may be silent for."""
-
-_URL = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -302,7 +307,7 @@ class Table(ImageDataModule):
                 f"data columns.image: {path} has {kind} in {columns.image!r}, which are no paths; images inside "
                 "the table are read by data.class_path: datamodules.HubImages"
             )
-        names = [_spelled(text) for text in plain_texts(arrow[columns.image])]
+        names = path_texts(arrow[columns.image])
         frame = pd.DataFrame({"name": names, "row": rows, **values}, dtype=object)
         problems = [(row, "no image path") for row, name in zip(rows, names, strict=True) if not name]
         problems += [
@@ -331,7 +336,7 @@ class Table(ImageDataModule):
     def _locate_images(self, frame: pd.DataFrame, root: Path, path: Path) -> None:
         """Add the column of sources, and note which are fetched."""
         names = [str(name) for name in frame["name"]]
-        remote = [bool(_URL.match(name)) for name in names]
+        remote = [bool(URL.match(name)) for name in names]
         local = iter(as_on_disk(root, [name for name, url in zip(names, remote, strict=True) if not url]))
         frame["source"] = [
             str(_kept_at(name)) if url else str(Path(next(local)).expanduser())
@@ -438,12 +443,6 @@ def _holds_paths(kind: pa.DataType) -> bool:
     import pyarrow as pa
 
     return any(is_kind(kind) for is_kind in (pa.types.is_string, pa.types.is_large_string, pa.types.is_dictionary))
-
-
-def _spelled(text: str) -> str:
-    """Return a path with ``/`` between its parts and no detours through ``.``; URLs as they are."""
-    text = text.strip()
-    return text if not text or _URL.match(text) else Path(text.replace("\\", "/")).as_posix()
 
 
 def _joined(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[tuple[int, str]]]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from vitrail.errors import UserError
 from vitrail.files import write_atomically, write_csv
@@ -52,7 +53,8 @@ def run(options: argparse.Namespace, rest: Sequence[str] = ()) -> None:
         raise UserError(f"--to {options.to}: must end in {options.table.suffix}, as {options.table} does")
     if options.to.exists() and options.to.samefile(options.table):
         raise UserError(f"--to {options.to}: is the table itself, which is never changed; name another file")
-    table = read_table(options.table, "")[0]
+    table, _, _, notes = read_table(options.table, "")
+    sys.stderr.writelines(f"{note}\n" for note in notes)
     columns = TableColumns(image=options.image, label=options.label).found_in(table.column_names, str(options.table))
     if options.corrections.is_dir():
         corrections = exported_corrections(options.corrections, options.tag)
@@ -88,5 +90,6 @@ def _write(path: Path, table: pa.Table) -> None:
         elif suffix in (".tsv", ".txt"):
             table.to_pandas().to_csv(partial, sep="\t", index=False)
         else:
-            frame: Any = table.to_pandas()
-            frame.to_json(partial, orient="records", lines=True, force_ascii=False)
+            # Not by pandas, which makes 3.0 of whole numbers and milliseconds of dates.
+            rows = (json.dumps(row, ensure_ascii=False, default=str) for row in table.to_pylist())
+            partial.write_text("".join(f"{row}\n" for row in rows), encoding="utf-8")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from datamodules.table import Missing, attribute_column, composed, target_column
@@ -15,6 +17,11 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 _SHOWN = 12
+
+_LARGEST_WHOLE = float(1 << 53)
+"""Floating-point numbers up to here are written as whole numbers; others are no labels."""
+
+URL = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 
 
 def require_column(name: str, known: Collection[str], option: str, where: str) -> None:
@@ -154,7 +161,8 @@ def plain_column(column: Any) -> Any:
         column = column.dictionary_decode()
     if pa.types.is_floating(column.type):
         known = pc.if_else(pc.is_nan(column), None, column)
-        whole = pc.all(pc.equal(known, pc.floor(known))).as_py()
+        is_whole = pc.and_(pc.equal(known, pc.floor(known)), pc.less_equal(pc.abs(known), _LARGEST_WHOLE))
+        whole = pc.all(is_whole).as_py()
         column = known.cast(pa.int64()) if whole is not False else known
     return column
 
@@ -162,6 +170,19 @@ def plain_column(column: Any) -> Any:
 def plain_texts(column: Any) -> list[str]:
     """Return the values of a column as texts on one line, empty for null and NaN."""
     return [first_text(value) for value in plain_column(column).to_pylist()]
+
+
+def path_texts(column: Any) -> list[str]:
+    """Return the values of a column as paths with ``/`` between their parts and no detours through ``.``.
+
+    URLs stay as they are, as do blanks within a path; empty for null.
+    """
+    return [_spelled("" if value is None else str(value)) for value in plain_column(column).to_pylist()]
+
+
+def _spelled(text: str) -> str:
+    text = composed(text).strip()
+    return text if not text or URL.match(text) else Path(text.replace("\\", "/")).as_posix()
 
 
 def first_text(value: object) -> str:

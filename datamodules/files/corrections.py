@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -10,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from datamodules.files.arrow_columns import plain_texts
+from datamodules.files.arrow_columns import path_texts, plain_texts
 from datamodules.table import composed, table_error
 from vitrail.errors import UserError
 from vitrail.types import LABEL_TASK
@@ -56,7 +57,11 @@ def corrections_of(table: pa.Table, rows: Sequence[int], origin: str) -> list[Co
     by_role = {role: next((n for n in names if n in table.column_names), "") for role, names in _NAMES.items()}
     if missing := [role for role in ("image", "label") if not by_role[role]]:
         raise UserError(f"{origin}: has no column {missing[0]!r}; it has {', '.join(table.column_names)}")
-    texts = {role: plain_texts(table[name]) for role, name in by_role.items() if name}
+    texts = {
+        role: path_texts(table[name]) if role == "image" else plain_texts(table[name])
+        for role, name in by_role.items()
+        if name
+    }
     found = []
     for place, row in enumerate(rows):
         values = {role: composed(column[place]).strip() for role, column in texts.items()}
@@ -121,7 +126,7 @@ def corrected(
     """
     import pyarrow as pa
 
-    names = [composed(name) for name in plain_texts(table[columns["image"]])]
+    names = path_texts(table[columns["image"]])
     places: dict[str, list[int]] = {}
     for place, name in enumerate(names):
         places.setdefault(name, []).append(place)
@@ -192,41 +197,55 @@ class _Cells:
     def __init__(self, column: pa.ChunkedArray) -> None:
         import pyarrow as pa
 
-        self._kind = column.type
+        self._column, self._kind = column, column.type
         self._is_list = pa.types.is_list(self._kind) or pa.types.is_large_list(self._kind)
         self._is_number = pa.types.is_integer(self._kind) or pa.types.is_floating(self._kind)
         values = column.to_pylist()
+        lists = [map(str, value) for value in values if value] if self._is_list else []
+        self._elements = {composed(label).strip() for labels in lists for label in labels}
         if self._is_list:
-            values = ["|".join(map(str, value)) if value is not None else "" for value in values]
-        self.texts = ["" if value is None else composed(str(value)).strip() for value in values]
+            values = [None if value is None else "|".join(map(str, value)) for value in values]
+        self.texts = ["" if _is_nothing(value) else composed(str(value)).strip() for value in values]
         self._classes = set(self.texts)
-        self._labels = {part.strip() for text in self._classes for part in _SEPARATORS.split(text)}
+        self._labels = self._elements or {part.strip() for text in self._classes for part in _SEPARATORS.split(text)}
         used = Counter(separator for text in self.texts for separator in _SEPARATORS.findall(text))
         self._separator = used.most_common(1)[0][0] if used else "|"
-        self._changed = False
+        self._changed: set[int] = set()
 
     def parts(self, text: str) -> list[str]:
-        """Return the labels of a cell."""
-        return [part.strip() for part in _SEPARATORS.split(text) if part.strip()]
+        """Return the labels of a cell; those of lists may have a separator within them."""
+        if text in self._elements:
+            return [text]
+        known = (text.split(mark) for mark in "|;," if mark in text)
+        found = next((one for one in known if {part.strip() for part in one} <= self._elements), None)
+        return [part.strip() for part in found or _SEPARATORS.split(text) if part.strip()]
 
     def same(self, one: str, other: str) -> bool:
         """Return whether two texts mean the same labels, or the same number."""
-        try:
-            return float(one) == float(other)
-        except ValueError:
-            return one == other or sorted(self.parts(one)) == sorted(self.parts(other)) != []
+        if self._is_number or not {one, other} <= self._classes:
+            # 007 and 7 may both be classes.
+            try:
+                return float(one) == float(other)
+            except ValueError:
+                pass
+        return one == other or sorted(self.parts(one)) == sorted(self.parts(other)) != []
 
     def refusal(self, label: str, *, new_classes: bool) -> str:
         """Return why a label cannot be in this column; empty if it can."""
         if self._is_number or _are_numbers(self._classes):
-            try:
-                float(label)
-            except ValueError:
-                return f"{label!r} is no number" if label else ""
-            return ""
+            return "" if not label or self._is_possible(label) else f"{label!r} is no number"
         if new_classes or not label or label in self._classes or set(self.parts(label)) <= self._labels:
             return ""
         return f"class {label!r} is in no row of the table; allow it with --new-classes"
+
+    def _is_possible(self, label: str) -> bool:
+        import pyarrow as pa
+
+        try:
+            number = float(label)
+        except ValueError:
+            return False
+        return math.isfinite(number) and (number.is_integer() or not pa.types.is_integer(self._kind))
 
     def set(self, place: int, label: str) -> bool:
         """Change a cell; return whether that is a change."""
@@ -234,21 +253,34 @@ class _Cells:
             label = self._separator.join(self.parts(label))
         if self.same(label, self.texts[place]) or label == self.texts[place]:
             return False
-        self.texts[place], self._changed = label, True
+        self.texts[place] = label
+        self._changed.add(place)
         return True
 
     def column(self) -> Any:
-        """Return the column as Arrow has it."""
+        """Return the column as Arrow has it; cells that are not corrected stay as they are."""
         import pyarrow as pa
 
-        values: list[Any] = list(self.texts)
+        if not self._changed:
+            return self._column
+        values = self._column.to_pylist()
+        for place in self._changed:
+            values[place] = self._value(self.texts[place])
+        return pa.array(values, type=self._kind)
+
+    def _value(self, text: str) -> Any:
+        import pyarrow as pa
+
         if self._is_list:
-            values = [self.parts(text) for text in self.texts]
-        elif self._is_number:
-            values = [None if text == "" else float(text) for text in self.texts]
-        elif pa.types.is_boolean(self._kind):
-            values = [text.lower() in ("1", "true", "yes") for text in self.texts]
-        return pa.array(values).cast(self._kind)
+            return self.parts(text)
+        if self._is_number:
+            number = float(text) if text else None
+            return int(number) if number is not None and pa.types.is_integer(self._kind) else number
+        return text.lower() in ("1", "true", "yes") if pa.types.is_boolean(self._kind) else text
+
+
+def _is_nothing(value: object) -> bool:
+    return value is None or (isinstance(value, float) and math.isnan(value))
 
 
 def _are_numbers(classes: set[str]) -> bool:

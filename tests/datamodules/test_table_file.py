@@ -371,3 +371,24 @@ def test_another_models_labels_are_taken_by_name(tmp_path: Path) -> None:
     np.testing.assert_array_equal(moved.targets["price"], table.targets["price"])
     with pytest.raises(UserError, match="task 'tags' is multi_label, the model has it as single_label"):
         table.as_test_set({"tags": ["red", "big"]})
+
+
+def test_blanks_within_the_name_of_a_file_are_part_of_it(tmp_path: Path) -> None:
+    names = [f"a  {n}\u00a0b.png" for n in range(4)]
+    write_images(tmp_path, names)
+    (tmp_path / "t.csv").write_text("image,label\n" + "".join(f" {name} ,{n % 2}\n" for n, name in enumerate(names)))
+
+    data = Table(str(tmp_path / "t.csv"), split=NO_TESTS)
+
+    assert data.sample_names() == names
+    assert data.read_image(0).shape[0] == 3
+
+
+@pytest.mark.parametrize("wrong", [float("inf"), 1e300])
+def test_numbers_in_parquet_that_are_no_targets_are_refused_by_row(tmp_path: Path, wrong: float) -> None:
+    write_images(tmp_path, [f"{n}.png" for n in range(4)])
+    table = pa.table({"image": [f"{n}.png" for n in range(4)], "label": [1.0, 2.0, wrong, 4.0]})
+    pq.write_table(table, tmp_path / "t.parquet")
+
+    with pytest.raises(UserError, match=r":3: .* must be a number"):
+        _ = Table(str(tmp_path / "t.parquet"), TableColumns(kinds={"label": "regression"})).table

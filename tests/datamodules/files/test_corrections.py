@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -112,3 +114,46 @@ def test_lists_and_numbers_keep_their_types(tmp_path: Path, suffix: str) -> None
     )
     assert [list(value) for value in new["tags"]] == [["soft", "old"], ["old", "soft"], [], ["soft"]]
     assert new["price"].tolist() == [3.5, 9.0, 5.25, 1.0]
+
+
+def test_cells_without_a_correction_stay_as_they_are(tmp_path: Path) -> None:
+    tags = [["red, dark", "x"], None, [], ["x"]]
+    rows = pa.table({"image": list("abcd"), "tags": tags, "price": [1.5, float("nan"), None, 2.0]})
+    pq.write_table(rows, tmp_path / "birds.parquet")
+    fix = 'image,task,label\nd,tags,"red, dark"\nd,price,3\n'
+    assert relabel(tmp_path / "birds.parquet", fix, to="new.parquet") == 0
+    new = pq.read_table(tmp_path / "new.parquet")
+    assert new["tags"].to_pylist() == [["red, dark", "x"], None, [], ["red, dark"]]
+    assert str(new["price"].to_pylist()) == "[1.5, nan, None, 3.0]"
+
+
+def test_json_lines_keep_dates_and_whole_numbers(tmp_path: Path) -> None:
+    rows = [{"image": "a", "label": "x", "day": "2024-05-01", "count": 3}, {"image": "b", "label": "y", "count": None}]
+    (tmp_path / "t.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    assert relabel(tmp_path / "t.jsonl", "image,label\nb,x\n", to="new.jsonl") == 0
+    new = [json.loads(line) for line in (tmp_path / "new.jsonl").read_text().splitlines()]
+    assert [row["count"] for row in new] == [3, None]
+    assert str(new[0]["day"]).startswith("2024-05-01")
+
+
+def test_numbers_that_are_written_differently_may_be_different_classes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "t.csv").write_text("image,label\n./a.jpg,007\nsub\\b.jpg,7\nc  d.jpg,8\n")
+    assert relabel(tmp_path / "t.csv", "image,old,label\na.jpg,007,7\nsub/b.jpg,7,8\nc  d.jpg,8,7\n") == 0
+    assert "3 labels changed" in capsys.readouterr().out
+    labels = pd.read_csv(tmp_path / "new.csv", dtype=str)["label"]
+    assert labels.tolist() == ["7", "8", "7"]
+
+
+def test_numbers_that_their_column_cannot_hold_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pq.write_table(pa.table({"image": ["a", "b"], "label": [1, 2]}), tmp_path / "t.parquet")
+    for label in ("1.5", "nan"):
+        assert relabel(tmp_path / "t.parquet", f"image,label\na,{label}\n", to="new.parquet") == 2
+        assert f"{label!r} is no number" in capsys.readouterr().err
+
+
+def test_columns_that_are_left_out_are_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "t.csv").write_text(",image,label\n0,a,x\n1,b,y\n")
+    assert relabel(tmp_path / "t.csv", "image,label\na,y\n") == 0
+    assert "column 1 has no name and is left out" in capsys.readouterr().err
