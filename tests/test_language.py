@@ -40,6 +40,8 @@ STRINGS = {tokenize.STRING, getattr(tokenize, "FSTRING_MIDDLE", tokenize.STRING)
 
 def banned_words(path: Path) -> Iterator[str]:
     source = path.read_text(encoding="utf-8")
+    if not BANNED.search(source.replace("_", " ")):  # much quicker than reading its tokens
+        return
     lines = python_texts(source) if path.suffix == ".py" else enumerate(source.splitlines(), 1)
     for number, line in lines:
         if found := BANNED.search(line):

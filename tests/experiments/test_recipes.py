@@ -34,7 +34,14 @@ def small(recipe: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+# DeiT III's has the parts of timm's; the one for fine-tuning is the experiment for own images, which trains elsewhere.
+SLOW = {"deit3", "finetune"}
+
+
+@pytest.mark.parametrize(
+    "path",
+    [pytest.param(path, id=path.stem, marks=[pytest.mark.slow] if path.stem in SLOW else []) for path in RECIPES],
+)
 def test_a_recipe_trains_over_an_experiment(
     path: Path, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -208,7 +208,7 @@ def test_adapters_start_as_the_pretrained_network(tmp_path: Path, kind: str) -> 
         assert torch.equal(adapted.eval().encoder(image), plain.eval().encoder(image))
 
 
-@pytest.mark.parametrize("kind", ["lora", "dora", "bitfit"])
+@pytest.mark.parametrize("kind", ["lora", pytest.param("dora", marks=pytest.mark.slow), "bitfit"])
 def test_adapters_go_through_phases_a_checkpoint_and_an_export(tmp_path: Path, kind: str) -> None:
     def made() -> ImageClassifier:
         pl.seed_everything(5)

@@ -445,7 +445,12 @@ class Leaves(pl.Callback):
             trainer.save_checkpoint(self.folder / f"{trainer.global_step}.ckpt")
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[] if name in ("muon", "lookahead_adamw") else [pytest.mark.slow]) for name in NAMES
+    ],  # those with two rules for their weights, and with two copies of them
+)
 def test_a_run_with_any_optimizer_has_both_phases_and_resumes_exactly(name: str, tmp_path: Path) -> None:
     def run(seed: int, checkpoint: Path | None = None) -> tuple[VisionTask, pl.Trainer]:
         pl.seed_everything(3)

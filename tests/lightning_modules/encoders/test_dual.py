@@ -80,25 +80,9 @@ def test_towers_are_as_large_as_open_clip_has_them(name: str) -> None:
     assert towers.input_options["size"] == values["vision_cfg"]["image_size"] == SIZES[kind]
 
 
-@pytest.fixture(scope="module")
-def small() -> Towers:
-    return build_towers(TowerOptions(model="openai/clip-rn50", pretrained=False, max_length=8), 64)
-
-
-def test_both_sides_meet_in_one_space_and_texts_end_where_they_end(small: Towers) -> None:
-    small.eval()
-    ids = torch.tensor([[1, 5, 6, 3, 0, 0, 0, 0], [1, 5, 6, 3, 9, 9, 9, 9]])
-    mask = torch.tensor([[1, 1, 1, 1, 0, 0, 0, 0], [1, 1, 1, 1, 0, 0, 0, 0]])
-    with torch.no_grad():
-        images = small.encode_image(torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8))
-        texts = small.encode_text({"input_ids": ids, "attention_mask": mask})
-    assert images.shape == texts.shape == (2, 1024)
-    assert torch.isfinite(images).all()
-    # The summary is read at the end token, and what follows it is not seen from there.
-    torch.testing.assert_close(texts[0], texts[1])
-
-
-def test_only_its_projections_are_trained_as_a_probe(small: Towers) -> None:
+def test_only_its_projections_are_trained_as_a_probe() -> None:
+    with torch.device("meta"):
+        small = build_towers(TowerOptions(model="openai/clip-rn50", pretrained=False, max_length=8), 64)
     assert small.train_tokenizer(["a red rose", "a white daisy"]).state["max_length"] == 8
     freeze(small, "towers")
     free = {name for name, parameter in small.named_parameters() if parameter.requires_grad}
@@ -203,7 +187,8 @@ def test_a_model_of_another_kind_or_size_is_refused(tmp_path: Path) -> None:
 def test_without_a_network_the_fixes_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("lightning_modules.encoders.weights.reachable", lambda url, seconds: False)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    towers = build_towers(TowerOptions(model="openai/clip-vit-base-patch32"), 224)
+    with torch.device("meta"):
+        towers = build_towers(TowerOptions(model="openai/clip-vit-base-patch32"), 224)
     with pytest.raises(UserError, match=r"towers.model: .*local folder.*pretrained: false"):
         towers.load_pretrained()
 
