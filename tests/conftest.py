@@ -26,6 +26,9 @@ import pytest
 import torch
 from lightning.fabric.utilities import registry as external_callbacks
 
+from datamodules import wares
+from datamodules.wares.render import draw_ware
+
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
@@ -39,6 +42,9 @@ atexit.register(shutil.rmtree, _SHARED, ignore_errors=True)
 
 # Each Trainer looks through the metadata of all installed packages for callbacks: a tenth of a tiny training.
 external_callbacks.entry_points = functools.cache(importlib.metadata.entry_points)  # type: ignore[assignment, attr-defined]
+
+# Images of generated wares follow from their arguments: a fifth of a tiny training went into drawing the same ones.
+vars(wares)["draw_ware"] = functools.lru_cache(maxsize=4096)(draw_ware)
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -57,15 +63,22 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
 
 
 LONGEST = [
+    *("experiments/train/test_opened_run.py", "retrieval/test_killed_indexing.py", "experiments/train/test_cli.py"),
+    *("experiments/test_several_processes.py", "experiments/export/test_hub.py", "app/browser/test_classify.py"),
     *(
-        "experiments/test_several_processes.py",
+        "evaluation/commands/test_weights.py",
+        "experiments/launch/test_sweep.py",
+        "evaluation/commands/test_ensemble.py",
+    ),
+    *(
+        "experiments/launch/test_ablation.py",
         "experiments/test_every_experiment.py",
         "experiments/test_exact_resume.py",
     ),
-    *("notebooks/test_notebooks.py", "experiments/export/test_export.py", "app/browser/test_classify.py"),
-    *("experiments/test_precision_and_compile.py", "experiments/test_odd_names.py", "app/browser/test_explore.py"),
-    *("experiments/launch/test_study.py", "callbacks/test_gallery_writer.py", "experiments/launch/test_ablation.py"),
-    *("app/browser/test_shell.py", "experiments/test_averaged_weights.py", "experiments/launch/test_sweep.py"),
+    *("notebooks/test_notebooks.py", "evaluation/commands/dataset/test_explore.py", "callbacks/test_gallery_writer.py"),
+    *("datamodules/streaming/test_streaming.py", "evaluation/report/test_browser.py", "vitrail/test_testing.py"),
+    *("experiments/train/test_own_data.py", "experiments/train/test_trackers.py", "experiments/export/test_export.py"),
+    *("evaluation/commands/dataset/test_active_learning.py", "experiments/test_precision_and_compile.py"),
 ]
 """Files of more than fifteen seconds, those that need the same runs apart from each other."""
 

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from tests.support.plain_figures import undrawn
+from tests.support.plain_figures import drawn, undrawn
 
-__all__ = ["undrawn"]
+__all__ = ["drawn", "undrawn"]

@@ -51,6 +51,7 @@ def config(products: Path) -> Path:
     return path
 
 
+@pytest.mark.usefixtures("drawn")
 def test_page_figures_and_tables_of_an_experiment(
     config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -67,6 +68,7 @@ def test_page_figures_and_tables_of_an_experiment(
     assert counts[["train", "val", "test"]].sum().tolist() == [24, 12, 12]
 
 
+@pytest.mark.usefixtures("drawn")
 def test_the_same_command_gives_the_same_page(tmp_path: Path) -> None:
     photos = data("ImageFolder", write_image_folder(tmp_path / "photos", views=1))
     pages = [page(tmp_path / name, *photos, "--images", "10", "--seed", "4") for name in ("a", "b")]
@@ -94,6 +96,7 @@ def test_vectors_of_a_gallery_check_the_labels(config: Path, products: Path, tmp
     assert "vectors of DualEncoder" in text
 
 
+@pytest.mark.usefixtures("drawn")
 def test_generated_images_with_labels_of_every_kind(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     wares = ["--data", "datamodules.Wares", "--data.init_args.n_samples", "60", "--data.init_args.resolution", "32"]
     wares += ["--data.init_args.every_kind", "true"]
