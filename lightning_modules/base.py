@@ -12,12 +12,11 @@ from dataclasses import asdict, is_dataclass
 from typing import Any, Literal, Self
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from lightning.pytorch import LightningModule
 from torch import nn
 
-from lightning_modules.distributed import refuse_unfit_strategy, synchronise_batchnorm
+from lightning_modules.distributed import mean_over_processes, refuse_unfit_strategy, synchronise_batchnorm
 from lightning_modules.encoders.image import warn_of_other_inputs
 from lightning_modules.encoders.weights import WeightsOrigin, misfits, origin_place, report_origin
 from lightning_modules.metrics import epoch_sums, restore_epoch_sums
@@ -69,11 +68,14 @@ class VisionTask(LightningModule, ABC):
         input_options: preprocessing of the training images; saved with the checkpoint.
         logit_scale_parameters: parameters of a logit scale, if there is one; never decayed, never frozen.
         logit_scale_lr: their peak learning rate; by default that of the heads.
+        step_weight: total weight of the known targets of the training batch, by which accumulated batches are weighted,
+            float32 scalar; None for the number of samples.
     """
 
     input_options: InputOptions
     logit_scale_parameters: Sequence[nn.Parameter] = ()
     logit_scale_lr: float | None = None
+    step_weight: torch.Tensor | None = None
 
     def __init__(
         self, *, lr: float, weight_decay: float, schedule: ScheduleName, optim_options: OptimOptions | None = None
@@ -96,7 +98,7 @@ class VisionTask(LightningModule, ABC):
         self._as_fetched = False
         self._epoch_sums: dict[str, torch.Tensor] = {}
         self._origins: list[WeightsOrigin] = []
-        self._step_samples: list[int] = []
+        self._step_samples: list[int | torch.Tensor] = []
 
     @property
     @abstractmethod
@@ -199,19 +201,20 @@ class VisionTask(LightningModule, ABC):
         """Whether this training step is logged; a call of Lightning's ``log`` takes a millisecond."""
         return batch_idx == 0 or self.trainer._logger_connector.should_update_logs
 
-    def _share_of_step(self, samples: int) -> float:
-        """Weight of a batch in a step that accumulates several: its samples in units of full batches."""
+    def _share_of_step(self, samples: int) -> float | torch.Tensor:
+        """Weight of a batch in a step that accumulates several: its samples, or targets, in units of full batches."""
         if self.trainer.accumulate_grad_batches == 1:
             return 1.0
-        self._step_samples.append(samples)
-        return samples / self._full_batch
+        weight = samples if self.step_weight is None else self.step_weight
+        self._step_samples.append(weight)
+        return weight / self._full_batch
 
     @property
     def _full_batch(self) -> int:
         return getattr(self.trainer.train_dataloader, "batch_size", None) or 1
 
     def on_after_backward(self) -> None:
-        """Average the accumulated gradient over samples.
+        """Average the accumulated gradient over samples, or over the known targets of a single task.
 
         Lightning divides by ``accumulate_grad_batches`` even where the last step of an epoch has fewer batches
         (Lightning #19987), and weights a smaller batch like a full one.
@@ -221,13 +224,11 @@ class VisionTask(LightningModule, ABC):
             return
         own = sum(self._step_samples) / self._full_batch
         self._step_samples = []
-        if self.trainer.world_size == 1 and own == planned:
+        if self.trainer.world_size == 1 and isinstance(own, float) and own == planned:
             return
-        done = torch.tensor(own, device=self.device)
-        if self.trainer.world_size > 1:
-            # All processes must scale alike; the gradients are averaged already.
-            dist.all_reduce(done)
-            done /= self.trainer.world_size
+        # All processes must scale alike; the gradients are averaged already.
+        done = mean_over_processes(torch.as_tensor(own, device=self.device))
+        done = torch.where(done > 0, done, torch.ones_like(done))
         for parameter in self.parameters():
             if parameter.grad is not None:
                 parameter.grad.mul_((planned / done).to(parameter.grad.dtype))

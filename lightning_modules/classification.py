@@ -20,7 +20,7 @@ from lightning_modules.few_shot import build_head, fit_task, refuse_without_text
 from lightning_modules.finetune import add_adapter, reset_magnitudes
 from lightning_modules.heads import MultiLabelOutput, SingleLabelOutput, TaskOutput, task_outputs
 from lightning_modules.heads.multi_label import DEFAULT_THRESHOLD, MultiLabelScores
-from lightning_modules.metrics import MeanLoss, SplitMetrics
+from lightning_modules.metrics import MeanLoss, SplitMetrics, joined_losses
 from lightning_modules.options import (
     BackboneOptions,
     ClassWeighting,
@@ -158,7 +158,22 @@ class ScoredTask(VisionTask):
     def sum_losses(self, split: LoggedSplit, losses: Mapping[str, MeanLoss]) -> torch.Tensor:
         """Update the metrics with the loss of each task; return the weighted sum."""
         self._metrics_of(split).update_losses(losses)
-        return torch.stack([self.task_weights[task] * mean.value for task, mean in losses.items()]).sum()
+        return self._weighted({task: mean.value for task, mean in losses.items()})
+
+    def training_loss(self, losses: Mapping[str, MeanLoss]) -> torch.Tensor:
+        """Update the metrics; return the weighted sum, with the gradient of the joined batch of all processes."""
+        self.train_metrics.update_losses(losses)
+        losses = joined_losses(losses)
+        if len(losses) == 1:
+            self.step_weight = next(iter(losses.values())).weight
+        return self._weighted(self.balanced(losses))
+
+    def balanced(self, losses: Mapping[str, MeanLoss]) -> dict[str, torch.Tensor]:
+        """The terms of the training loss, by task."""
+        return {task: mean.value for task, mean in losses.items()}
+
+    def _weighted(self, terms: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        return torch.stack([self.task_weights[task] * term for task, term in terms.items()]).sum()
 
     def _metrics_of(self, split: LoggedSplit) -> SplitMetrics:
         return {"train": self.train_metrics, "val": self.val_metrics, "test": self.test_metrics}[split]
@@ -232,17 +247,15 @@ class ClassificationTask(ScoredTask):
                 raise UserError("loss_options.balance: uncertainty is for several tasks, there is one; use fixed")
             self.log_variances = nn.Parameter(torch.zeros(len(tasks)))
 
-    def training_loss(self, losses: Mapping[str, MeanLoss]) -> torch.Tensor:
-        """Update the metrics; return the sum of the tasks' losses, weighted as ``loss_options.balance`` wants."""
-        total = self.sum_losses("train", losses)
+    def balanced(self, losses: Mapping[str, MeanLoss]) -> dict[str, torch.Tensor]:
+        """See ``ScoredTask``; as ``loss_options.balance`` wants."""
         if self.log_variances is None:
-            return total
+            return super().balanced(losses)
         # Where no target of a task is known, its noise is not trained either.
-        shares = [
-            self.task_weights[task] * (mean.value * torch.exp(-noise) + noise / 2 * (mean.weight > 0))
+        return {
+            task: mean.value * torch.exp(-noise) + noise / 2 * (mean.weight > 0)
             for (task, mean), noise in zip(losses.items(), self.log_variances, strict=True)
-        ]
-        return torch.stack(shares).sum()
+        }
 
     def setup(self, stage: str) -> None:
         """See ``VisionTask``; loads the teacher."""
@@ -312,7 +325,7 @@ class ClassificationTask(ScoredTask):
         if self.distillation is None or self._distill is None:
             return loss
         taught: torch.Tensor = self.distillation(batch, features, logits, self.task_weights)
-        self._teacher_loss = taught.detach()
+        self._teacher_loss, self.step_weight = taught.detach(), None
         return (1 - self._distill.weight) * loss + self._distill.weight * taught
 
     def _logits_of_tokens(self, features: torch.Tensor) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:

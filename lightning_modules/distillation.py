@@ -24,6 +24,7 @@ from lightning_modules.encoders.weights import (
     report_origin,
     weights_origin,
 )
+from lightning_modules.metrics import MeanLoss, joined_losses
 from lightning_modules.options import DistillOptions
 from vitrail.errors import UserError, first_line
 from vitrail.runs import Run
@@ -218,7 +219,8 @@ class Distillation(nn.Module):
             ]
             losses = torch.stack(by_task).sum(dim=0)
         real = real_rows(batch).to(losses.dtype)
-        return (losses * real).sum() / real.sum().clamp(min=1)
+        mean = MeanLoss((losses * real).sum() / real.sum().clamp(min=1), real.sum())
+        return joined_losses({PART: mean})[PART].value
 
     def _feature_losses(self, own: torch.Tensor, taught: torch.Tensor) -> torch.Tensor:
         if self.options.distance == "cosine":

@@ -57,6 +57,15 @@ def own_rows(count: int) -> slice:
     return slice(rank * count, (rank + 1) * count)
 
 
+def mean_over_processes(values: torch.Tensor) -> torch.Tensor:
+    """Mean of a tensor over all processes, without gradients; the CPU does not wait for it."""
+    if not is_distributed():
+        return values.detach()
+    total = values.detach().clone()
+    dist.all_reduce(total)
+    return total / dist.get_world_size()
+
+
 def is_distributed() -> bool:
     """Whether there are several processes."""
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1

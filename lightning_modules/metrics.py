@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torchmetrics import Metric, SumMetric
 
+from lightning_modules.distributed import is_distributed, mean_over_processes
 from lightning_modules.precision import KeepsFloat32
 from vitrail.types import UNKNOWN, Mix
 
@@ -45,6 +46,25 @@ def masked_mean(
         weight = (weights * own).sum() + (other_weights * (1 - own)).sum()
     # Without known targets the sum is 0 with a gradient; dividing by 1 keeps both.
     return MeanLoss(total / torch.where(weight > 0, weight, torch.ones_like(weight)), weight.detach())
+
+
+def joined_losses(losses: Mapping[str, MeanLoss]) -> dict[str, MeanLoss]:
+    """Losses whose mean over the processes, as DDP takes it of their gradients, is the loss of the joined batch.
+
+    Each process divides the sum of its own losses by the mean of the weights, not by its own weight: processes differ
+    in the number of known targets. A collective call, on the device.
+
+    Args:
+        losses: of this process's batch, by the same names on all processes.
+    """
+    if not is_distributed():
+        return dict(losses)
+    weights = mean_over_processes(torch.stack([loss.weight.float() for loss in losses.values()]))
+    shares = {name: (loss, weight) for (name, loss), weight in zip(losses.items(), weights, strict=True)}
+    return {
+        name: MeanLoss(loss.value * (loss.weight / torch.where(weight > 0, weight, torch.ones_like(weight))), weight)
+        for name, (loss, weight) in shares.items()
+    }
 
 
 class TaskScores(Metric):

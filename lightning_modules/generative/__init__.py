@@ -256,7 +256,7 @@ class GenerativeClassifier(ScoredTask):
                     "data augment.mixup, cutmix: an answer is one label; leave them out with a generative model"
                 )
             losses = self._answer_losses(batch["image"], targets)
-            return self.sum_losses(split, losses), training_outputs(batch)
+            return self.training_loss(losses), training_outputs(batch)
         found = self._answer(batch["image"])
         loss = self.evaluation_loss(split, found.logits, targets)
         real = real_rows(batch)
