@@ -19,7 +19,7 @@ from lightning_modules.encoders.weights import WeightsOrigin
 from lightning_modules.few_shot import ClassTexts, ContextTexts, FewShotHead, build_head, fit_task, token_width
 from lightning_modules.finetune import add_lora, freeze, freeze_unused
 from lightning_modules.heads.single_label import masked_cross_entropy
-from lightning_modules.metrics import MeanOverSamples, SplitMetrics
+from lightning_modules.metrics import MeanLoss, MeanOverSamples, SplitMetrics, joined_losses
 from lightning_modules.optim import is_frozen
 from lightning_modules.options import (
     ContrastiveLoss,
@@ -117,9 +117,8 @@ class DualEncoder(VisionTask):
         self.shorter_lengths = sorted(variants.matryoshka)
         self.captioner: Captioner | None = None
         if variants.captioning is not None:
-            if chunk_size or few_shot is not None:
-                other = "data.init_args.loader.contrastive_batch_size" if chunk_size else "few_shot"
-                raise UserError(f"loss_options.captioning: does not go with {other}; leave one of them out")
+            if few_shot is not None:
+                raise UserError("loss_options.captioning: does not go with few_shot; leave one of them out")
             self.captioner = Captioner(variants.captioning, *self.towers.caption_sizes)
         self.logit_scale_lr = scale.lr
         adapters = None if lora is None else checked(LoraOptions, lora, "lora")
@@ -134,7 +133,9 @@ class DualEncoder(VisionTask):
             self.fix_batchnorm()
         # Lightning keeps the mode of each module: frozen ones must be in evaluation mode from the beginning.
         self.train(self.training)
-        self.contrastive = nn.ModuleDict({f"{split}_loss": MeanOverSamples() for split in ("train", "val", "test")})
+        names = [f"{split}_loss" for split in ("train", "val", "test")]
+        names += [] if self.captioner is None else ["val_captioning_loss", "test_captioning_loss"]
+        self.contrastive = nn.ModuleDict({name: MeanOverSamples() for name in names})
         weights = dict.fromkeys(self.tasks, 1.0)
         self.scores = nn.ModuleDict(
             {f"{s}_scores": SplitMetrics(self.tasks, weights) for s in ("val", "test") if weights}
@@ -231,7 +232,7 @@ class DualEncoder(VisionTask):
             loss = self._training_loss(batch)
             counter.update(loss, len(batch["sample_id"]))
             return loss, training_outputs(batch)
-        outputs = self._evaluated(batch)
+        outputs = self._evaluated(batch, self._evaluated_captions(batch, split))
         loss = torch.zeros((), device=self.device)
         if "text_embedding" in outputs:
             if samples := len(outputs["sample_id"]):
@@ -261,14 +262,34 @@ class DualEncoder(VisionTask):
         return loss
 
     def _captioning_loss(self, captioner: Captioner, batch: Batch) -> torch.Tensor:
-        """The contrastive loss plus the weighted captioning loss."""
-        features, image_tokens = self.towers.with_image_tokens(batch["image"])
-        tokens = self._tokens(batch["caption"])
-        pairs = Pairs(self._embed("image", features), self._encode_tokens(*tokens), batch["positive_id"])
-        captioning: torch.Tensor = captioner(image_tokens, *tokens)
-        self._captioning = captioning.detach()
-        loss: torch.Tensor = self.objective(pairs, joined=True) + captioner.weight * captioning
+        """The contrastive loss plus the weighted captioning loss, the mean over the tokens of all processes."""
+        ids, attended = self._tokens(batch["caption"])
+        rows = encode_in_chunks(self._described, [batch["image"], ids, attended], self.chunk_size, self.towers)
+        text = encode_in_chunks(self._encode_tokens, [ids, attended], self.chunk_size, self.towers)
+        captioning = MeanLoss(rows[:, -1].sum() / attended.sum(), attended.sum())
+        self._captioning = captioning.value.detach()
+        joined = joined_losses({"captions": captioning})["captions"].value
+        pairs = Pairs(rows[:, :-1], text, batch["positive_id"])
+        loss: torch.Tensor = self.objective(pairs, joined=True) + captioner.weight * joined
         return loss
+
+    def _described(self, image: torch.Tensor, ids: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
+        """Embeddings of images with the losses of their captions behind them, float32 ``(B, D + 1)``."""
+        assert self.captioner is not None
+        features, image_tokens = self.towers.with_image_tokens(image)
+        losses = self.captioner(image_tokens, ids, attended)
+        return torch.cat([self._embed("image", features), losses[:, None]], dim=1)
+
+    def _evaluated_captions(self, batch: Batch, split: LoggedSplit) -> torch.Tensor | None:
+        """Update the captioning loss by each image's first caption; return the image embeddings computed with it."""
+        if self.captioner is None or "captions" not in batch:
+            return None
+        ids, attended = self._tokens([texts[0] if texts else "" for texts in batch["captions"]])
+        rows, real = self._described(batch["image"], ids, attended), real_rows(batch)
+        count = (attended * real[:, None]).sum()
+        counter = cast("MeanOverSamples", self.contrastive[f"{split}_captioning_loss"])
+        counter.update((rows[:, -1] * real).sum() / count.clamp(min=1), count)
+        return rows[:, :-1]
 
     @torch.no_grad()
     def captions_of(self, image: torch.Tensor) -> list[str]:
@@ -285,9 +306,9 @@ class DualEncoder(VisionTask):
         chunk_size = self.chunk_size if self.training else 0
         return encode_in_chunks(self.encode_image, [batch["image"]], chunk_size, self.towers)
 
-    def _evaluated(self, batch: Batch) -> Outputs:
-        """Embeddings and, if there are classes, zero-shot logits."""
-        image = self._image_embeddings(batch)
+    def _evaluated(self, batch: Batch, image: torch.Tensor | None = None) -> Outputs:
+        """Embeddings, of images by default computed here, and, if there are classes, zero-shot logits."""
+        image = self._image_embeddings(batch) if image is None else image
         logits = {}
         if self.tasks:
             # Half precision would often make the largest logits equal.
@@ -319,10 +340,12 @@ class DualEncoder(VisionTask):
             scores = cast("SplitMetrics", self.scores[f"{split}_scores"])
             values |= scores.compute()
             scores.reset()
-        contrastive = cast("MeanOverSamples", self.contrastive[f"{split}_loss"])
-        if (mean := contrastive.compute()) is not None:
-            values["loss"] = mean
-        contrastive.reset()
+        for name in ("loss", "captioning_loss"):
+            if f"{split}_{name}" in self.contrastive:
+                counter = cast("MeanOverSamples", self.contrastive[f"{split}_{name}"])
+                if (mean := counter.compute()) is not None:
+                    values[name] = mean
+                counter.reset()
         self.log_dict({f"{split}/{name}": value for name, value in values.items()}, sync_dist=True)
 
     @property

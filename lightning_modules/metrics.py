@@ -220,7 +220,7 @@ class MeanOverSamples(KeepsFloat32):
         self.total = SumMetric(nan_strategy="disable")
         self.weight = SumMetric(nan_strategy="disable")
 
-    def update(self, value: torch.Tensor, samples: int) -> None:
+    def update(self, value: torch.Tensor, samples: int | torch.Tensor) -> None:
         """Add the mean of a batch of ``samples`` samples."""
         self.total.update(value.detach() * samples)
         self.weight.update(samples)

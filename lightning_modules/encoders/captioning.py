@@ -69,7 +69,7 @@ class Captioner(nn.Module):
         return F.linear(self.norm(hidden), self.tokens).float()
 
     def forward(self, image: torch.Tensor, ids: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
-        """Cross-entropy of each token given the image and the tokens before it, the mean over all, a float32 scalar.
+        """Cross-entropy of the tokens given the image and those before each, summed by caption, float32 ``(B,)``.
 
         Args:
             image: image tokens, float ``(B, N, W)``.
@@ -79,7 +79,7 @@ class Captioner(nn.Module):
         last = (attended == 0).int().argsort(dim=1, stable=True)  # padding to the end
         targets = ids.masked_fill(attended == 0, _IGNORED).gather(1, last)
         logits = self.logits(self.pooled(image), targets[:, :-1].clamp(min=0))
-        return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=_IGNORED)
+        return F.cross_entropy(logits.mT, targets, ignore_index=_IGNORED, reduction="none").sum(dim=1)
 
     @torch.no_grad()
     def generate(self, image: torch.Tensor, end_id: int | None) -> list[list[int]]:

@@ -14,9 +14,11 @@ from experiments.export.weights import groups_of
 from lightning_modules.checkpoint import load_task
 from lightning_modules.dual_encoder import DualEncoder
 from lightning_modules.encoders.captioning import Captioner
+from lightning_modules.encoders.tokenizer import trained_tokenizer
 from lightning_modules.options import CaptioningOptions, TowerOptions
 from tests.support.models import (
     CLASSES,
+    TEXTS,
     TinyPairs,
     pair_batch,
     same_weights,
@@ -74,7 +76,7 @@ def test_loss_and_gradients_are_those_written_by_hand(side: str) -> None:
         rows.append([*ids, *padding] if side == "right" else [*padding, *ids])
         masks.append([*[1] * len(ids), *padding] if side == "right" else [*padding, *[1] * len(ids)])
     names, parameters = zip(*captioner.named_parameters(), strict=True)
-    ours = captioner(image, torch.tensor(rows), torch.tensor(masks))
+    ours = captioner(image, torch.tensor(rows), torch.tensor(masks)).sum() / sum(map(len, captions))
     expected = by_hand(captioner, image, captions)
     torch.testing.assert_close(ours, expected.float(), atol=1e-5, rtol=0)
     found, wanted = (torch.autograd.grad(loss, parameters) for loss in (ours, expected))
@@ -157,10 +159,34 @@ def test_image_tokens_come_with_the_same_features(kind: str, tmp_path: Path) -> 
     assert vocabulary_size == 400
 
 
+def test_cached_gradients_are_those_of_the_whole_batch(tmp_path: Path) -> None:
+    found = []
+    for chunk_size in (0, 2):
+        task = tiny_pair(tmp_path / "clip", chunk_size=chunk_size, loss_options={"captioning": SMALL})
+        task.towers.tokenizer = trained_tokenizer(TEXTS, 400, 20, fixed_length=False)
+        loss = task._training_loss(pair_batch([0, 1, 2, 3, 4]))
+        loss.backward()  # type: ignore[no-untyped-call]  # torch's
+        gradients = {name: value.grad for name, value in task.named_parameters() if value.grad is not None}
+        assert any(name.startswith("captioner.") for name in gradients)
+        found.append((loss.detach(), gradients))
+    torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-6)
+
+
+def test_the_loss_of_a_validation_is_that_of_the_first_captions_without_padding(tmp_path: Path) -> None:
+    task = tiny_pair(tmp_path / "clip", class_names=None, loss_options={"captioning": SMALL})
+    task.towers.tokenizer = trained_tokenizer(TEXTS, 400, 20, fixed_length=False)
+    trainer = tiny_trainer(tmp_path)
+    trainer.validate(task, TinyPairs(captions=True), verbose=False)
+    batch = pair_batch([20, 21, 22, 23, 24, 25, 26], captions=True)
+    with torch.no_grad():
+        ids, attended = task._tokens([texts[0] for texts in batch["captions"]])
+        losses = task._described(batch["image"], ids, attended)[:, -1]
+    expected = float(losses.sum() / attended.sum())
+    assert float(trainer.callback_metrics["val/captioning_loss"]) == pytest.approx(expected, rel=1e-5)
+
+
 def test_what_does_not_go_with_captions_is_refused(tmp_path: Path) -> None:
     captioning: dict[str, Any] = {"loss_options": {"captioning": SMALL}}
-    with pytest.raises(UserError, match=r"captioning: does not go with data\.init_args.loader.contrastive_batch_size"):
-        tiny_pair(tmp_path / "clip", chunk_size=2, **captioning)
     with pytest.raises(UserError, match="captioning: does not go with few_shot"):
         tiny_pair(tmp_path / "clip", few_shot={"method": "coop"}, **captioning)
     pretrained = {"model": str(write_whole_model(tmp_path / "whole", "clip"))}
