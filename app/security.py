@@ -29,7 +29,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import PlainTextResponse, RedirectResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.state.limits import Limits
+from app.state.context import Limits
 from vitrail.errors import UserError
 
 JOIN, DATA = "/gradio_api/queue/join", "/gradio_api/queue/data"

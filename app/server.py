@@ -30,7 +30,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.security import Guard, own_names
 from app.state.context import AppContext
-from app.widgets.cards import add_images
+from app.widgets.page import add_images
 from vitrail.errors import UserError
 
 Builder = Callable[[AppContext], None]
@@ -54,9 +54,9 @@ _THEME = gr.themes.Default(
 def build_blocks(context: AppContext) -> gr.Blocks:
     """Lay out the page with its four tabs."""
     from app.tabs.classify import build as classify
+    from app.tabs.classify import build_zero_shot as zero_shot
     from app.tabs.explore import build as explore
     from app.tabs.search import build as search
-    from app.tabs.zero_shot import build as zero_shot
 
     return blocks_of(
         context, [("Classify", classify), ("Zero-shot", zero_shot), ("Search", search), ("Explore", explore)]

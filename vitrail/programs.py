@@ -165,7 +165,7 @@ PROGRAMS = {
         "Classify, search and explore in the browser, or by HTTP.",
         {
             "app": Command("app.command", "serve the web application over runs and galleries"),
-            "serve": Command("app.api.command", "serve a model as an HTTP API: classify, embed, zero-shot, search"),
+            "serve": Command("app.command", "serve a model as an HTTP API: classify, embed, zero-shot, search"),
         },
     ),
 }

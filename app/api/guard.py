@@ -17,7 +17,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.security import Body, Callers, RefusedError, own_names
-from app.state.limits import Limits
+from app.state.context import Limits
 
 OPEN = ("/health", "/docs", "/openapi.json")
 """Paths that need no token: they hold nothing of the model or the data."""

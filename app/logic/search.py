@@ -23,15 +23,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.logic.uploads import one_at_a_time, read_pixels
-from app.state.limits import SingleFlightCache, shortened
+from app.state.context import SingleFlightCache, shortened
 from retrieval.search.searcher import FORMER_RANKERS, Query, Ranker, Searcher
 from retrieval.search.text import TEXT_FIELDS, TextSource, raw_words, words
 from vitrail.errors import UserError
 
 if TYPE_CHECKING:
-    from app.state.context import AppContext
+    from app.state.context import AppContext, Limits
     from app.state.galleries import ServedGallery
-    from app.state.limits import Limits
     from app.state.runs import ServedRun
 
 ALPHA = 0.2

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from PIL import Image, UnidentifiedImageError
 
-from app.state.limits import Limits, shortened
+from app.state.context import Limits, shortened
 from datamodules.loading.decode import TooLargeError, UndecidedRangeError, ValueRange, decoded, reason_of
 from vitrail.errors import UserError
 

@@ -1,4 +1,4 @@
-"""What the application serves.
+"""What the application serves, and how much one request may ask for.
 
 Runs and galleries have names here, and requests can only contain names: no path ever comes from outside.
 """
@@ -6,19 +6,95 @@ Runs and galleries have names here, and requests can only contain names: no path
 from __future__ import annotations
 
 import re
+import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
-from app.state.limits import Limits, shortened
 from vitrail.errors import UserError
 
 if TYPE_CHECKING:
     from app.state.galleries import ServedGallery
     from app.state.runs import ServedRun
 
+
 T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one request may ask for at most; more is refused in one line.
+
+    Attributes:
+        upload_bytes: size of an uploaded file.
+        upload_pixels: pixels of an image, checked before it is decoded: a file of a few kilobytes can decode to one
+            that fills the memory. A phone's largest photo has 50 million.
+        images: images that are classified at once.
+        text: characters of a query or of a list of labels.
+        labels: labels of a zero-shot question.
+        label_text: characters of one label or of a prompt template.
+        results: results on a page of the search.
+        page: images on a page of the dataset browser.
+        offset: results that paging may skip: each page ranks all that come before it, too.
+        side: longest side in pixels of an image that is sent to the browser.
+        queue: requests that may wait; the next one is asked to come back later.
+        at_once: requests that are computed at the same time; more would only make each of them slower.
+        request_bytes: size of a request that is not an upload.
+        uploads_kept: size of all uploads that are kept, for a day at most.
+    """
+
+    upload_bytes: int = 20 * 2**20
+    upload_pixels: int = 50_000_000
+    images: int = 16
+    text: int = 2_000
+    labels: int = 200
+    label_text: int = 300
+    results: int = 20
+    page: int = 20
+    offset: int = 10_000
+    side: int = 1_600
+    queue: int = 64
+    at_once: int = 2
+    request_bytes: int = 2 * 2**20
+    uploads_kept: int = 2 * 2**30
+
+
+def shortened(text: str, length: int = 80) -> str:
+    """Return a text for a message, cut where it is longer."""
+    return text if len(text) <= length else f"{text[:length]}…"
+
+
+class SingleFlightCache(Generic[T]):
+    """The latest ``size`` results by key; several requests for one key compute it once, those for others do not wait.
+
+    An error is raised for all who wait and is not kept: the next request tries again.
+    """
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._results: dict[Hashable, Future[T]] = {}
+        self._lock = threading.Lock()
+
+    def get(self, key: Hashable, compute: Callable[[], T]) -> T:
+        """Return the result of a key; ``compute`` is called where there is none."""
+        with self._lock:
+            known = self._results.pop(key, None)
+            result: Future[T] = known or Future()
+            self._results[key] = result  # the latest is the last
+            while len(self._results) > self._size:
+                del self._results[next(iter(self._results))]
+        if known is None:
+            try:
+                result.set_result(compute())
+            except BaseException as error:
+                with self._lock:
+                    if self._results.get(key) is result:
+                        del self._results[key]
+                result.set_exception(error)
+        return result.result()
+
 
 _STAMP = re.compile(r"\d{8}-\d{6}(-\d+)?")
 """Name of a run directory that the command line made."""

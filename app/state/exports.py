@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.logic.uploads import upload_errors
-from app.state.limits import Limits
+from app.state.context import Limits
 from app.state.runs import ServedModel
 from datamodules.loading.decode import check_header
 from experiments.export.predict_onnx import Model, PredictError

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from app.state.limits import Limits, SingleFlightCache
+from app.state.context import Limits, SingleFlightCache
 from vitrail.errors import UserError
 from vitrail.ood import Detector, marked, outputs_with_features
 from vitrail.predictions import ImagePrediction, OperatingPoint, OutputCalibration, image_predictions

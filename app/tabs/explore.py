@@ -17,15 +17,31 @@ import gradio as gr
 import numpy as np
 from numpy.typing import NDArray
 
-from app.logic.corrections import corrected, corrections_file, read_corrections
-from app.logic.explore import Explorer, Filter, Page, page_of, shuffled, step
-from app.state.context import AppContext
-from app.state.limits import SingleFlightCache, shortened
-from app.widgets.cards import Card, card_grid, cards_html, image_url
-from app.widgets.charts import ClassColours, bars_html, class_bars, colour_figure
-from app.widgets.embedding_map import ImageMap, checked_method, lay_out, map_points, map_view, methods
-from app.widgets.examples import links_html
-from app.widgets.page import one_line, report_errors
+from app.logic.explore import (
+    Explorer,
+    Filter,
+    Page,
+    corrected,
+    corrections_file,
+    page_of,
+    read_corrections,
+    shuffled,
+    step,
+)
+from app.state.context import AppContext, SingleFlightCache, shortened
+from app.widgets.charts import (
+    ClassColours,
+    ImageMap,
+    bars_html,
+    checked_method,
+    class_bars,
+    colour_figure,
+    lay_out,
+    map_points,
+    map_view,
+    methods,
+)
+from app.widgets.page import Card, card_grid, cards_html, image_url, links_html, one_line, report_errors
 from vitrail.errors import UserError
 
 GRID, ONE, CLASSES, COLOURS, MAP, MISTAKES = "Grid", "One image", "Classes", "Colours", "Map", "Mistakes"

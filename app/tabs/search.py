@@ -17,9 +17,19 @@ import gradio as gr
 from app.logic.search import RANKERS, SCORES, Request, Result, ResultPage, Searching
 from app.state.context import AppContext
 from app.state.galleries import ServedGallery
-from app.widgets.cards import Card, card_grid, cards_html, image_url
-from app.widgets.examples import links_html
-from app.widgets.page import Uploads, image_upload, on_page_load, one_line, paths_of, report_errors
+from app.widgets.page import (
+    Card,
+    Uploads,
+    card_grid,
+    cards_html,
+    image_upload,
+    image_url,
+    links_html,
+    on_page_load,
+    one_line,
+    paths_of,
+    report_errors,
+)
 from retrieval.schema import CONFIDENCE, LABEL, PREDICTED, prediction_of, value_text
 from retrieval.search.searcher import FORMER_RANKERS, Query
 from vitrail.errors import UserError

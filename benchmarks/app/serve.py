@@ -45,7 +45,7 @@ class PeerApi(LitAPI):  # type: ignore[misc]  # untyped, and may be missing
 
     def setup(self, _device: str) -> None:
         """Load the model, in the worker's process."""
-        from app.state.limits import Limits
+        from app.state.context import Limits
         from app.state.runs import ServedRun
 
         self.run = ServedRun(os.environ["SERVED_RUN"], device="cpu")
@@ -69,7 +69,7 @@ class PeerApi(LitAPI):  # type: ignore[misc]  # untyped, and may be missing
 
     def encode_response(self, output: Any) -> dict[str, Any]:
         """Return the response of a request."""
-        from app.api.schemas import ImageResult
+        from app.api.server import ImageResult
 
         return {"predictions": [ImageResult.of(_PHOTO, output, 5).model_dump()]}
 
@@ -183,7 +183,7 @@ class Alone:
     """The model without a server, in this process."""
 
     def __init__(self, run: Path, photo: Path, seconds: float) -> None:
-        from app.state.limits import Limits
+        from app.state.context import Limits
         from app.state.runs import ServedRun
         from vitrail.runs import Run
 

@@ -13,7 +13,7 @@ from starlette.testclient import TestClient
 from starlette.types import Receive, Scope, Send
 
 from app.security import Guard, allowed_host, is_loopback, own_names, root_path
-from app.state.limits import Limits
+from app.state.context import Limits
 from vitrail.errors import UserError
 
 LIMITS = Limits(upload_bytes=1000, images=2, request_bytes=5000, uploads_kept=1_200_000)

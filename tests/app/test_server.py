@@ -18,8 +18,7 @@ import pytest
 
 from app.security import DATA, JOIN
 from app.server import blocks_of, build_app
-from app.state.context import AppContext
-from app.state.limits import Limits
+from app.state.context import AppContext, Limits
 from tests.app.hostile_files import HTML, SVG, encoded, harmless_files, hostile_files
 from tests.app.running import Served, serving
 

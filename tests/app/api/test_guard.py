@@ -14,7 +14,7 @@ from starlette.types import Receive, Scope, Send
 
 from app.api import guard as module
 from app.api.guard import ApiGuard, Metrics, Settings
-from app.state.limits import Limits
+from app.state.context import Limits
 
 TOKEN = "t" * 20
 FORM = {"content-type": "multipart/form-data; boundary=b"}

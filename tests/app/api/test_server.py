@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from app.api.command import load_gallery, load_model
 from app.api.guard import Settings
 from app.api.server import build_app, server_config
+from app.command import load_gallery, load_model
 from app.logic.zero_shot import ask
-from app.state.limits import Limits
+from app.state.context import Limits
 from app.state.runs import ServedModel
 from retrieval.__main__ import main as retrieval
 from tests.app.hostile_files import encoded, harmless_files, hostile_files

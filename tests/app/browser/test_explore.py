@@ -12,7 +12,7 @@ from playwright.sync_api import Locator, Page, expect
 from scipy.spatial.distance import pdist, squareform
 
 from app.state.context import AppContext
-from app.widgets.embedding_map import lay_out
+from app.widgets.charts import lay_out
 
 TOTALS, GRID, PLACE = "#explore-totals", "#explore-grid .card", "#explore-place"
 

@@ -10,7 +10,7 @@ from urllib.parse import parse_qs, urlparse
 import pytest
 
 from app.state.context import AppContext
-from app.widgets.examples import COUNT, example_ids
+from app.widgets.page import COUNT, example_ids
 
 expect = pytest.importorskip("playwright.sync_api", reason="playwright is not installed").expect
 

@@ -16,7 +16,7 @@ import pytest
 from app.security import DATA, JOIN
 from app.server import blocks_of, build_app
 from app.state.context import AppContext
-from app.widgets.cards import Card, card_grid
+from app.widgets.page import Card, card_grid
 from tests.app.conftest import fresh_page
 from tests.app.explored_gallery import explored_gallery
 from tests.app.running import reverse_proxy, serving

@@ -12,8 +12,7 @@ import pytest
 
 from app.server import blocks_of, build_app
 from app.state.context import AppContext
-from app.widgets.cards import Card, card_grid, cards_html
-from app.widgets.page import report_errors
+from app.widgets.page import Card, card_grid, cards_html, report_errors
 from tests.app.conftest import fresh_page
 from tests.app.running import Served, serving
 from vitrail.errors import UserError

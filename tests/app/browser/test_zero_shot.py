@@ -7,9 +7,8 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Page, expect
 
-from app.logic.none_of_these import Others
 from app.logic.uploads import read_uploads
-from app.logic.zero_shot import PROMPTS, ask
+from app.logic.zero_shot import PROMPTS, Others, ask
 from app.state.context import AppContext
 from tests.app.browser.uploads import give, wares
 

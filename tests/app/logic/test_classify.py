@@ -14,8 +14,7 @@ from PIL import Image
 
 from app.logic.classify import METHODS, classify, saliency_of
 from app.logic.uploads import read_uploads
-from app.state.context import AppContext
-from app.state.limits import Limits
+from app.state.context import AppContext, Limits
 from app.state.runs import ServedRun
 from datamodules.loading.decode import ValueRange
 from datamodules.loading.transforms import eval_transform

@@ -10,8 +10,7 @@ import pyarrow as pa
 import pytest
 
 from app.logic.explore import Explorer, Filter, page_of, shuffled, step
-from app.state.facets import NOT_KNOWN
-from app.state.galleries import ServedGallery
+from app.state.galleries import NOT_KNOWN, ServedGallery
 from retrieval.gallery import Gallery
 from tests.app.explored_gallery import CLASSES, COLOURS, N
 from tests.support.galleries import gallery_of_every_kind, identity, image_rows, small_gallery, vectors

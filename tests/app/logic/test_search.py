@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from app.logic.search import Request, ResultPage, Searching, other_words, unmatched_words, words_not_shown
-from app.state.context import AppContext
-from app.state.limits import Limits
+from app.state.context import AppContext, Limits
 from retrieval.search.searcher import FORMER_RANKERS, MAX_CHARACTERS, Query, Searcher
 from retrieval.search.text import words
 from tests.support.galleries import KNOWN, SHOWN, MeaningRun, meaning_vector, served_small

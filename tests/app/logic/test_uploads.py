@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from app.logic.uploads import read_upload
-from app.state.limits import Limits
+from app.state.context import Limits
 from datamodules.loading.decode import read_image
 from tests.app.hostile_files import encoded, harmless_files, hostile_files, png_bomb, text_bomb
 from vitrail.errors import UserError

@@ -10,10 +10,8 @@ import torch
 from PIL import Image
 from scipy.special import softmax
 
-from app.logic.none_of_these import Verdict
-from app.logic.zero_shot import PROMPTS, ZeroShot, ask, parse_labels, parse_templates, reading_notes
-from app.state.context import AppContext
-from app.state.limits import Limits
+from app.logic.zero_shot import PROMPTS, Verdict, ZeroShot, ask, parse_labels, parse_templates, reading_notes
+from app.state.context import AppContext, Limits
 from lightning_modules.checkpoint import load_task
 from lightning_modules.dual_encoder import DualEncoder
 from vitrail.errors import UserError

@@ -7,8 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from app.state.context import AppContext
-from app.state.limits import SingleFlightCache
+from app.state.context import AppContext, SingleFlightCache
 from vitrail.errors import UserError
 
 

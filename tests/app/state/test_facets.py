@@ -4,7 +4,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from app.state.facets import NO_LABEL, NOT_KNOWN, facet_of
+from app.state.galleries import NO_LABEL, NOT_KNOWN, facet_of
 
 
 def column(values: list[object], kind: pa.DataType) -> pa.ChunkedArray:

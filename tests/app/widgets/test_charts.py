@@ -16,8 +16,7 @@ import torch
 from PIL import Image
 
 from app.logic.explore import Explorer, Filter
-from app.state.facets import NOT_KNOWN
-from app.state.galleries import ServedGallery
+from app.state.galleries import NOT_KNOWN, ServedGallery
 from app.widgets.charts import MOST_CLASSES, PANELS, ClassColours, bars_html, colour_figure
 from datamodules.loading.decode import ValueRange, read_image
 from evaluation.dataset.colour import LEVELS

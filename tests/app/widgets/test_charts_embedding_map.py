@@ -12,7 +12,7 @@ from sklearn.decomposition import PCA
 
 from app.logic.explore import Explorer, Filter
 from app.state.galleries import ServedGallery
-from app.widgets.embedding_map import METHODS, PALETTE, lay_out, map_points, methods
+from app.widgets.charts import METHODS, PALETTE, lay_out, map_points, methods
 from tests.app.explored_gallery import N, explored_gallery
 from vitrail.errors import UserError
 

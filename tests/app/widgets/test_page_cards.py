@@ -18,7 +18,7 @@ from starlette.testclient import TestClient
 
 from app.state.context import AppContext
 from app.state.galleries import ServedGallery
-from app.widgets.cards import SIDES, THUMBNAIL, Card, add_images, card_grid, cards_html, image_url
+from app.widgets.page import SIDES, THUMBNAIL, Card, add_images, card_grid, cards_html, image_url
 from retrieval.gallery import Gallery
 from tests.app.hostile_files import encoded
 from tests.app.running import HtmlPage

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from app.api.batching import Batcher
+from app.api.server import Batcher
 from vitrail.errors import UserError
 
 

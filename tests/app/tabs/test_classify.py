@@ -15,10 +15,9 @@ import pytest
 from PIL import Image
 
 from app.logic.classify import Classified, Saliency
-from app.logic.none_of_these import Verdict
 from app.logic.uploads import Upload
-from app.logic.zero_shot import ZeroShot
-from app.widgets.predictions import (
+from app.logic.zero_shot import Verdict, ZeroShot
+from app.tabs.classify import (
     classified_html,
     data_address,
     notes_html,

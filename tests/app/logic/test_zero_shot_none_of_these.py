@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from app.logic.none_of_these import COMMON, Others, Verdict, candidates, is_named
-from app.logic.zero_shot import ask
+from app.logic.zero_shot import COMMON, Others, Verdict, ask, candidates, is_named
 from app.state.context import AppContext
-from app.widgets.examples import upload_of
+from app.widgets.page import upload_of
 
 
 @pytest.mark.parametrize(
