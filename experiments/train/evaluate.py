@@ -22,7 +22,13 @@ import numpy as np
 from evaluation.commands.summary import add_metrics
 from evaluation.statistics.scores import checked_names
 from experiments.train.class_map import ClassMap, merged_classes, read_class_map
-from experiments.train.own_data import add_column_arguments, is_own_data, own_data_section
+from experiments.train.own_data import (
+    add_column_arguments,
+    column_options,
+    columns_of_table,
+    is_own_data,
+    own_data_section,
+)
 from vitrail.config import dump_yaml, read_experiment
 from vitrail.errors import UserError
 from vitrail.files import rename, write_text_atomically
@@ -63,6 +69,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     add_metrics(command)
     command.add_argument("--device", default="auto", help="such as cpu, cuda, cuda:1 or mps (default: auto)")
     command.add_argument("--batch-size", type=int, default=32, metavar="N", help="(default: 32)")
+    command.add_argument("--markdown", action="store_true", help="print Markdown tables")
     faults = command.add_argument_group("images with faults")
     faults.add_argument(
         "--corrupt",
@@ -75,7 +82,6 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         "--severities", nargs="+", type=int, default=[], metavar="N", help="only these (default: all of a corruption)"
     )
     faults.add_argument("--limit", type=int, default=0, metavar="N", help="only N images, chosen at random, seeded")
-    faults.add_argument("--markdown", action="store_true", help="print Markdown tables")
 
 
 def run(options: argparse.Namespace, rest: Sequence[str]) -> None:
@@ -85,6 +91,7 @@ def run(options: argparse.Namespace, rest: Sequence[str]) -> None:
         UserError: the data have no class of the model's, or run and data cannot be read.
     """
     opened, metrics = Run(options.run), checked_names(options.metrics)
+    _refuse_without_effect(options)
     if options.calibrated and not opened.is_calibrated:
         raise UserError(f"{opened.path}: is not calibrated; run `vitrail calibrate {opened.path}` first")
     wanted: dict[str, list[int]] = {}
@@ -100,8 +107,9 @@ def run(options: argparse.Namespace, rest: Sequence[str]) -> None:
     if not options.data:
         _corrupt(options, opened, model, _own_test_set(opened, rest, model, options.batch_size), wanted, "test", {})
         return
-    section = _data_section(options)
+    section = _data_section(options, opened)
     name = plain_name(options.name or _name(options.data), "--name")
+    _refuse_taken(name, section, opened, corrupt=bool(wanted))
     if is_own_data(options.data):
         section = _with_kinds(section, getattr(model, "task_kinds", {}))
     data, mapped = _test_set(section, rest, model, options.batch_size, options.class_map, classes)
@@ -128,7 +136,45 @@ def run(options: argparse.Namespace, rest: Sequence[str]) -> None:
     _describe(unfinished, opened, section, facts)
     shutil.rmtree(final, ignore_errors=True)
     rename(unfinished, final)
-    _report(final, facts, file.name, metrics, calibrated=options.calibrated)
+    _report(final, facts, file.name, metrics, calibrated=options.calibrated, as_markdown=options.markdown)
+
+
+def _refuse_without_effect(options: argparse.Namespace) -> None:
+    """Refuse options that would change nothing in what is asked for, and numbers that are too small."""
+    for name in ("batch_size", "limit"):
+        if getattr(options, name) < (name == "batch_size"):
+            raise UserError(f"--{name.replace('_', '-')}: must be at least 1; got {getattr(options, name)}")
+    of_table = column_options(options)
+    of_faults = "is of images with faults, --corrupt NAME; leave it out"
+    of_others = "leave it out where the images are those of the run's own test split"
+    without = {} if options.corrupt else dict.fromkeys(("severities", "limit"), of_faults)
+    if options.corrupt:
+        without = dict.fromkeys(("metrics", "calibrated"), "images with faults have the main scores only; leave it out")
+        without |= {} if options.data else dict.fromkeys(("name", "class_map", *of_table), of_others)
+    for name, why in without.items():
+        if getattr(options, name):
+            raise UserError(f"--{name.replace('_', '-')}: {why}")
+    if options.data and of_table and not is_own_data(options.data):
+        raise UserError(f"--{of_table[0]}: is about the columns of a table, which {options.data} is not; leave it out")
+
+
+def _refuse_taken(name: str, section: Mapping[str, Any], opened: Run, *, corrupt: bool) -> None:
+    """Refuse a name under which the run keeps results of other data."""
+    if corrupt and name == "test":
+        raise UserError("--name: test are the results of the run's own test split; give these data another --name")
+    folder = opened.path / Run.EVALUATIONS / name
+    if corrupt or not (folder / Run.CONFIG).is_file():
+        return
+    before = _source(Run(folder).config.get("data") or {})
+    if before and before != _source(section):
+        raise UserError(f"--name: {folder} has the results of {before}; give these another --name, or delete it")
+
+
+def _source(section: Mapping[str, Any]) -> str:
+    """Where a ``data:`` section has its images from."""
+    arguments = section.get("init_args") or {}
+    path = arguments.get("path") or arguments.get("root")
+    return str(Path(path).expanduser().resolve()) if isinstance(path, str) else str(section.get("class_path", ""))
 
 
 def _corrupt(
@@ -156,6 +202,8 @@ def _corrupt(
         batch_size=options.batch_size,
         limit=options.limit,
         change=partial(_changed, mapped=mapped, restricted=restricted) if mapped or restricted else None,
+        restricted=restricted,
+        class_map=mapped,
     )
     for task in found.tasks:
         found.table(task).show(as_markdown=options.markdown)
@@ -173,9 +221,16 @@ def _own_test_set(opened: Run, rest: Sequence[str], model: VisionTask, batch_siz
     return data
 
 
-def _data_section(options: argparse.Namespace) -> dict[str, Any]:
+def _data_section(options: argparse.Namespace, opened: Run) -> dict[str, Any]:
     if is_own_data(options.data):
-        return own_data_section(options)[0]
+        theirs: dict[str, Any] = (opened.config.get("data") or {}).get("init_args") or {}
+        # Classes are the model's: here, others are unknown and no mistake.
+        of_run = columns_of_table(opened.config)
+        columns = {key: value for key, value in of_run.items() if key not in ("kinds", "classes")}
+        own = own_data_section(options, columns)[0]
+        if missing := (theirs.get("checks") or {}).get("missing"):
+            own["init_args"]["checks"] = {"missing": missing}
+        return own
     if options.data.endswith((".yaml", ".yml")):
         section = read_experiment(options.data).get("data")
         if not isinstance(section, dict):
@@ -327,12 +382,18 @@ def _sum(counts: Sequence[int], classes: Sequence[str], name: str, first: Mappin
 
 
 def _report(
-    directory: Path, facts: Mapping[str, Any], predictions: str, metrics: Sequence[str], *, calibrated: bool
+    directory: Path,
+    facts: Mapping[str, Any],
+    predictions: str,
+    metrics: Sequence[str],
+    *,
+    calibrated: bool,
+    as_markdown: bool,
 ) -> None:
     from evaluation.tables.summary import show_summaries, summarise_run
 
     if (directory / Run.PREDICTIONS / predictions).exists():
-        show_summaries(summarise_run(directory, "test", metrics, calibrated=calibrated))
+        show_summaries(summarise_run(directory, "test", metrics, calibrated=calibrated), as_markdown=as_markdown)
     for task, counts in facts["unknown_classes"].items():
         if counts:
             shown = ", ".join(f"{name} ({count})" for name, count in list(counts.items())[:5])

@@ -50,6 +50,8 @@ def own_data(args: Sequence[str]) -> tuple[list[str], str]:
         raise UserError(f"fit --data: {error}") from error
     if not options.data or not is_own_data(options.data):
         return list(args), ""
+    if options.epochs is not None and options.epochs < 1:
+        raise UserError(f"--epochs: must be at least 1; got {options.epochs}")
     content = own_experiment(options) if not options.parent else _data_for(options)
     for path in options.config:
         content = merged(content, read_experiment(path))
@@ -78,6 +80,11 @@ def own_experiment(options: argparse.Namespace) -> dict[str, Any]:
         if len(tasks) > 1:
             content["model"]["class_path"] = "lightning_modules.MultiTaskClassifier"
         content["checkpoint"] |= _selection(data["init_args"])
+    elif options.pretrained:
+        raise UserError(
+            f"--pretrained {options.pretrained}: is about a classifier's backbone, and {options.data} has captions "
+            "only; leave it out, or name the weights' folder with --backbone"
+        )
     elif options.backbone:
         content["model"]["init_args"]["towers"]["model"] = options.backbone
     if options.fit:
@@ -90,9 +97,11 @@ def own_experiment(options: argparse.Namespace) -> dict[str, Any]:
 
 def _data_for(options: argparse.Namespace) -> dict[str, Any]:
     """The data section alone, with images as those of the run that ``--from`` names."""
-    data, _ = own_data_section(options)
+    if given := [name for name in ("backbone", "pretrained") if getattr(options, name)]:
+        raise UserError(f"--{given[0]}: backbone and weights are those of --from {options.parent}; leave one out")
     run = parent_checkpoint(options.parent).parents[1]
     theirs = (read_experiment(run / Run.CONFIG).get("data") or {}).get("init_args") or {}
+    data, _ = own_data_section(options, columns_of_table(read_experiment(run / Run.CONFIG)))
     shared = {key: theirs[key] for key in ("image", "augment", "loader") if theirs.get(key)}
     if options.fit:
         data["init_args"]["image"] = {"resize": options.fit}
@@ -135,9 +144,7 @@ def _parser() -> argparse.ArgumentParser:
     group.add_argument(
         "--pretrained", default="", metavar="true|false|FILE", help="weights to start with (default: those of the name)"
     )
-    group.add_argument(
-        "--epochs", type=int, default=0, metavar="N", help="(default: those of my_images.yaml or my_captions.yaml)"
-    )
+    group.add_argument("--epochs", type=int, metavar="N", help="(default: those of my_images.yaml or my_captions.yaml)")
     group.add_argument(
         "--fit",
         choices=get_args(Resize),
@@ -177,11 +184,26 @@ def add_column_arguments(parser: argparse.ArgumentParser, *, with_split: bool = 
     group.add_argument("--root", default="", metavar="FOLDER", help="that relative paths of images start from")
 
 
-def own_data_section(options: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
+def columns_of_table(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return which column is what in the table of an experiment; nothing where its data are no ``Table``."""
+    data = config.get("data") or {}
+    columns = (data.get("init_args") or {}).get("columns")
+    return columns if columns and str(data.get("class_path")).rpartition(".")[2] == "Table" else {}
+
+
+def column_options(options: argparse.Namespace) -> list[str]:
+    """Return those of the options of ``add_column_arguments`` that are given."""
+    return [name for name in (*_ROLES, "kinds", "rows", "sep", "root") if getattr(options, name)]
+
+
+def own_data_section(
+    options: argparse.Namespace, columns: Mapping[str, Any] | None = None
+) -> tuple[dict[str, Any], list[str]]:
     """Return the ``data:`` section of a folder or a table, and its tasks.
 
     Args:
         options: ``data``, and those of ``add_column_arguments``.
+        columns: of a run's own table, which are meant where the options name none and the table has them.
 
     Raises:
         UserError: there is no such folder or file, or options do not belong to it.
@@ -189,7 +211,7 @@ def own_data_section(options: argparse.Namespace) -> tuple[dict[str, Any], list[
     path = Path(options.data).expanduser()
     if not path.exists():
         raise UserError(f"--data {options.data}: no such folder or file; give a folder of images or a table")
-    return _folder(path, options) if path.is_dir() else _table(path, options)
+    return _folder(path, options) if path.is_dir() else _table(path, options, columns or {})
 
 
 def is_own_data(data: str) -> bool:
@@ -208,21 +230,22 @@ def _name(data: str) -> str:
 
 
 def _folder(path: Path, options: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
-    given = [name for name in (*_ROLES, "kinds", "rows", "sep", "root") if getattr(options, name)]
-    if given:
+    if given := column_options(options):
         raise UserError(f"--{given[0]}: is about the columns of a table, and {path} is a folder; leave it out")
     return {"class_path": "datamodules.ImageFolder", "init_args": {"root": str(path)}}, [LABEL_TASK]
 
 
-def _table(path: Path, options: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
-    from datamodules.table_file import Table, TableColumns
+def _table(path: Path, options: argparse.Namespace, of_run: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    from datamodules.table_file import Table, TableColumns, read_table
 
     columns = {role: value for role in _ROLES if (value := getattr(options, role)) is not None}
     if wrong := [given for given in options.kinds if "=" not in given]:
         raise UserError(f"--kinds {wrong[0]}: must be COLUMN=KIND, such as price=regression")
     if wrong := [given for given in options.rows if "=" not in given]:
         raise UserError(f"--rows {wrong[0]}: must be COLUMN=VALUE, such as domain=2")
-    columns["kinds"] = dict(given.rsplit("=", 1) for given in options.kinds)
+    if of_run:
+        columns = _as_in_run(of_run, columns, read_table(path, options.sep)[0].column_names)
+    columns["kinds"] = {**columns.get("kinds", {}), **dict(given.rsplit("=", 1) for given in options.kinds)}
     arguments: dict[str, Any] = {"path": str(path)}
     for name, value in (given.split("=", 1) for given in options.rows):
         arguments.setdefault("rows", {}).setdefault(name, []).append(value)
@@ -239,6 +262,29 @@ def _table(path: Path, options: argparse.Namespace) -> tuple[dict[str, Any], lis
         role: value for role, value in asdict(resolved).items() if value or (role in _ROLES and value == "")
     }
     return {"class_path": "datamodules.Table", "init_args": arguments}, list(resolved.tasks)
+
+
+def _as_in_run(of_run: Mapping[str, Any], given: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """Return the columns that are given, and those of a run's table that this one has too."""
+    labels = [name for name in (of_run.get("label"), *(of_run.get("labels") or [])) if name]
+    of_labels = ("label", "labels", "kinds", "classes", "one_hot", "label_sep")
+    # Without its column the main task would be the next one.
+    no_labels = {"label", "labels"} & set(given) or (labels and labels[0] not in names)
+    found = {}
+    for key, value in of_run.items():
+        if key in of_labels and no_labels:
+            continue
+        if key == "label_sep":
+            found[key] = value
+        elif isinstance(value, str):
+            found |= {key: value} if value in names else {}
+        elif isinstance(value, Mapping):
+            found[key] = {
+                name: own for name, own in value.items() if set(own if key == "one_hot" else [name]) <= set(names)
+            }
+        else:
+            found[key] = [name for name in value if name in names]
+    return {**found, **given}
 
 
 def _set_backbone(arguments: dict[str, Any], options: argparse.Namespace) -> None:

@@ -80,6 +80,7 @@ def evaluate_corrupted(
     seed: int = 0,
     change: Callable[[Predictions], Predictions] | None = None,
     restricted: bool = False,
+    class_map: Mapping[str, Sequence[str]] | None = None,
 ) -> Robustness:
     """Measure a model on corrupted images of the test split.
 
@@ -94,12 +95,14 @@ def evaluate_corrupted(
         seed: of the corruptions.
         change: what becomes of the predictions before they are scored.
         restricted: whether ``change`` restricts the classes; part of what results must have in common.
+        class_map: by which ``change`` joins classes; likewise.
     """
     rows = data.split_indices("test")
     if limit and limit < len(rows):
         rows = np.sort(np.random.default_rng(derive_seed("limit", seed)).permutation(rows)[:limit])
     folder = opened.path / Run.ROBUSTNESS / name
     key = _key(opened, model, data, rows) | {"seed": seed, "limit": limit, "restricted": restricted}
+    key |= {"class_map": {name: list(own) for name, own in class_map.items()}} if class_map else {}
 
     def predict(corruption: str, severities: Sequence[int], place: str) -> dict[int, Predictions]:
         images = _Corrupted(rows, data.read_image, data.transform(augmented=False), corruption, severities, seed)

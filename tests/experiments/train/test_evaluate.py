@@ -84,7 +84,9 @@ def test_a_subset_of_classes_and_one_that_the_model_lacks(run: Path, capsys: pyt
     assert [len(counts) for counts in restricted.record["data"]["class_counts"].values()] == [2]
 
 
-def test_a_table_is_matched_by_the_names_of_tasks_and_replaces_an_earlier_result(run: Path) -> None:
+def test_a_table_is_matched_by_the_names_of_tasks_and_replaces_an_earlier_result(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     data = data_of(run)
     task = list(data.tasks)[1]
     rows = [["file", "kind", task, "split"]]
@@ -102,6 +104,10 @@ def test_a_table_is_matched_by_the_names_of_tasks_and_replaces_an_earlier_result
     assert (found.targets[task] >= 0).all()
     assert [path.name for path in (run / "evaluations").iterdir()] == ["table"]
     assert len(json.loads((run / "evaluations/table/run.json").read_text())["stages"]) == 1
+    # Other data with the same name replace nothing.
+    write_csv(Path("other/table.csv"), rows)
+    assert main("vitrail", ["evaluate", str(run), "--data", "other/table.csv", *command[4:]]) == 2
+    assert "table has the results of " in capsys.readouterr().err
 
 
 def test_images_of_the_training_split_are_reported(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from experiments.train.own_data import own_data
+from experiments.train.own_data import add_column_arguments, own_data, own_data_section
 from tests.support.data import write_captions, write_csv, write_image_folder
 from tests.support.models import write_clip
 from vitrail.errors import UserError
@@ -108,7 +109,7 @@ def test_numbers_and_labels_are_trained_tested_elsewhere_and_predicted(
     assert "'label' has 25 different numbers, some with fractions, so it is taken as regression" in caplog.text
     assert "  class: MAE " in printed.out
     assert "  tags: mAP " in printed.out
-    assert main("vitrail", ["evaluate", str(run.path), "--data", "few.csv", "--labels", "label", "tags"]) == 0
+    assert main("vitrail", ["evaluate", str(run.path), "--data", "few.csv"]) == 0, "by the run's columns"
     tested = Run(run.path / "evaluations" / "few").predictions("test")
     assert tested is not None
     assert dict(tested.kinds) == {"class": "regression", "tags": "multi_label"}
@@ -221,10 +222,33 @@ def test_other_commands_are_left_alone(folder: Path, args: list[str]) -> None:
         (["--data", "table.csv", "--image", "Datei", "--label", "Arten"], r"has no column 'Arten'"),
         (["--data", "absent.csv"], r"--data absent\.csv: no such folder or file"),
         (["--data", "some/folder"], r"--data some/folder: no such folder or file"),
+        (["--data", "photos", "--epochs", "0"], r"--epochs: must be at least 1; got 0"),
+        (["--data", "photos", "--from", "runs/a/b", "--backbone", "resnet18"], r"--backbone: .* are those of --from"),
+        (["--data", "texts.csv", "--pretrained", "false"], r"--pretrained false: is about a classifier's backbone"),
     ],
 )
 def test_mistakes_are_one_clear_error(folder: Path, args: list[str], message: str) -> None:
     write_table(folder)
+    write_csv(folder / "texts.csv", [["image", "caption"], ["a.png", "a mug"]])
 
     with pytest.raises(UserError, match=message):
         own_data(["fit", *args])
+
+
+def test_the_columns_of_a_run_are_meant_where_a_table_has_them(folder: Path) -> None:
+    write_csv(folder / "new.csv", [["image", "label", "breed", "age", "tags"], ["a.png", "0", "1", "3", "a/b"]])
+    write_csv(folder / "other.csv", [["image", "label", "age"], ["a.png", "0", "3"]])
+    of_run = {"image": "image", "label": "breed", "labels": ["age", "tags", "size"], "label_sep": "/", "group": "cat"}
+
+    def columns(data: str, *args: str) -> dict[str, Any]:
+        parser = argparse.ArgumentParser()
+        parser.add_argument("--data")
+        add_column_arguments(parser, with_split=False)
+        section, _ = own_data_section(parser.parse_args(["--data", data, *args]), of_run)
+        found: dict[str, Any] = section["init_args"]["columns"]
+        return {role: found.get(role) for role in ("label", "labels", "group", "label_sep")}
+
+    of_breed = {"label": "breed", "labels": ["age", "tags"], "group": "", "label_sep": "/"}
+    assert columns("new.csv") == of_breed, "not label, whose usual name comes first"
+    assert columns("new.csv", "--label", "label") == {"label": "label", "labels": None, "group": "", "label_sep": None}
+    assert columns("other.csv")["labels"] is None, "another task's column never becomes the main one"

@@ -147,7 +147,15 @@ def test_other_data_and_their_subset_of_classes(tmp_path: Path, monkeypatch: pyt
 
     found = Robustness(run / "robustness" / "new_restricted")
     assert found.tasks == ["class"]
+    assert found.results["clean"].key["restricted"] is True
     assert not (run / "evaluations").exists()
+    # Results by another map of classes are others.
+    first, second, third = data.class_names
+    for classes in ([first], [first, third]):
+        Path("map.json").write_text(json.dumps({first: classes, second: [second]}))
+        assert evaluate(run, "fog", "--severities", "1", "--data", "new", "--class-map", "map.json") == 0
+        found = Robustness(run / "robustness" / "new")
+        assert found.results["fog"].key["class_map"] == {first: classes, second: [second]}
 
 
 def test_wishes() -> None:
@@ -162,3 +170,33 @@ def test_wishes() -> None:
 def test_a_run_alone_is_not_enough(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main("vitrail", ["evaluate", str(products_run())]) == 2
     assert "give --data DATA, or --corrupt NAME" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--data", "new", "--limit", "5"], "--limit: is of images with faults"),
+        (["--data", "new", "--severities", "1"], "--severities: is of images with faults"),
+        (["--corrupt", "fog", "--limit", "-5"], "--limit: must be at least 1; got -5"),
+        (["--corrupt", "fog", "--batch-size", "0"], "--batch-size: must be at least 1; got 0"),
+        (["--corrupt", "fog", "--metrics", "auroc"], "--metrics: images with faults have the main scores only"),
+        (["--corrupt", "fog", "--class-map", "index"], "--class-map: leave it out where the images are those of"),
+        (["--corrupt", "fog", "--label", "kind"], "--label: leave it out where the images are those of"),
+        (["--data", "Wares", "--label", "kind"], "--label: is about the columns of a table, which Wares is not"),
+        (["--corrupt", "fog", "--data", "data/test"], "--name: test are the results of the run's own test split"),
+    ],
+)
+def test_options_without_effect_are_refused(
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run = products_run().absolute()
+    (tmp_path / "data" / "test").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+
+    assert main("vitrail", ["evaluate", str(run), *arguments]) == 2
+
+    assert message in capsys.readouterr().err
