@@ -115,8 +115,7 @@ def test_what_another_run_left_in_the_folder_is_not_taken_for_the_best(tmp_path:
     assert epochs_of(tmp_path / "shared") == {"best.ckpt": 1}
 
 
-@pytest.mark.parametrize("filename", ["best", "{epoch}"])
-@pytest.mark.parametrize("left", [0, 1], ids=["nothing left", "one epoch left"])
+@pytest.mark.parametrize(("filename", "left"), [("{epoch}", 0), ("best", 1)])
 def test_a_run_of_lightnings_own_callback_goes_on(tmp_path: Path, filename: str, left: int) -> None:
     """As runs were made before there was ours: its best is ours, under our name."""
     first = tmp_path / "first"

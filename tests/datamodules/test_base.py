@@ -394,8 +394,7 @@ def test_epochs_differ_and_each_shows_every_sample(uninterrupted: Seen) -> None:
     assert len({tuple(order) for order in orders}) == 4
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("on_train_epoch_end", [True, False])
+@pytest.mark.parametrize(("workers", "on_train_epoch_end"), [(0, False), (2, True)])
 def test_resuming_between_epochs_changes_nothing(
     tmp_path: Path, uninterrupted: Seen, workers: int, on_train_epoch_end: bool
 ) -> None:
@@ -408,7 +407,7 @@ def test_resuming_between_epochs_changes_nothing(
     assert first.seen + second.seen == uninterrupted
 
 
-@pytest.mark.parametrize(("workers", "steps"), [(0, 3), (0, 8), (0, 11), (0, 16), (2, 3), (2, 8)])
+@pytest.mark.parametrize(("workers", "steps"), [(0, 3), (0, 8), (0, 16), (2, 3)])
 def test_resuming_within_an_epoch_changes_nothing(
     tmp_path: Path, uninterrupted: Seen, workers: int, steps: int
 ) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +11,6 @@ import torch
 from lightning.pytorch.loggers import WandbLogger
 
 from experiments.train.loggers import MetricsLog, build_loggers, wandb_mode
-from tests.experiments.conftest import only_run
-from tests.support.wandb_store import records
 
 
 @pytest.fixture
@@ -127,25 +123,3 @@ def test_new_columns_are_written_atomically(tmp_path: Path, monkeypatch: pytest.
     with pytest.raises(OSError, match="No space left"):
         logger.save()
     assert rows(tmp_path) == [{"a": "1", "step": "0"}]
-
-
-def test_an_offline_wandb_run_holds_metrics_config_and_figures(
-    run: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delenv("WANDB_MODE", raising=False)
-    assert run("fit", "--wandb.mode=offline", "--wandb.project=shop", "--test_best=true") == 0
-    directory = only_run(tmp_path / "runs")
-    (store,) = directory.glob("wandb/offline-run-*/*.wandb")
-    logged: set[str] = set()
-    config: dict[str, Any] = {}
-    for record in records(store):
-        logged |= {item.key or "/".join(item.nested_key) for item in record.history.item}
-        if record.WhichOneof("record_type") == "config":
-            config |= {item.key: json.loads(item.value_json) for item in record.config.update if item.key}
-        if record.WhichOneof("record_type") == "run":
-            assert record.run.project == "shop"
-            config |= {item.key: json.loads(item.value_json) for item in record.run.config.update if item.key}
-    assert {"val/loss", "val/class/accuracy", "val/colour/f1_macro", "test/loss"} <= logged
-    # One key for the whole configuration: the flat keys belong to a sweep.
-    assert config["experiment"]["model"]["init_args"]["backbone"] == "test_resnet"
-    assert list(directory.glob("wandb/offline-run-*/files/media/images/confusion/**/*.png"))

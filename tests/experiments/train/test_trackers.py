@@ -28,7 +28,7 @@ TINY = {
         "init_args": {"backbone": "test_resnet", "pretrained": False},
     },
     "trainer": {"max_epochs": 1, "accelerator": "cpu", "enable_progress_bar": False, "log_every_n_steps": 1},
-    "wandb": {"mode": "offline"},
+    "wandb": {"mode": "offline", "project": "shop"},
 }
 
 
@@ -57,7 +57,6 @@ def last_values(run: Run) -> dict[str, float]:
     return found
 
 
-@pytest.mark.slow
 def test_wandb_has_numbers_figures_tables_and_the_configuration(run: Run) -> None:
     logged: dict[str, Any] = {}
     config: dict[str, Any] = {}
@@ -65,6 +64,8 @@ def test_wandb_has_numbers_figures_tables_and_the_configuration(run: Run) -> Non
         logged |= history(folder)
         [store] = folder.glob("*.wandb")
         for record in records(store):
+            if record.WhichOneof("record_type") == "run":
+                assert record.run.project == "shop"
             config |= {item.key: json.loads(item.value_json) for item in record.config.update if item.key}
     media = {str(path) for path in run.path.glob("wandb/offline-run-*/files/media/**/*.*")}
 

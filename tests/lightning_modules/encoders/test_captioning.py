@@ -99,15 +99,14 @@ def test_greedy_captions_are_the_most_probable_next_tokens_up_to_the_end() -> No
     assert captioner.generate(image, end)[0] == whole[0][: whole[0].index(end)]
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    folder = tmp_path_factory.mktemp("captions")
+def trained(folder: Path, epochs: int) -> Any:
+    """A dual encoder that writes captions, its first and its last loss, and its run."""
     options: dict[str, Any] = {"loss_options": {"captioning": SMALL}, "lr": 3e-3, "schedule": "constant"}
     task = tiny_pair(folder / "clip", class_names=None, weight_decay=0.0, **options)
     before = tiny_trainer(folder, max_epochs=1)
     before.fit(task, TinyPairs(captions=True))
     first = float(before.callback_metrics["train/captioning_loss"])
-    trainer = tiny_trainer(folder, max_epochs=50)
+    trainer = tiny_trainer(folder, max_epochs=epochs)
     trainer.fit(task, TinyPairs(captions=True))
     run = folder / "run"
     trainer.save_checkpoint(run / "checkpoints" / "best.ckpt")
@@ -116,8 +115,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 @pytest.mark.slow
-def test_training_lowers_the_loss_and_captions_name_what_is_there(trained: Any) -> None:
-    task, first, last, run = trained
+def test_training_lowers_the_loss_and_captions_name_what_is_there(tmp_path: Path) -> None:
+    task, first, last, run = trained(tmp_path, 50)
     assert last < first / 3
     batch = pair_batch(list(range(12)), captions=True)
     captions = task.captions_of(batch["image"])
@@ -129,10 +128,8 @@ def test_training_lowers_the_loss_and_captions_name_what_is_there(trained: Any) 
     assert not [name for names in groups_of(again).values() for name in names if "captioner" in name]
 
 
-def test_predict_writes_captions_without_any_classes(
-    trained: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    task, _, _, run = trained
+def test_predict_writes_captions_without_any_classes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    task, _, _, run = trained(tmp_path, 4)
     image = pair_batch([0], captions=True)["image"]
     Image.fromarray(image[0].permute(1, 2, 0).numpy()).save(tmp_path / "photo.png")
     [caption] = task.captions_of(image)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from lightning_modules.encoders.dual import RESNETS, SIDES, Towers, build_towers
+from lightning_modules.encoders.dual import Towers, build_towers
 from lightning_modules.finetune import freeze
 from lightning_modules.options import TowerOptions
 from tests.support.models import TEXTS, write_bert, write_clip, write_siglip
@@ -51,33 +51,6 @@ def test_embeddings_have_the_length_that_was_asked_for(tmp_path: Path) -> None:
 def test_texts_longer_than_the_model_reads_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="model's 40 tokens"):
         build_towers(TowerOptions(image="test_resnet", text=str(write_bert(tmp_path)), max_length=64), 32)
-
-
-SIZES = {"rn50": 224, "rn101": 224, "rn50x4": 288, "rn50x16": 384, "rn50x64": 448}
-
-
-def numbers(towers: Towers) -> tuple[int, int]:
-    """Parameters of the image side and of the text side."""
-    parts = [[towers.backbone(side), *towers.projections(side)] for side in SIDES]
-    image, text = (sum(p.numel() for part in side for p in part.parameters()) for side in parts)
-    return image, text
-
-
-@pytest.mark.parametrize("name", RESNETS)
-def test_towers_are_as_large_as_open_clip_has_them(name: str) -> None:
-    import open_clip
-    from open_clip.model import CLIP
-
-    kind = name.removeprefix("openai/clip-")
-    values = open_clip.get_model_config(kind.upper().replace("X", "x"))
-    with torch.device("meta"):
-        peer = CLIP(**values)
-        towers = build_towers(TowerOptions(model=name, pretrained=False), SIZES[kind])
-    total = sum(p.numel() for p in peer.parameters()) - 1  # without the temperature
-    image = sum(p.numel() for p in peer.visual.parameters())
-    assert numbers(towers) == (image, total - image)
-    assert towers.embed_dim == values["embed_dim"]
-    assert towers.input_options["size"] == values["vision_cfg"]["image_size"] == SIZES[kind]
 
 
 def test_only_its_projections_are_trained_as_a_probe() -> None:

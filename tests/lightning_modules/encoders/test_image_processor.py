@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 import json
 import warnings
 from pathlib import Path
@@ -58,6 +59,7 @@ PROCESSORS: dict[str, dict[str, Any]] = {
 }
 
 
+@functools.cache
 def photo(width: int, height: int) -> Image.Image:
     rng = np.random.default_rng(width * height)
     rows, columns = np.mgrid[0:height, 0:width]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from PIL import Image
 from datamodules.loading.decode import image_pixels
 from datamodules.loading.transforms import eval_transform
 from lightning_modules.checkpoint import load_task
-from lightning_modules.encoders.dual import FAMILIES, Towers, build_towers
+from lightning_modules.encoders.dual import FAMILIES, SIDES, Towers, build_towers
 from lightning_modules.options import TowerOptions
 from tests.support.models import (
     TEXTS,
@@ -32,6 +33,7 @@ from vitrail.errors import UserError
 SHAPES = {"square": (64, 64), "wide": (300, 70), "tall": (41, 190), "tiny": (5, 3), "large": (640, 480)}
 
 
+@functools.cache
 def images() -> dict[str, Image.Image]:
     """One image of each shape and mode; the RGBA one is opaque."""
     found = {}
@@ -132,6 +134,9 @@ def test_openai_architectures_have_their_weights_layout_and_activation(name: str
         **{"crop_rounding": "even", "resampler": "pillow"},
     }
     assert towers.normalize.mean.shape == (3, 1, 1)
+    parts = [module for side in SIDES for module in (towers.backbone(side), *towers.projections(side))]
+    assert sum(p.numel() for part in parts for p in part.parameters()) == sum(p.numel() for p in peer.parameters()) - 1
+    assert towers.embed_dim == open_clip.get_model_config(OPENAI[name])["embed_dim"]
 
 
 @torch.no_grad()
