@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,10 @@ from tests.lightning_modules.generative.tiny_answers import TEXTS, images, tiny_
 from tests.support.models import write_qwen2_vl
 from tests.support.plain_figures import plain_figures
 
-bitsandbytes = pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed (the extra `quantized`)")
+# Not imported to see whether it is there: it brings torch's compiler, a tenth of what collecting all tests takes.
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed (the extra `quantized`)"
+)
 
 EXPERIMENT = {
     "test_best": True,
@@ -46,11 +50,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_answers_are_about_those_of_whole_weights(folder: Path) -> None:
+    from bitsandbytes.nn import Linear4bit
+
     whole, small = (tiny_answerer(folder, memory={"four_bit": four}, lora={}) for four in (False, True))
     for task in (whole, small):
         task.load_pretrained()
         task.eval()
-    assert sum(isinstance(module, bitsandbytes.nn.Linear4bit) for module in small.modules()) > 10
+    assert sum(isinstance(module, Linear4bit) for module in small.modules()) > 10
     assert parameter_count(small) == parameter_count(whole)
     with torch.no_grad():
         for name, expected in whole(images(3)).items():
