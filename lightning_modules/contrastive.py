@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import NamedTuple, get_args
+from typing import Any, NamedTuple, cast, get_args
 
 import torch
 import torch.nn.functional as F
@@ -27,7 +27,7 @@ class Pairs(NamedTuple):
 
 
 LOGITS_AT_A_TIME = 2**18
-"""Logits in memory at a time; more of them are computed in blocks of rows, and again for their gradients."""
+"""Logits in memory at a time; more of them are computed in blocks of rows, along with their gradients."""
 
 
 def info_nce(
@@ -80,25 +80,17 @@ def label_aware_info_nce(
 def _both_directions(own: Pairs, pool: Pairs, scale: torch.Tensor, beta: float, *, unique: bool) -> torch.Tensor:
     """Mean cross-entropy of images among texts and texts among images."""
 
-    def towards(candidates: torch.Tensor) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
-        def losses(rows: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-            logits = scale * rows @ candidates.T
-            if unique and not beta:
-                return F.cross_entropy(logits, ids, reduction="sum")
-            positive = ids[:, None] == pool.positive_id
-            if beta:
-                logits = _with_hard_negatives(logits, positive, beta)
-            target = positive.to(logits.dtype)
-            return F.cross_entropy(logits, target / target.sum(dim=1, keepdim=True), reduction="sum")
+    def losses(ids: torch.Tensor, rows: torch.Tensor, candidates: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+        logits = scale * rows @ candidates.T
+        if unique and not beta:
+            return F.cross_entropy(logits, ids, reduction="sum")
+        positive = ids[:, None] == pool.positive_id
+        if beta:
+            logits = _with_hard_negatives(logits, positive, beta)
+        target = positive.to(logits.dtype)
+        return F.cross_entropy(logits, target / target.sum(dim=1, keepdim=True), reduction="sum")
 
-        return losses
-
-    directions = ((own.image, pool.text), (own.text, pool.image))
-    to_text, to_image = (
-        _mean_over_rows(towards(candidates), (rows, own.positive_id), len(candidates))
-        for rows, candidates in directions
-    )
-    return (to_text + to_image) / 2
+    return _sum_over_pairs(losses, own, pool, (scale,), both=True) / (2 * len(own.image))
 
 
 def _with_hard_negatives(logits: torch.Tensor, positive: torch.Tensor, beta: float) -> torch.Tensor:
@@ -109,23 +101,76 @@ def _with_hard_negatives(logits: torch.Tensor, positive: torch.Tensor, beta: flo
     return torch.where(positive, logits, logits + count.log() + negatives.log_softmax(dim=1))
 
 
-def _mean_over_rows(losses: Callable[..., torch.Tensor], rows: Sequence[torch.Tensor], candidates: int) -> torch.Tensor:
-    """Mean of a loss whose logits of rows and candidates need not be in memory at once.
+def _sum_over_pairs(
+    losses: Callable[..., torch.Tensor],
+    own: Pairs,
+    pool: Pairs,
+    scalars: tuple[torch.Tensor, ...],
+    *,
+    both: bool,
+) -> torch.Tensor:
+    """Sum of the losses of images among texts, and of texts among images if ``both``.
 
-    Blocks of rows are computed without keeping their logits, and again for their gradients, which are exact: memory-
-    efficient InfoNCE as of Cheng et al., "Breaking the Memory Barrier of Contrastive Loss", CVPR 2025, in plain torch.
-
-    Args:
-        losses: sum of the losses of some rows.
-        rows: tensors of B rows each.
-        candidates: logits of a row.
+    More than ``LOGITS_AT_A_TIME`` logits are never in memory at once. ``losses`` maps ids, rows, candidates and the
+    ``scalars`` to the sum of the rows' losses.
     """
-    count = len(rows[0])
-    if count * candidates <= LOGITS_AT_A_TIME:
-        return losses(*rows) / count
-    blocks = zip(*(torch.split(tensor, max(1, LOGITS_AT_A_TIME // candidates)) for tensor in rows), strict=True)
-    sums = [checkpoint(losses, *block, use_reentrant=False, preserve_rng_state=False) for block in blocks]
-    return torch.stack(sums).sum() / count
+    embeddings = (own.image, own.text) if pool.image is own.image else (own.image, own.text, pool.image, pool.text)
+    directions = [(0, len(embeddings) - 1), (1, len(embeddings) - 2)][: 1 + both]
+    inputs = (*embeddings, *scalars)
+    in_blocks = len(own.image) * len(pool.text) > LOGITS_AT_A_TIME
+    if in_blocks and torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs):
+        return cast("torch.Tensor", _BlockwiseSum.apply(losses, own.positive_id, directions, *inputs))
+    sums = [losses(*block) for _, block in _blocks(own.positive_id, directions, inputs)]
+    return torch.stack(sums).sum()
+
+
+def _blocks(
+    ids: torch.Tensor, directions: Sequence[tuple[int, int]], inputs: Sequence[torch.Tensor]
+) -> Iterator[tuple[tuple[int, slice, int], tuple[torch.Tensor, ...]]]:
+    """Arguments of the losses by blocks of rows, and where their rows and candidates are from."""
+    scalars = [tensor for tensor in inputs if tensor.dim() == 0]
+    for of_rows, of_candidates in directions:
+        candidates = inputs[of_candidates]
+        size = max(1, LOGITS_AT_A_TIME // len(candidates))
+        for start in range(0, len(ids), size):
+            part = slice(start, start + size)
+            yield (of_rows, part, of_candidates), (ids[part], inputs[of_rows][part], candidates, *scalars)
+
+
+class _BlockwiseSum(torch.autograd.Function):
+    """Sum of losses by blocks of rows, whose gradients are computed at once, so that no logits are kept.
+
+    Memory-efficient InfoNCE as of Cheng et al., "Breaking the Memory Barrier of Contrastive Loss", CVPR 2025, in plain
+    torch: besides the logits of one block there are the embeddings and one gradient of each.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        losses: Callable[..., torch.Tensor],
+        ids: torch.Tensor,
+        directions: Sequence[tuple[int, int]],
+        *inputs: torch.Tensor,
+    ) -> torch.Tensor:
+        gradients = [torch.zeros_like(tensor) for tensor in inputs]
+        total = torch.zeros_like(inputs[-1])
+        for (of_rows, part, of_candidates), (block_ids, *tensors) in _blocks(ids, directions, inputs):
+            leaves = [tensor.detach().requires_grad_() for tensor in tensors]
+            with torch.enable_grad():
+                loss = losses(block_ids, *leaves)
+            rows, candidates, *scalars = torch.autograd.grad(loss, leaves)
+            gradients[of_rows][part] += rows
+            gradients[of_candidates] += candidates
+            for place, scalar in enumerate(scalars, len(inputs) - len(scalars)):
+                gradients[place] += scalar
+            total += loss.detach()
+        ctx.save_for_backward(*gradients)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        needed = zip(ctx.saved_tensors, ctx.needs_input_grad[3:], strict=True)
+        return None, None, None, *(gradient * of_sum if need else None for of_sum, need in needed)
 
 
 def sigmoid_contrastive(
@@ -141,11 +186,13 @@ def sigmoid_contrastive(
     """
     pool = pool or own
 
-    def losses(rows: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-        sign = (ids[:, None] == pool.positive_id).to(rows.dtype) * 2 - 1
-        return -F.logsigmoid(sign * (scale * rows @ pool.text.T + bias)).sum()
+    def losses(
+        ids: torch.Tensor, image: torch.Tensor, text: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor
+    ) -> torch.Tensor:
+        sign = (ids[:, None] == pool.positive_id).to(image.dtype) * 2 - 1
+        return -F.logsigmoid(sign * (scale * image @ text.T + bias)).sum()
 
-    return _mean_over_rows(losses, (own.image, own.positive_id), len(pool.text))
+    return _sum_over_pairs(losses, own, pool, (scale, bias), both=False) / len(own.image)
 
 
 class LogitScale(KeepsFloat32):

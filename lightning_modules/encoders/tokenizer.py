@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, cast
 
 import torch
+import torch.nn.functional as F
 
 from vitrail.errors import UserError, first_line
 from vitrail.types import TextReading
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 PAD, START, UNKNOWN_TOKEN, END = "<pad>", "<start>", "<unknown>", "<end>"
 SPECIAL_IDS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 3}
 """Ids of special tokens in trained tokenizers; ``transformers`` handles CLIP models with end id 2 in an older way."""
+
+TEXTS_AT_A_TIME = 512
+"""Texts that are encoded together; more are encoded in parts, which are padded to the longest."""
 
 _VOCABULARIES = ("tokenizer.json", "vocab.*", "*.vocab", "*vocab*.json", "*.model", "*.tiktoken", "tekken.json")
 _SENTENCEPIECE = {"sentencepiece": "sentencepiece", "protobuf": "google.protobuf"}
@@ -55,6 +59,7 @@ class TextTokenizer:
         length = state["max_length"] if state["fixed_length"] else None
         self.pad_token: str = self._pipeline.id_to_token(state["pad_id"]) or PAD
         direction = (self._pipeline.padding or {}).get("direction", "right")
+        self._pads_left = direction == "left"
         self._pipeline.enable_padding(
             direction=direction, pad_id=state["pad_id"], pad_token=self.pad_token, length=length
         )
@@ -82,11 +87,21 @@ class TextTokenizer:
 
     def __call__(self, texts: Sequence[str], device: torch.device | None = None) -> Tokens:
         """Token ids of texts."""
-        encoded = self._pipeline.encode_batch(list(texts))
-        return {
-            "input_ids": torch.tensor([text.ids for text in encoded], device=device),
-            "attention_mask": torch.tensor([text.attention_mask for text in encoded], device=device),
-        }
+        # In parts: while it encodes, the library needs some 20 times the memory of the ids.
+        starts = range(0, len(texts) or 1, TEXTS_AT_A_TIME)
+        parts = [self._encoded(texts[start : start + TEXTS_AT_A_TIME]) for start in starts]
+        longest = max(ids.shape[-1] for ids, _ in parts)
+        ids = torch.cat([self._padded(ids, longest, self.state["pad_id"]) for ids, _ in parts])
+        mask = torch.cat([self._padded(mask, longest, 0) for _, mask in parts])
+        return {"input_ids": ids.to(device), "attention_mask": mask.to(device)}
+
+    def _encoded(self, texts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
+        encoded = self._pipeline.encode_batch_fast(list(texts))
+        return torch.tensor([text.ids for text in encoded]), torch.tensor([text.attention_mask for text in encoded])
+
+    def _padded(self, tokens: torch.Tensor, length: int, value: int) -> torch.Tensor:
+        missing = length - tokens.shape[-1]
+        return F.pad(tokens, (missing, 0) if self._pads_left else (0, missing), value=value)
 
     def reading(self, text: str) -> TextReading:
         """Coverage of a text, for a warning."""

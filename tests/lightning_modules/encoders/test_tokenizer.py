@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from tokenizers import Tokenizer
 
 from lightning_modules.encoders.tokenizer import (
     SPECIAL_IDS,
@@ -40,6 +41,21 @@ def test_texts_are_truncated_or_padded_with_their_special_tokens_kept() -> None:
     assert ids.shape == (1, 8)
     assert ids[0, -1] == SPECIAL_IDS["eos_token_id"]
     assert trained(16, fixed_length=True)(["a rose"])["input_ids"].shape == (1, 16)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_parts_of_many_texts_are_padded_to_the_longest_of_all(side: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    state = trained_tokenizer(["one two three four five"], 400, 12, fixed_length=False).state
+    pipeline = Tokenizer.from_str(state["pipeline"])
+    pipeline.enable_padding(direction=side)
+    tokenizer = TextTokenizer({**state, "pipeline": pipeline.to_str()})
+    texts = ["one", "two three", "one two three four five", "four"]
+    whole = tokenizer(texts)
+    monkeypatch.setattr("lightning_modules.encoders.tokenizer.TEXTS_AT_A_TIME", 2)
+    parts = tokenizer(texts)
+    assert torch.equal(whole["input_ids"], parts["input_ids"])
+    assert torch.equal(whole["attention_mask"], parts["attention_mask"])
+    assert bool(parts["attention_mask"][0, 0]) == (side == "right")
 
 
 @pytest.mark.parametrize("text", ["", "   ", "Блакитна троянда", "🌹" * 40, "\x00\x07"])
