@@ -40,12 +40,6 @@ def kill_at(call: Callable[..., Any], number: int = 1, after: bool = False) -> C
     return killing
 
 
-def before_the_captions_table() -> None:
-    from retrieval.store import Store
-
-    Store.create = kill_at(Store.create)  # type: ignore[method-assign]
-
-
 def between_the_tables() -> None:
     from retrieval.store import Store
 
@@ -72,12 +66,6 @@ def between_captions_and_images() -> None:
     Store.append = kill_at(Store.append, 4)  # type: ignore[method-assign]
 
 
-def after_the_last_commit() -> None:
-    from retrieval.store import Store
-
-    Store.append = kill_at(Store.append, 6, after=True)  # type: ignore[method-assign]
-
-
 def while_tidying() -> None:
     from retrieval.store import Store
 
@@ -97,12 +85,10 @@ def while_the_matrix_is_written() -> None:
 STAGES: dict[str, Callable[[], None]] = {
     stage.__name__: stage
     for stage in (
-        before_the_captions_table,
         between_the_tables,
         before_the_first_image,
         while_encoding,
         between_captions_and_images,
-        after_the_last_commit,
         while_tidying,
         while_the_matrix_is_written,
     )

@@ -358,6 +358,7 @@ model:
     backbone: test_resnet
     pretrained: false
     lr: 0.001
+    task_weights: {class: 1.0, colour: 1.0}  # whatever is done for each task is done half as often
 trainer:
   max_epochs: 2
   accelerator: cpu
