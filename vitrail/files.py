@@ -268,6 +268,19 @@ def write_remotely(url: str) -> Iterator[Path]:
         upload(path, url)
 
 
+def remove_remotely(url: str) -> None:
+    """Remove a file from an object store.
+
+    Raises:
+        UserError: it cannot be removed.
+    """
+    from fsspec.core import url_to_fs
+
+    with remote_errors(url, "removed"):
+        store, place = url_to_fs(url)
+        store.rm_file(place)
+
+
 def remote_names(url: str) -> list[str]:
     """Return the names of the files in a folder of an object store, sorted; none where there is no such folder.
 

@@ -22,11 +22,18 @@ import torch
 from datamodules.base import ImageDataModule
 from datamodules.loading.decode import opened
 from datamodules.streaming.index import IMAGE_SUFFIXES, LAYOUT_KEY
-from datamodules.streaming.shards import INDEX_FILE, SUFFIXES
+from datamodules.streaming.shards import INDEX_FILE, SUFFIXES, open_shard
 from datamodules.table import SPLITS
 from vitrail.console import tracked
 from vitrail.errors import UserError
-from vitrail.files import local_folder, remote_names, write_atomically, write_parquet, write_remotely
+from vitrail.files import (
+    local_folder,
+    remote_names,
+    remove_remotely,
+    write_atomically,
+    write_parquet,
+    write_remotely,
+)
 from vitrail.seeding import seeded_generator
 from vitrail.types import CLASS_KINDS, LABEL_TASK, UNKNOWN, TaskKind, kind_of
 
@@ -34,6 +41,9 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from numpy.typing import NDArray
 
+
+UNFINISHED = "packing.json"
+"""File that shows that shards are being packed, and which."""
 
 PackFormat = Literal["parquet", "webdataset"]
 
@@ -48,6 +58,8 @@ def pack(
 ) -> dict[str, int]:
     """Write every split as shards of about equal size, train in random order.
 
+    Shards of an earlier call that was interrupted are kept.
+
     Args:
         datamodule: of the samples; unreadable images are refused or left out according to its ``checks``.
         place: folder, or address at an object store (``s3://bucket/folder``), that must not contain shards yet.
@@ -60,28 +72,57 @@ def pack(
     if shard_size < 1:
         raise UserError(f"--shard-size: is {shard_size}, must be at least 1")
     datamodule.prepare_data()
-    plan = [part for split in SPLITS for part in _plan(datamodule, split, shard_size)]
+    suffix = SUFFIXES[pack_format][0]
+    plan = {f"{name}{suffix}": rows for split in SPLITS for name, rows in _plan(datamodule, split, shard_size)}
     try:
-        if there := [name for name in _names(place) if name.endswith((".parquet", ".tar"))]:
-            raise UserError(f"--to {place}: contains {there[0]} already; choose another folder, or empty this one")
+        packed = _begin(place, {"fingerprint": datamodule.table.fingerprint(), "shards": list(plan)})
+        missing = {file: rows for file, rows in plan.items() if file not in packed}
         write = _write_parquet if pack_format == "parquet" else _write_tar
-        done: dict[str, pa.Table] = {}
-        sizes: dict[str, int] = {}
-        all_rows = [row for _, rows in plan for row in rows.tolist()]
+        all_rows = [row for rows in missing.values() for row in rows.tolist()]
         images = tracked(map(datamodule.encoded_image, all_rows), f"packing into {place}", len(all_rows))
-        for name, rows in plan:
-            file = f"{name}{SUFFIXES[pack_format][0]}"
+        done: dict[str, tuple[pa.Table, int]] = {}
+        for file, rows in missing.items():
             with _written(place, file) as temporary:
-                done[file] = write(temporary, datamodule, rows, images)
-                sizes[file] = temporary.stat().st_size
+                done[file] = write(temporary, datamodule, rows, images), temporary.stat().st_size
         if pack_format == "webdataset":
+            done |= {file: _read_tar(_address(place, file), _columns(datamodule, plan[file])) for file in packed}
             with _written(place, INDEX_FILE) as temporary:
-                _write_index(temporary, datamodule, done, sizes)
+                _write_index(temporary, datamodule, {file: done[file] for file in plan})
+        _end(place)
     except OSError as error:
         raise UserError(
             f"--to {place}: cannot be written ({error.strerror}); free some space or choose another"
         ) from error
-    return {split: sum(name.startswith(f"{split}-") for name, _ in plan) for split in SPLITS}
+    return {split: sum(name.startswith(f"{split}-") for name in plan) for split in SPLITS}
+
+
+def _begin(place: Path | str, contents: dict[str, Any]) -> list[str]:
+    """Return the shards that an interrupted ``pack`` of the same data has written, and note that one is at work.
+
+    Raises:
+        UserError: there are shards of something else.
+    """
+    names = _names(place)
+    shards = [name for name in names if name.endswith((".parquet", ".tar")) and name != INDEX_FILE]
+    if UNFINISHED in names:
+        with open_shard(_address(place, UNFINISHED)) as file:
+            if json.loads(file.read()) != contents:
+                raise UserError(f"--to {place}: an interrupted pack of other data left {UNFINISHED}; empty the folder")
+        return shards
+    if shards or INDEX_FILE in names:
+        there = (shards or [INDEX_FILE])[0]
+        raise UserError(f"--to {place}: contains {there} already; choose another folder, or empty this one")
+    with _written(place, UNFINISHED) as temporary:
+        temporary.write_text(json.dumps(contents), encoding="utf-8")
+    return []
+
+
+def _end(place: Path | str) -> None:
+    """Remove the note of ``_begin``."""
+    if (folder := local_folder(str(place))) is None:
+        remove_remotely(_address(place, UNFINISHED))
+    else:
+        (folder / UNFINISHED).unlink()
 
 
 def _names(place: Path | str) -> list[str]:
@@ -94,7 +135,11 @@ def _names(place: Path | str) -> list[str]:
 
 def _written(place: Path | str, name: str) -> AbstractContextManager[Path]:
     folder = local_folder(str(place))
-    return write_remotely(f"{str(place).rstrip('/')}/{name}") if folder is None else write_atomically(folder / name)
+    return write_remotely(_address(place, name)) if folder is None else write_atomically(folder / name)
+
+
+def _address(place: Path | str, name: str) -> str:
+    return f"{str(place).rstrip('/')}/{name}"
 
 
 def _plan(datamodule: ImageDataModule, split: str, shard_size: int) -> Iterator[tuple[str, NDArray[np.int64]]]:
@@ -205,6 +250,20 @@ def _write_tar(path: Path, datamodule: ImageDataModule, rows: NDArray[np.int64],
     return pa.table({**columns, "offset": offsets, "size": sizes, "crc32": checks})
 
 
+def _read_tar(url: str, columns: dict[str, list[Any]]) -> tuple[pa.Table, int]:
+    """What ``_write_tar`` returned for a shard, and its size in bytes."""
+    import pyarrow as pa
+
+    places = []
+    with open_shard(url) as stream, tarfile.open(fileobj=stream) as tar:
+        for member in tar:
+            if member.name.endswith(IMAGE_SUFFIXES) and (content := tar.extractfile(member)):
+                places.append({"offset": member.offset_data, "size": member.size, "crc32": zlib.crc32(content.read())})
+        size = stream.seek(0, io.SEEK_END)
+    found = {name: [place[name] for place in places] for name in ("offset", "size", "crc32")}
+    return pa.table({**columns, **found}), size
+
+
 def _members(datamodule: ImageDataModule, sample: dict[str, Any]) -> Iterator[tuple[str, bytes]]:
     """Further members of a sample: class number, first caption, and everything as JSON with class names."""
     described = {"key": sample["key"], "group": sample["group"], "caption": sample["caption"]}
@@ -239,10 +298,10 @@ def _ending(content: bytes) -> str:
     return next(suffix for suffix in IMAGE_SUFFIXES if formats.get(f".{suffix}") == name)
 
 
-def _write_index(path: Path, datamodule: ImageDataModule, done: dict[str, pa.Table], sizes: dict[str, int]) -> None:
+def _write_index(path: Path, datamodule: ImageDataModule, done: dict[str, tuple[pa.Table, int]]) -> None:
     import pyarrow as pa
 
-    schema = _schema(datamodule, images=False, shards=sizes)
-    tables = [table.append_column("shard", [[name] * len(table)]) for name, table in done.items()]
+    schema = _schema(datamodule, images=False, shards={name: size for name, (_, size) in done.items()})
+    tables = [table.append_column("shard", [[name] * len(table)]) for name, (table, _) in done.items()]
     index = pa.concat_tables([table.select(schema.names) for table in tables]).cast(schema)
     write_parquet(index.replace_schema_metadata(schema.metadata), path)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,6 +15,7 @@ import pytest
 import torch
 import yaml
 
+from datamodules.base import ImageDataModule
 from datamodules.streaming import StreamedImages
 from datamodules.streaming.index import stamp_of
 from datamodules.streaming.pack import PackFormat, pack
@@ -117,9 +120,20 @@ def test_a_terminated_run_is_resumed_exactly(
     pd.testing.assert_frame_equal(metrics(folder), metrics(whole))
 
 
+def interrupted_at(image: int, data: ImageDataModule) -> Callable[[Any, int], bytes]:
+    encoded, count = data.encoded_image, itertools.count(1)
+
+    def read(_: ImageDataModule, row: int) -> bytes:
+        if next(count) == image:
+            raise KeyboardInterrupt
+        return encoded(row)
+
+    return read
+
+
 @pytest.mark.parametrize("kind", ["parquet", "webdataset"])
 def test_shards_on_s3_are_those_that_were_packed(
-    kind: PackFormat, bucket: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    kind: PackFormat, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = source(tmp_path / "products")
     assert pack(data, f"{bucket}/shards", kind, shard_size=10) == {"train": 4, "val": 1, "test": 1}
@@ -128,6 +142,14 @@ def test_shards_on_s3_are_those_that_were_packed(
     assert stamp_of(far._opened().urls[0])  # changes with the shard, so that what is kept of it can be used again
     with pytest.raises(UserError, match=r"--to s3://.*/shards: contains .* already; choose another folder"):
         pack(data, f"{bucket}/shards", kind, shard_size=10)
+    with monkeypatch.context() as patch:
+        patch.setattr(type(data), "encoded_image", interrupted_at(3, data))
+        with pytest.raises(KeyboardInterrupt):
+            pack(data, f"{bucket}/interrupted", kind, shard_size=1)
+    assert len(remote_names(f"{bucket}/interrupted")) == 3
+    pack(data, f"{bucket}/interrupted", kind, shard_size=1)
+    far = StreamedImages(f"{bucket}/interrupted")
+    assert {far.encoded_image(row) for row in range(54)} == {data.encoded_image(row) for row in range(54)}
     for there in ("s3://no-such-bucket/x", f"{bucket}/nothing"):
         with pytest.raises(UserError, match=r"no-such-bucket|nothing") as caught:
             find_shards(there)

@@ -18,7 +18,7 @@ from datamodules.loading.decode import heif_formats
 from datamodules.options import ImageOptions
 from datamodules.products import Products
 from datamodules.splits import SplitOptions
-from datamodules.streaming.pack import pack
+from datamodules.streaming.pack import PackFormat, pack
 from datamodules.table_file import Table, TableColumns
 from datamodules.wares import Wares
 from tests.datamodules.streaming.shard_sets import SIZES, encoded, source, streamed, write_tar
@@ -147,18 +147,39 @@ def test_the_command_packs_and_refuses_to_pack_twice(tmp_path: Path, capsys: pyt
     assert "pack" in capsys.readouterr().out
 
 
-def test_a_failure_leaves_whole_files_only(products: Products, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    encoded = Products.encoded_image
+@pytest.mark.parametrize("kind", ["parquet", "webdataset"])
+def test_an_interrupted_pack_goes_on(
+    products: Products, kind: PackFormat, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoded, rows = Products.encoded_image, list[int]()
 
     def broken(data: Products, row: int) -> bytes:
         if row == products.split_indices("val")[3]:
             raise OSError(28, "No space left on device")
         return encoded(data, row)
 
-    monkeypatch.setattr(Products, "encoded_image", broken)
-    with pytest.raises(UserError, match="cannot be written"):
-        pack(products, tmp_path, "webdataset", shard_size=12)
-    assert [path.name for path in sorted(tmp_path.iterdir())] == [f"train-{n:05d}-of-00003.tar" for n in range(3)]
+    def noted(data: Products, row: int) -> bytes:
+        rows.append(row)
+        return encoded(data, row)
+
+    counts = pack(products, tmp_path / "whole", kind, shard_size=12)
+    to = tmp_path / "interrupted"
+    with monkeypatch.context() as patch:
+        patch.setattr(Products, "encoded_image", broken)
+        with pytest.raises(UserError, match="cannot be written"):
+            pack(products, to, kind, shard_size=12)
+    shards = [f"train-{n:05d}-of-00003.{'tar' if kind == 'webdataset' else 'parquet'}" for n in range(3)]
+    assert sorted(path.name for path in to.iterdir()) == ["packing.json", *shards]  # none of them in part
+    with pytest.raises(UserError, match=r"interrupted pack of other data left packing\.json"):
+        pack(products, to, kind, shard_size=6)
+    monkeypatch.setattr(Products, "encoded_image", noted)
+    assert pack(products, to, kind, shard_size=12) == counts
+    assert not set(rows) & set(products.split_indices("train").tolist())
+    assert contents(to) == contents(tmp_path / "whole")
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 @pytest.mark.parametrize("kind", ["parquet", "webdataset"])
