@@ -23,7 +23,6 @@ from lightning_modules.heads.multi_label import DEFAULT_THRESHOLD, MultiLabelSco
 from lightning_modules.metrics import MeanLoss, SplitMetrics, joined_losses
 from lightning_modules.options import (
     BackboneOptions,
-    ClassWeighting,
     FewShotOptions,
     LossOptions,
     NonNegative,
@@ -224,8 +223,6 @@ class ClassificationTask(ScoredTask):
         options: LossOptions,
         *,
         task_weights: Mapping[str, float] | None = None,
-        weighting: ClassWeighting = "none",
-        label_smoothing: float = 0.0,
     ) -> None:
         """Build outputs, losses and metrics of all tasks; a teacher is loaded when training begins."""
         facts, options = checked(TaskFacts, facts, "task_facts"), checked(LossOptions, options, "loss_options")
@@ -237,10 +234,13 @@ class ClassificationTask(ScoredTask):
             least = {"regression": 0, "multi_label": 1}.get(kind_of(kinds, task), 2)
             if len(names or ()) < least:
                 raise _too_few(task, least)
-        outputs = task_outputs(tasks, facts, options, weighting=weighting, label_smoothing=label_smoothing)
+        outputs = task_outputs(tasks, facts, options)
         self.configure_metrics(tasks, task_weights, outputs)
+        weighting = options.class_weighting
         if weighting != "none" and (other := [t for t in tasks if kind_of(kinds, t) not in CLASS_KINDS]):
-            rank_zero_info(f"class_weighting: {weighting} is for tasks of classes; not for {', '.join(other)}.")
+            rank_zero_info(
+                f"loss_options.class_weighting: {weighting} is for tasks of classes; not for {', '.join(other)}."
+            )
         self.log_variances = None
         if options.balance == "uncertainty":
             if len(tasks) < 2:
@@ -439,9 +439,7 @@ class ImageClassifier(ClassificationTask):
         pretrained: true for the weights on the hub, false for random ones, or the path of a weights file.
         backbone_options: further settings of the backbone, adapters included.
         drop_rate: dropout before the head.
-        label_smoothing: share of the target that is spread over all classes in training, of single-label tasks.
-        class_weighting: weighting of rare classes in training, of single-label and ordinal tasks.
-        loss_options: training loss, and a teacher to learn from.
+        loss_options: training loss, label smoothing, class weights, and a teacher to learn from.
         lr: peak learning rate; ``optim_options.backbone_lr`` sets another one for the backbone.
         weight_decay: weight decay of AdamW; not applied to biases and norms.
         schedule: learning-rate schedule.
@@ -458,8 +456,6 @@ class ImageClassifier(ClassificationTask):
         pretrained: bool | str = True,
         backbone_options: BackboneOptions = BackboneOptions(),
         drop_rate: Rate = 0.0,
-        label_smoothing: Rate = 0.0,
-        class_weighting: ClassWeighting = "none",
         loss_options: LossOptions = LossOptions(),
         lr: NonNegative = 1e-3,
         weight_decay: NonNegative = 0.05,
@@ -473,8 +469,6 @@ class ImageClassifier(ClassificationTask):
             {LABEL_TASK: class_names},
             task_facts,
             loss_options,
-            weighting=class_weighting,
-            label_smoothing=label_smoothing,
         )
         self.drop = nn.Dropout(drop_rate)
         self.head = self.make_head(lambda size: Float32Linear(size, self._outputs[LABEL_TASK].width))
@@ -563,9 +557,7 @@ class MultiTaskClassifier(ClassificationTask):
         pretrained: true for the weights on the hub, false for random ones, or the path of a weights file.
         backbone_options: further settings of the backbone, adapters included.
         task_weights: the tasks to train, with the weights of their losses; by default all with weight 1.
-        label_smoothing: share of the target that is spread over all classes in training, of single-label tasks.
-        class_weighting: weighting of rare classes in training, of single-label and ordinal tasks.
-        loss_options: training losses, how they are added, and a teacher to learn from.
+        loss_options: training losses, how they are added, label smoothing, class weights, and a teacher to learn from.
         lr: peak learning rate; ``optim_options.backbone_lr`` sets another one for the backbone.
         weight_decay: weight decay of AdamW; not applied to biases and norms.
         schedule: learning-rate schedule.
@@ -582,8 +574,6 @@ class MultiTaskClassifier(ClassificationTask):
         pretrained: bool | str = True,
         backbone_options: BackboneOptions = BackboneOptions(),
         task_weights: dict[str, float] | None = None,
-        label_smoothing: Rate = 0.0,
-        class_weighting: ClassWeighting = "none",
         loss_options: LossOptions = LossOptions(),
         lr: NonNegative = 1e-3,
         weight_decay: NonNegative = 0.05,
@@ -599,8 +589,6 @@ class MultiTaskClassifier(ClassificationTask):
             task_facts,
             loss_options,
             task_weights=weights,
-            weighting=class_weighting,
-            label_smoothing=label_smoothing,
         )
         self.drop = nn.Dropout(FEATURE_DROP_RATE)
         # A list, because the name of a task need not be a legal name of a module.

@@ -230,12 +230,14 @@ class LossOptions:
 
     Attributes:
         single_label: loss of tasks with one of several classes; ``bce`` is for mixup and CutMix, ``logit_adjusted`` and
-            ``balanced_softmax`` for rare classes, without class_weighting.
+            ``balanced_softmax`` for rare classes, without ``class_weighting``.
         multi_label: loss of tasks with any of several labels; ``asymmetric`` where most labels rarely apply.
         ordinal: model of tasks with ordered classes.
         regression: loss of tasks with a number; ``huber`` for outliers, ``gaussian_nll`` also predicts a standard
             deviation.
         by_task: loss of single tasks, which must be one of their kind.
+        label_smoothing: share of the target that is spread over all classes in training, of single-label tasks.
+        class_weighting: weighting of rare classes in training, of single-label and ordinal tasks.
         balance: how the losses of several tasks are added: ``fixed`` by ``task_weights``, ``uncertainty`` also by the
             inverse of a noise that is trained for each task (Kendall, Gal and Cipolla, CVPR 2018).
         gamma: exponent of ``focal``.
@@ -254,6 +256,8 @@ class LossOptions:
     ordinal: OrdinalLoss = "corn"
     regression: RegressionLoss = "mse"
     by_task: dict[str, str] = field(default_factory=dict)
+    label_smoothing: Rate = 0.0
+    class_weighting: ClassWeighting = "none"
     balance: Balance = "fixed"
     gamma: NonNegative = 2.0
     gamma_positive: NonNegative = 0.0
@@ -393,9 +397,11 @@ class TowerOptions:
 
 @dataclass(frozen=True)
 class AnswerOptions:
-    """From the answers of a generative model to logits over labels.
+    """Questions to a generative model, and from its answers to logits over labels.
 
     Attributes:
+        questions: the question of each task; tasks without one are left out. ``{labels}`` stands for the list of the
+            labels. By default that of the main task is "What is shown in this image? …".
         how: ``scores`` takes the log-likelihood of each label; ``constrained`` generates one of the labels; ``free``
             generates any text and finds the label in it.
         length_normalised: whether a label's score is the mean over its tokens instead of their sum.
@@ -405,6 +411,7 @@ class AnswerOptions:
         synonyms: further names of each label, for free answers.
     """
 
+    questions: dict[str, str] | None = None
     how: Literal["scores", "constrained", "free"] = "scores"
     length_normalised: bool = True
     content_free: Literal["none", "grey"] = "none"
@@ -470,14 +477,13 @@ def current_arguments(task_class: type, arguments: Mapping[str, Any]) -> dict[st
     constructor = cast("Any", task_class).__init__
     parameters, groups = inspect.signature(task_class).parameters, _groups(constructor)
     options = {option.name: name for name, (kind, _) in groups.items() for option in fields(kind)}
-    found: dict[str, Any] = {}
-    for name, value in arguments.items():
-        current = name if name in parameters else _FORMER_ARGUMENTS.get(name, name)
-        if current in parameters or current not in options:
-            found[current] = value
-        elif value is not None:
+    given = {name if name in parameters else _FORMER_ARGUMENTS.get(name, name): v for name, v in arguments.items()}
+    found = {name: value for name, value in given.items() if name in parameters or name not in options}
+    for name in given.keys() - found.keys():
+        if given[name] is not None:
             # An argument of an earlier version that is an option now.
-            found[options[current]] = {**(found.get(options[current]) or {}), current: value}
+            group = options[name]
+            found[group] = {**(found.get(group) or {}), name: given[name]}
     for name in groups.keys() & found:
         value = _checked_group(groups[name], found[name], name)
         found[name] = None if value is None else asdict(value)

@@ -48,6 +48,11 @@ _FORMER_MODULES = {
 _OPTIONS = ("answers", "logit_scale", "memory", "optim_options")
 """Arguments of models that are dataclasses; their default was null in version 0.1."""
 
+_NOW_OPTIONS = {"label_smoothing": "loss_options", "class_weighting": "loss_options", "questions": "answers"}
+"""Arguments of classifiers until version 0.2 that are among these options now."""
+
+_CLASSIFIERS = ("", "ImageClassifier", "MultiTaskClassifier", "GenerativeClassifier")
+
 _STRING = "tag:yaml.org,2002:str"
 _NULL = "tag:yaml.org,2002:null"
 
@@ -173,8 +178,24 @@ def one_config(args: Sequence[str]) -> tuple[list[str], list[str]]:
     names, rest = split_configs(args)
     if not names:
         return list(rest), names
-    text = dump_yaml(read_experiments(names), one_line=True)
-    return [*rest[:1], "--config", text, *rest[1:]], names
+    content = read_experiments(names)
+    rest = _current_flags(rest, content)
+    return [*rest[:1], "--config", dump_yaml(content, one_line=True), *rest[1:]], names
+
+
+def _current_flags(args: Sequence[str], content: Mapping[str, Any]) -> list[str]:
+    """Write flags of arguments that are options now, ``--model.label_smoothing 0.1``, as those of the options."""
+    model = content.get("model")
+    if not (isinstance(model, dict) and _is_classifier(str(model.get("class_path", "")))):
+        return list(args)
+    names = "|".join(_NOW_OPTIONS)
+    pattern = re.compile(rf"(--model\.(?:init_args\.)?)({names})(?=[.=]|$)")
+    return [pattern.sub(lambda found: f"{found[1]}{_NOW_OPTIONS[found[2]]}.{found[2]}", one, count=1) for one in args]
+
+
+def _is_classifier(class_path: str) -> bool:
+    module, _, name = class_path.rpartition(".")
+    return name in _CLASSIFIERS and module.partition(".")[0] in ("", "lightning_modules")
 
 
 def split_configs(args: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -247,13 +268,19 @@ def read_experiment(path: str | Path) -> dict[str, Any]:
 
 
 def _current_arguments(class_path: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Convert a model's arguments of version 0.1: ``temperature`` is ``logit_scale``, null options are defaults."""
+    """Convert a model's arguments of earlier versions.
+
+    ``temperature`` is ``logit_scale``, null options are defaults, and some arguments are options.
+    """
     found = {name: value for name, value in arguments.items() if value is not None or name not in _OPTIONS}
     scale = found.get("temperature")
     if class_path.endswith("DualEncoder") or (not class_path and isinstance(scale, dict)):
         found.pop("temperature", None)
         if scale:
             found["logit_scale"] = {"trainable" if key == "learned" else key: value for key, value in scale.items()}
+    for name in _NOW_OPTIONS.keys() & found if _is_classifier(class_path) else ():
+        group = _NOW_OPTIONS[name]
+        found[group] = {name: found.pop(name), **(found.get(group) or {})}
     return found
 
 

@@ -57,9 +57,7 @@ class GenerativeClassifier(ScoredTask):
         tasks: class names of each task, linked from the data.
         image_size: height and width in pixels, linked from the data.
         pretrained: whether to load its pretrained weights; otherwise its tokenizer is trained on questions and labels.
-        questions: the question of each task; tasks without one are left out. ``{labels}`` stands for the list of the
-            labels. By default that of the main task is "What is shown in this image? …".
-        answers: how answers become logits.
+        answers: the questions, and how answers become logits.
         memory: precision, four bits and gradient checkpointing.
         lora: low-rank adapters; the base weights are frozen then.
         lr: peak learning rate.
@@ -76,7 +74,6 @@ class GenerativeClassifier(ScoredTask):
         *,
         image_size: int = 224,
         pretrained: bool = True,
-        questions: dict[str, str] | None = None,
         answers: AnswerOptions = AnswerOptions(),
         memory: MemoryOptions = MemoryOptions(),
         lora: LanguageLoraOptions | None = None,
@@ -88,10 +85,11 @@ class GenerativeClassifier(ScoredTask):
     ) -> None:
         super().__init__(lr=lr, weight_decay=weight_decay, schedule=schedule, optim_options=optim_options)
         self.save_hyperparameters()
-        self.questions = checked_questions(tasks, questions)
+        options = checked(AnswerOptions, answers, "answers")
+        self.questions = checked_questions(tasks, options.questions)
         self.configure_metrics({task: tasks[task] for task in self.questions})
         labels = [name for names in self.tasks.values() for name in names]
-        self.answers = checked_answers(answers, labels)
+        self.answers = checked_answers(options, labels)
         self.vlm = VisionLanguageModel(
             model,
             image_size=image_size,

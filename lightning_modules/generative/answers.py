@@ -111,7 +111,9 @@ def checked_questions(tasks: dict[str, list[str]], questions: dict[str, str] | N
     asked = {LABEL_TASK: QUESTION} if questions is None else questions
     unknown = sorted(set(asked) - set(tasks))
     if unknown or not asked:
-        raise UserError(f"questions: the data have no {', '.join(unknown) or 'task'}; they have {', '.join(tasks)}")
+        raise UserError(
+            f"answers.questions: the data have no {', '.join(unknown) or 'task'}; they have {', '.join(tasks)}"
+        )
     return asked
 
 

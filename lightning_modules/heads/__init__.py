@@ -9,7 +9,7 @@ from lightning_modules.heads.multi_label import MultiLabelOutput
 from lightning_modules.heads.ordinal import OrdinalOutput
 from lightning_modules.heads.regression import RegressionOutput
 from lightning_modules.heads.single_label import SingleLabelOutput, class_weights_from_counts
-from lightning_modules.options import ClassWeighting, LossOptions
+from lightning_modules.options import LossOptions
 from vitrail.errors import UserError
 from vitrail.types import TaskFacts, kind_of
 
@@ -27,18 +27,13 @@ def task_outputs(
     tasks: Mapping[str, Sequence[str]],
     facts: TaskFacts,
     options: LossOptions,
-    *,
-    weighting: ClassWeighting = "none",
-    label_smoothing: float = 0.0,
 ) -> list[TaskOutput]:
     """Build the output of each task.
 
     Args:
         tasks: class names of each task.
         facts: kinds of the tasks, and statistics of their targets.
-        options: losses by kind or task.
-        weighting: weighting of rare classes of single-label and ordinal tasks.
-        label_smoothing: of single-label tasks.
+        options: losses by kind or task, label smoothing and class weights.
 
     Raises:
         UserError: an option does not belong to a task, or the data lack what it needs.
@@ -54,10 +49,10 @@ def task_outputs(
         elif kind == "regression":
             outputs.append(RegressionOutput(task, facts.target_stats.get(task), loss, options.delta))
         else:
-            weights = class_weights_from_counts(task, n, facts.class_counts, weighting)
+            weights = class_weights_from_counts(task, n, facts.class_counts, options.class_weighting)
             if kind == "ordinal":
                 outputs.append(OrdinalOutput(n, loss, weights))
             else:
                 prior = facts.class_counts.get(task)
-                outputs.append(SingleLabelOutput(task, n, loss, options, prior, weights, label_smoothing))
+                outputs.append(SingleLabelOutput(task, n, loss, options, prior, weights))
     return outputs

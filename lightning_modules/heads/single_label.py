@@ -40,7 +40,6 @@ class SingleLabelOutput(TaskOutput):
         options: of the loss.
         counts: training samples of each class.
         class_weights: float ``(C,)``; not saved.
-        label_smoothing: share of the target that is spread over all classes in training, in [0, 1).
     """
 
     kind: ClassVar[TaskKind] = "single_label"
@@ -55,13 +54,10 @@ class SingleLabelOutput(TaskOutput):
         options: LossOptions = LossOptions(),
         counts: Sequence[int] | None = None,
         class_weights: torch.Tensor | None = None,
-        label_smoothing: float = 0.0,
     ) -> None:
         super().__init__()
-        if not 0 <= label_smoothing < 1:
-            raise UserError(f"label_smoothing: must be in [0, 1); got {label_smoothing}")
         self.width = num_classes
-        self.name, self.label_smoothing = name, label_smoothing
+        self.name, self.label_smoothing = name, options.label_smoothing
         self.gamma, self.bce_threshold = options.gamma, options.bce_threshold
         self.register_buffer("class_weights", class_weights, persistent=False)
         adjustment = None
@@ -161,11 +157,15 @@ def class_weights_from_counts(
         None for ``none``.
     """
     if scheme not in get_args(ClassWeighting):
-        raise UserError(f"class_weighting: must be one of {', '.join(get_args(ClassWeighting))}; got {scheme!r}")
+        raise UserError(
+            f"loss_options.class_weighting: must be one of {', '.join(get_args(ClassWeighting))}; got {scheme!r}"
+        )
     if scheme == "none":
         return None
     given = None if class_counts is None else class_counts.get(task)
-    counts = _checked_counts(task, num_classes, given, f"class_weighting: {scheme!r}", "class_weighting: none")
+    counts = _checked_counts(
+        task, num_classes, given, f"loss_options.class_weighting: {scheme!r}", "class_weighting: none"
+    )
     present = counts > 0
     weights = torch.ones_like(counts)
     if scheme == "effective_number":

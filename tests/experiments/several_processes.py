@@ -34,6 +34,7 @@ from lightning_modules import (
     MultiTaskClassifier,
 )
 from lightning_modules.base import VisionTask
+from lightning_modules.options import AnswerOptions
 from tests.support.models import write_clip, write_qwen2_vl
 from tests.support.processes import begin_fork, end_of_fork
 from tests.support.runs import tiny_trainer
@@ -129,8 +130,8 @@ def captioned(folder: Path) -> VisionTask:
 
 def generative(folder: Path) -> VisionTask:
     tasks = {"class": list(CLASSES), "colour": list(COLOURS)}
-    questions = {"class": "What is it?", "colour": "Which colour?"}
-    return GenerativeClassifier(str(folder / "qwen2_vl"), tasks, image_size=SIDE, questions=questions, lr=1e-3)
+    answers = AnswerOptions({"class": "What is it?", "colour": "Which colour?"})
+    return GenerativeClassifier(str(folder / "qwen2_vl"), tasks, image_size=SIDE, answers=answers, lr=1e-3)
 
 
 def ensemble(folder: Path) -> VisionTask:

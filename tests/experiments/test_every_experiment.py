@@ -90,7 +90,7 @@ def tiny_loader(experiment: dict[str, Any]) -> dict[str, int]:
 def tiny_network(arguments: dict[str, Any]) -> dict[str, Any]:
     """A tiny network of the same kind."""
     folder = Path(os.environ["VITRAIL_DATA"])
-    if "questions" in arguments:
+    if "answers" in arguments:
         return {"model": str(folder / "qwen2_vl")}
     if "model" in (towers := arguments.get("towers", {})):
         return {"towers": {"model": str(folder / "clip")}}

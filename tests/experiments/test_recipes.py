@@ -52,7 +52,7 @@ def test_a_recipe_trains_over_an_experiment(
     assert main("vitrail", ["fit", *files, "--name", "recipe", "--runs", str(tmp_path / "runs")]) == 0
     run = Run(only_run(tmp_path / "runs"))
     model = run.config["model"]["init_args"]
-    assert model["label_smoothing"] == recipe["model"]["init_args"]["label_smoothing"]
+    assert model["loss_options"]["label_smoothing"] == recipe["model"]["init_args"]["loss_options"]["label_smoothing"]
     groups = torch.load(run.checkpoint("last"), weights_only=True)["optimizer_states"][0]["param_groups"]
     frozen = [group["lr"] for group in groups if group["part"] == "backbone"]
     assert (set(frozen) == {0.0}) is (path.stem == "linear_probe")

@@ -24,6 +24,7 @@ import lightning_modules
 from lightning_modules.base import VisionTask, weights_digest
 from lightning_modules.encoders.image import ImageEncoder
 from lightning_modules.optim import TrainingPhase
+from lightning_modules.options import LossOptions
 from tests.support.models import (
     SIZE,
     Recorder,
@@ -88,7 +89,8 @@ def test_lightnings_monitor_logs_the_learning_rate_of_the_step(tmp_path: Path) -
 @pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
 def test_half_precision_trains_with_every_option_of_the_loss(tmp_path: Path, precision: Any) -> None:
     counts = {"class": [1, 2, 3, 4], "type": [2, 9]}
-    task = seeded_multitask(task_facts=TaskFacts(class_counts=counts), class_weighting="inverse", label_smoothing=0.1)
+    losses = LossOptions(class_weighting="inverse", label_smoothing=0.1)
+    task = seeded_multitask(task_facts=TaskFacts(class_counts=counts), loss_options=losses)
     batch = make_batch([0, 1, 2, 3])
     batch["mix"] = {"partner": torch.tensor([3, 2, 1, 0]), "lam": torch.tensor([0.9, 0.8, 0.7, 0.6])}
     trainer = tiny_trainer(tmp_path, precision=precision, limit_val_batches=1)

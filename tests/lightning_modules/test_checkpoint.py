@@ -37,7 +37,7 @@ from tests.support.models import (
     tiny_pair,
     tiny_trainer,
 )
-from vitrail.config import read_experiment
+from vitrail.config import load_yaml, one_config, read_experiment
 from vitrail.errors import UserError
 from vitrail.types import TaskFacts
 
@@ -201,15 +201,19 @@ def test_a_checkpoint_of_version_0_1_loads(tmp_path: Path) -> None:
 def test_arguments_that_are_options_now_are_found_there(tmp_path: Path) -> None:
     facts = TaskFacts(class_counts={"class": [4, 2, 1, 1], "type": [1, 1]})
     backbone = {"timm": {"drop_path_rate": 0.1}, "adapter": {"kind": "bitfit"}}
-    task = tiny_multitask(task_facts=facts, class_weighting="inverse", label_smoothing=0.1, backbone_options=backbone)
+    losses = {"class_weighting": "inverse", "label_smoothing": 0.1, "multi_label": "asymmetric"}
+    task = tiny_multitask(task_facts=facts, loss_options=losses, backbone_options=backbone)
     checkpoint: Any = torch.load(saved(tmp_path, task), weights_only=True)
     arguments = checkpoint["hyper_parameters"]
     arguments["class_counts"] = arguments.pop("task_facts")["class_counts"]
     arguments["adapter"] = arguments["backbone_options"].pop("adapter")
+    former = {name: arguments["loss_options"].pop(name) for name in ("label_smoothing", "class_weighting")}
+    checkpoint["hyper_parameters"] = arguments = {**former, **arguments}
     torch.save(checkpoint, tmp_path / "old.ckpt")
     loaded = load_task(tmp_path / "old.ckpt")
     assert isinstance(loaded, MultiTaskClassifier)
     assert_same_logits(task, loaded)
+    assert losses.items() <= loaded.hparams["loss_options"].items()
     refuse_conflicting_checkpoint(task, tmp_path / "old.ckpt")
     arguments["backbone_options"] = {"drop_path_rate": 0.1}
     torch.save(checkpoint, tmp_path / "old.ckpt")
@@ -228,8 +232,29 @@ def test_arguments_of_an_experiment_file_of_version_0_1_have_their_present_names
     )
     expected = {"logit_scale": {"scale": 5.0, "trainable": False}, "lora": None}
     assert read_experiment(path)["model"]["init_args"] == expected
-    path.write_text("model: {class_path: my_models.Own, init_args: {temperature: null}}\n")
-    assert read_experiment(path)["model"]["init_args"] == {"temperature": None}
+    path.write_text("model: {class_path: my_models.Own, init_args: {temperature: null, label_smoothing: 0.1}}\n")
+    assert read_experiment(path)["model"]["init_args"] == {"temperature": None, "label_smoothing": 0.1}
+
+
+def test_arguments_of_classifiers_that_are_options_now_are_accepted_in_files_and_as_flags(tmp_path: Path) -> None:
+    experiment, overlay = tmp_path / "experiment.yaml", tmp_path / "overlay.yaml"
+    experiment.write_text(
+        "model:\n  class_path: lightning_modules.ImageClassifier\n"
+        "  init_args: {label_smoothing: 0.1, loss_options: {gamma: 1.0}}\n"
+    )
+    overlay.write_text("model: {init_args: {class_weighting: inverse}}\n")
+    flags = ["--model.class_weighting", "none", "--model.init_args.label_smoothing=0.2", "--model.lr", "1"]
+    args, _ = one_config(["fit", "--config", str(experiment), "--config", str(overlay), *flags])
+    options = {"label_smoothing": 0.1, "gamma": 1.0, "class_weighting": "inverse"}
+    assert load_yaml(args[2])["model"]["init_args"] == {"loss_options": options}
+    moved = ["--model.loss_options.class_weighting", "none", "--model.init_args.loss_options.label_smoothing=0.2"]
+    assert args[3:] == [*moved, "--model.lr", "1"]
+    experiment.write_text(
+        'model: {class_path: lightning_modules.GenerativeClassifier, init_args: {questions: {class: "What?"}}}\n'
+    )
+    assert read_experiment(experiment)["model"]["init_args"] == {"answers": {"questions": {"class": "What?"}}}
+    experiment.write_text("model: {class_path: my_models.Own}\n")
+    assert one_config(["fit", "--config", str(experiment), *flags])[0][3:] == flags
 
 
 def state(*values: float) -> State:

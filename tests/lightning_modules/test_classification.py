@@ -21,7 +21,7 @@ from lightning_modules.dual_encoder import DualEncoder
 from lightning_modules.generative import GenerativeClassifier
 from lightning_modules.heads import SingleLabelOutput
 from lightning_modules.heads.single_label import class_weights_from_counts, masked_cross_entropy
-from lightning_modules.options import ClassWeighting, OptimOptions
+from lightning_modules.options import ClassWeighting, LossOptions, OptimOptions
 from tests.support.models import (
     SIZE,
     TASKS,
@@ -38,7 +38,10 @@ from vitrail.types import UNKNOWN, Mix, TaskFacts
 
 
 def test_logged_values_are_over_samples_and_padding_is_not_one(tmp_path: Path) -> None:
-    recorder, task = Recorder(), seeded_multitask(task_weights={"class": 1.0, "type": 0.5}, label_smoothing=0.1)
+    recorder, task = (
+        Recorder(),
+        seeded_multitask(task_weights={"class": 1.0, "type": 0.5}, loss_options=LossOptions(label_smoothing=0.1)),
+    )
     trainer = tiny_trainer(tmp_path, callbacks=[recorder])
     trainer.fit(task, TinyData())
     logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
@@ -87,7 +90,7 @@ def test_testing_and_predicting_give_outputs_of_the_same_shape(tmp_path: Path) -
 
 
 def test_a_batch_without_any_known_target_of_a_task_leaves_its_head_alone() -> None:
-    task, batch = seeded_multitask(label_smoothing=0.1), make_batch([0, 3, 6])
+    task, batch = seeded_multitask(loss_options=LossOptions(label_smoothing=0.1)), make_batch([0, 3, 6])
     loss, _ = task._shared_step(batch, "train")
     loss.backward()  # type: ignore[no-untyped-call]
     heads: Any = task.heads
@@ -130,12 +133,14 @@ def test_dropout_is_in_front_of_the_head_and_off_in_evaluation() -> None:
 def test_class_weights_come_from_the_counts_of_the_data() -> None:
     counts = {"class": [4, 2, 1, 1], "type": [1, 1]}
     weights = (
-        tiny_classifier(task_facts=TaskFacts(class_counts=counts), class_weighting="inverse").outputs[0].class_weights
+        tiny_classifier(task_facts=TaskFacts(class_counts=counts), loss_options=LossOptions(class_weighting="inverse"))
+        .outputs[0]
+        .class_weights
     )
     assert isinstance(weights, torch.Tensor)
     assert weights.tolist() == [0.5, 1.0, 2.0, 2.0]
     with pytest.raises(UserError, match="class_weighting"):
-        tiny_classifier(class_weighting="inverse")
+        tiny_classifier(loss_options=LossOptions(class_weighting="inverse"))
 
 
 def test_it_fits_ten_samples(tmp_path: Path) -> None:
@@ -155,7 +160,7 @@ def test_arguments_are_saved_as_plain_values() -> None:
     hparams = dict(tiny_classifier(optim_options=OptimOptions(betas=(0.9, 0.98))).hparams)
     assert hparams["class_names"] == TASKS["class"]
     assert hparams["optim_options"] == asdict(OptimOptions(betas=(0.9, 0.98)))
-    assert len(hparams) == 14
+    assert len(hparams) == 12
 
 
 SIZES = {"class": 10, "colour": 15, "material": 9, "condition": 4, "size": 3, "style": 6}
@@ -313,7 +318,7 @@ def test_an_unknown_scheme_and_smoothing_out_of_range_are_user_errors() -> None:
     with pytest.raises(UserError, match="must be one of"):
         class_weights_from_counts("class", 3, None, "rare")  # type: ignore[arg-type]
     with pytest.raises(UserError, match="label_smoothing"):
-        SingleLabelOutput("class", 3, label_smoothing=1.0)
+        tiny_classifier(loss_options=LossOptions(label_smoothing=1.0))
 
 
 def test_class_weights_are_not_saved() -> None:

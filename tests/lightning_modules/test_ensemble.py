@@ -81,7 +81,9 @@ def test_members_that_predict_nothing_decide_nothing(tmp_path: Path) -> None:
 
 
 def answerer(folder: Path) -> VisionTask:
-    task = tiny_answerer(folder, tasks={"class": CLASSES}, questions={"class": "What is it?"}, lora={"rank": 2})
+    task = tiny_answerer(
+        folder, tasks={"class": CLASSES}, answers={"questions": {"class": "What is it?"}}, lora={"rank": 2}
+    )
     task.load_pretrained()
     with torch.no_grad():
         for name, weight in task.named_parameters():

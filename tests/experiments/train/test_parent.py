@@ -50,7 +50,8 @@ def test_a_new_run_goes_on_with_another_recipe_and_is_resumed_without_the_parent
     model = child.config["model"]["init_args"]
     assert model["backbone"] == parent.config["model"]["init_args"]["backbone"]
     assert child.config["data"]["init_args"]["loader"]["sampling"] == "balanced"
-    assert (model["class_weighting"], model["label_smoothing"]) == ("inverse", 0.05)
+    losses = model["loss_options"]
+    assert (losses["class_weighting"], losses["label_smoothing"]) == ("inverse", 0.05)
     printed = capsys.readouterr().out
     assert f"--from {parent.checkpoint()}: weights taken over." in printed
     assert f"It went on from {parent.checkpoint()}." in printed

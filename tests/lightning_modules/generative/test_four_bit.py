@@ -31,7 +31,7 @@ EXPERIMENT = {
     "model": {
         "class_path": "lightning_modules.GenerativeClassifier",
         "init_args": {
-            "questions": {"colour": "What colour is it?"},
+            "answers": {"questions": {"colour": "What colour is it?"}},
             "memory": {"four_bit": True, "gradient_checkpointing": True},
             "lora": {"rank": 4},
         },

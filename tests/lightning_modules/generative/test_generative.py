@@ -76,7 +76,7 @@ def test_answers_depend_neither_on_the_batch_nor_on_other_tasks(folder: Path, ta
     logits = task(IMAGE)
     alone = torch.cat([task(one[None])["class"] for one in IMAGE])
     torch.testing.assert_close(alone, logits["class"], atol=1e-5, rtol=1e-5)
-    only = tiny_answerer(folder, questions={"colour": QUESTIONS["colour"]}).eval()
+    only = tiny_answerer(folder, answers={"questions": {"colour": QUESTIONS["colour"]}}).eval()
     only.load_pretrained()
     torch.testing.assert_close(only(IMAGE)["colour"], logits["colour"], atol=1e-5, rtol=1e-5)
     assert only.tasks == {"colour": LABELS["colour"]}
@@ -127,7 +127,7 @@ def test_outputs_are_those_of_every_classifier(task: GenerativeClassifier) -> No
 @torch.no_grad()
 def test_free_answers_that_name_no_label_are_wrong_and_counted(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     answers = {"how": "free", "synonyms": {"daisy": ["bellis"]}}
-    task = tiny_answerer(folder, answers=answers, questions={"class": "What?"}).eval()
+    task = tiny_answerer(folder, answers={**answers, "questions": {"class": "What?"}}).eval()
     task.load_pretrained()
     generated = iter(["A yellow iris.", "Bellis", "some flower", "primrose", "iris"])
     monkeypatch.setattr(task.vlm.prompts, "text", lambda ids: next(generated))
@@ -213,9 +213,9 @@ def test_four_bit_weights_cannot_be_trained(folder: Path, monkeypatch: pytest.Mo
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"questions": {"size": "How large?"}}, "the data have no size; they have class, colour"),
-        ({"questions": {}}, "no task"),
-        ({"tasks": {"class": ["one"]}, "questions": None}, "fewer than two classes"),
+        ({"answers": {"questions": {"size": "How large?"}}}, "the data have no size; they have class, colour"),
+        ({"answers": {"questions": {}}}, "no task"),
+        ({"tasks": {"class": ["one"]}, "answers": {"questions": None}}, "fewer than two classes"),
         ({"lora": {"rank": 0}}, "lora.rank: must be greater than or equal to 1"),
         ({"lora": {"towers": "both"}}, "unknown key 'towers'"),
     ],

@@ -29,7 +29,7 @@ model:
   class_path: lightning_modules.GenerativeClassifier
   init_args:
     pretrained: false
-    questions: {colour: "Which colour?"}
+    answers: {questions: {colour: "Which colour?"}}
     lr: 3.0e-3
     schedule: onecycle
 trainer:

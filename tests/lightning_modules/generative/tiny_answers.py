@@ -33,7 +33,8 @@ def tiny_answerer(folder: Path, **changes: Any) -> GenerativeClassifier:
     if not (folder / "config.json").exists():
         write_qwen2_vl(folder, texts=TEXTS, scale=8.0)
     pl.seed_everything(3)
-    arguments: dict[str, Any] = {"model": str(folder), "tasks": LABELS, "image_size": SIZE, "questions": QUESTIONS}
+    answers = {"questions": QUESTIONS, **changes.pop("answers", {})}
+    arguments: dict[str, Any] = {"model": str(folder), "tasks": LABELS, "image_size": SIZE, "answers": answers}
     return GenerativeClassifier(**{**arguments, **changes})
 
 

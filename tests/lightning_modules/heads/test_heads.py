@@ -74,7 +74,7 @@ def test_logit_adjustment_adds_the_logarithm_of_the_prior() -> None:
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_binary_cross_entropy_of_classes_is_timms(smoothing: float) -> None:
     logits, target = normal(N, C), integers(C, N)
-    output = SingleLabelOutput("class", C, "bce", label_smoothing=smoothing)
+    output = SingleLabelOutput("class", C, "bce", LossOptions(label_smoothing=smoothing))
     expected = BinaryCrossEntropy(smoothing=smoothing)(logits, target)
     assert float(output.loss(logits, target).value) == pytest.approx(float(expected), rel=1e-5)
 

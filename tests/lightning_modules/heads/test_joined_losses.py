@@ -23,9 +23,9 @@ FIRST = 6
 """Samples of the first process; those of the second one have few known targets, and no price."""
 OPTIONS = {
     "plain": LossOptions(),
-    "uncertainty": LossOptions(balance="uncertainty"),
-    "others": LossOptions("focal", "focal", "cumulative_link", "gaussian_nll", tau=0.5),
-    "asymmetric": LossOptions("bce", "asymmetric", regression="huber"),
+    "uncertainty": LossOptions(balance="uncertainty", class_weighting="inverse"),
+    "others": LossOptions("focal", "focal", "cumulative_link", "gaussian_nll", class_weighting="inverse"),
+    "asymmetric": LossOptions("bce", "asymmetric", regression="huber", class_weighting="inverse"),
 }
 
 
@@ -37,7 +37,6 @@ def model_of(name: str) -> MultiTaskClassifier:
         task_facts=FACTS,
         image_size=32,
         pretrained=False,
-        class_weighting="none" if name == "plain" else "inverse",
         loss_options=OPTIONS[name],
         task_weights={"class": 1.0, "tags": 2.0, "grade": 0.5, "price": 1.0},
     )
@@ -112,7 +111,7 @@ def accumulated(folder: Path, batches: list[list[int]], accumulate: int) -> list
         task_facts=facts,
         image_size=32,
         pretrained=False,
-        class_weighting="inverse",
+        loss_options=LossOptions(class_weighting="inverse"),
         lr=0.0,
         weight_decay=0.0,
     )
