@@ -9,6 +9,7 @@ from typing import Any
 from jsonargparse import ArgumentParser, Namespace
 
 from datamodules.base import ImageDataModule
+from datamodules.table_file import SUFFIXES
 from vitrail.config import FullNames, dump_yaml, merged, read_experiment, read_experiments, split_configs
 from vitrail.errors import UserError
 from vitrail.runs import run_of_config
@@ -51,7 +52,8 @@ def load_datamodule(
     """Build a DataModule, with the seed that a fit would use.
 
     Args:
-        source: a folder of images, an experiment file or several, the content of one, or a class such as ``Wares``.
+        source: a folder of images, a table of them (see ``Table``), an experiment file or several, the content of one,
+            or a class such as ``Wares``.
         args: command-line arguments that change it, such as ``--data.init_args.root FOLDER``.
         program: name for messages.
 
@@ -65,6 +67,8 @@ def load_datamodule(
         content = _read(source)
     elif Path(source).expanduser().is_dir():
         content = {"data": {"class_path": "datamodules.UnlabeledFolder", "init_args": {"root": str(source)}}}
+    elif Path(source).suffix.lower() in SUFFIXES:
+        content = {"data": {"class_path": "datamodules.Table", "init_args": {"path": str(source)}}}
     elif Path(source).suffix in (".yaml", ".yml", ".json"):
         content = _read([source])
     else:

@@ -28,6 +28,9 @@ THRESHOLDS_KEY = b"vitrail.thresholds"
 DEFAULT_THRESHOLD = 0.5
 """Probability from which a label is predicted where none was chosen."""
 
+OWN_KEYS = ("image", "unknown", "caption", "error")
+"""Of a row of predictions, next to those of the tasks."""
+
 LABEL_SEPARATOR = ";"
 """Between several labels in one text."""
 
@@ -357,9 +360,11 @@ class ImagePrediction:
             tasks ``TASK`` and ``TASK_confidence`` of all predicted labels, with ``;`` between them; of regression tasks
             ``TASK`` and, where it is predicted, the standard deviation ``TASK_deviation``; ``TASK_decision`` of tasks
             with an operating point; ``unknown`` where that is known; ``caption`` where one is written; ``error``.
+            A task that is called like one of these is ``attribute TASK``.
         """
         values: dict[str, Any] = {"image": self.name}
-        for task, one in self.tasks.items():
+        for name, one in self.tasks.items():
+            task = f"attribute {name}" if name in OWN_KEYS else name
             values |= {} if one.decision is None else {f"{task}_decision": one.decision}
             if one.kind == "regression":
                 values[task] = one.value

@@ -6,10 +6,13 @@ constructs of a short list become an Arrow expression; no text is ever executed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import json
+import re
+from collections.abc import Callable, Collection, Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unicodedata import normalize
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +28,10 @@ if TYPE_CHECKING:
 
 Columns = dict[str, "NDArray[np.object_] | NDArray[np.float64]"]
 """Values of N samples by column: texts, None where missing, or numbers, NaN where missing."""
+
+_SEPARATORS = (",", ";", "\t", "|")
+_ABSENT = ("", "na", "n/a", "nan", "null", "none")
+"""What a missing number is written as."""
 
 OF_OUTPUTS = ("confidence", "predicted_", "confidence_")
 """Beginnings of columns that the model made."""
@@ -92,19 +99,39 @@ def _of_data(run: Run, predictions: Predictions) -> tuple[Columns, list[str]]:
 
 
 def _read(path: Path) -> pd.DataFrame:
-    """A table of texts and numbers."""
+    """A table of texts and numbers; in CSV, numbers with a leading zero are texts."""
     import pandas as pd
 
+    suffix = path.suffix.lower()
     try:
-        if path.suffix == ".parquet":
+        if suffix == ".parquet":
             return pd.read_parquet(path)
-        if path.suffix in (".jsonl", ".ndjson"):
-            return pd.read_json(path, lines=True)
-        return pd.read_csv(path, sep=None, engine="python")
+        if suffix in (".jsonl", ".ndjson"):
+            lines = path.read_text(encoding="utf-8-sig").splitlines()
+            return pd.DataFrame([json.loads(line) for line in lines if line.strip()])
+        with path.open(encoding="utf-8-sig") as file:
+            header = file.readline()
+        named = re.match(r"sep=(.)\s*$", header)  # Excel's own line
+        separator = named[1] if named else max(_SEPARATORS, key=header.count)
+        frame = pd.read_csv(
+            path, sep=separator, dtype=str, keep_default_na=False, encoding="utf-8-sig", skiprows=1 if named else 0
+        )
     except (OSError, ValueError, ImportError) as error:
         raise UserError(
             f"{path}: cannot be read as CSV, Parquet or JSON Lines ({str(error).splitlines()[0]})"
         ) from error
+    return frame.apply(_numbers)
+
+
+def _numbers(column: pd.Series[Any]) -> pd.Series[Any]:
+    """A column of texts as numbers, if nothing else is in it."""
+    import pandas as pd
+
+    texts = column.str.strip()
+    given = texts[~texts.str.lower().isin(_ABSENT)]
+    numbers = pd.to_numeric(given, errors="coerce")
+    is_text = numbers.isna().any() or given.str.match(r"[-+]?0\d").any()
+    return column if is_text or not len(given) else numbers.reindex(column.index)
 
 
 def _joined(frame: pd.DataFrame, names: NDArray[np.object_], where: str) -> Columns:
@@ -113,11 +140,12 @@ def _joined(frame: pd.DataFrame, names: NDArray[np.object_], where: str) -> Colu
 
     wanted = set(names.tolist())
     texts = [str(column) for column in frame.columns if not pd.api.types.is_numeric_dtype(frame[column])]
-    shares = {column: len(wanted.intersection(frame[column].astype(str))) for column in texts}
+    by_column = {column: [_name(value, wanted) for value in frame[column].tolist()] for column in texts}
+    shares = {column: len(wanted.intersection(values)) for column, values in by_column.items()}
     key = max(shares, key=lambda column: shares[column], default="")
     if not key or not shares[key]:
         raise UserError(f"{where}: no column has the names of the samples, such as {names[0]!r}")
-    frame = frame.assign(**{key: frame[key].astype(str)}).drop_duplicates(key).set_index(key).reindex(names)
+    frame = frame.assign(**{key: by_column[key]}).drop_duplicates(key).set_index(key).reindex(names)
     found: Columns = {}
     for column in frame.columns:
         values = frame[column]
@@ -128,8 +156,14 @@ def _joined(frame: pd.DataFrame, names: NDArray[np.object_], where: str) -> Colu
     return found
 
 
+def _name(value: Any, wanted: Collection[str]) -> str:
+    """A cell as the samples are called, which have no ``./`` in front, and ``/`` for back-slashes."""
+    text = str(value)
+    return text if text in wanted else Path(normalize("NFC", text).strip().replace("\\", "/")).as_posix()
+
+
 def _is_absent(value: Any) -> bool:
-    return value is None or (isinstance(value, float) and np.isnan(value))
+    return value is None or value == "" or (isinstance(value, float) and np.isnan(value))
 
 
 def rows_where(text: str, columns: Mapping[str, NDArray[Any]]) -> NDArray[np.bool_]:

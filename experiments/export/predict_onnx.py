@@ -594,6 +594,9 @@ def _softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
 _KEYS = ("image", "texts", "unknown", "decisions")
 """Of an answer, next to those of the tasks."""
 
+_KEYS_OF_ROWS = ("image", "unknown", "caption", "error")
+"""Likewise of a row of a file."""
+
 
 def answers(model: Model, paths: Sequence[str], texts: Sequence[str], top: int) -> list[dict[str, Any]]:
     """The model's predictions for each image, as plain values.
@@ -683,15 +686,16 @@ def rows(model: Model, paths: Sequence[str], top: int) -> Iterator[dict[str, Any
         except PredictError as error:
             yield {**row, "error": str(error)}
             continue
-        for task in model.metadata["tasks"]:
-            given = answer[f"attribute {task}" if task in _KEYS else task]
-            if task in answer.get("decisions", {}):
-                row[f"{task}_decision"] = answer["decisions"][task]
+        for name in model.metadata["tasks"]:
+            given = answer[f"attribute {name}" if name in _KEYS else name]
+            task = f"attribute {name}" if name in _KEYS_OF_ROWS else name
+            if name in answer.get("decisions", {}):
+                row[f"{task}_decision"] = answer["decisions"][name]
             if isinstance(given, dict):
                 row[task] = given["value"]
                 row |= {} if given["deviation"] is None else {f"{task}_deviation": given["deviation"]}
                 continue
-            if model.kind(task) == "multi_label":
+            if model.kind(name) == "multi_label":
                 row[task] = LABEL_SEPARATOR.join(one["label"] for one in given)
                 row[f"{task}_confidence"] = LABEL_SEPARATOR.join(f"{one['probability']:.4f}" for one in given)
                 continue

@@ -41,7 +41,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--data",
         metavar="DATA",
-        help="an experiment's YAML, a folder of images, or a DataModule with --data.init_args.KEY VALUE "
+        help="an experiment's YAML, a folder of images, a table, or a DataModule with --data.init_args.KEY VALUE "
         "(default: the run's own)",
     )
     command.add_argument("--splits", nargs="+", choices=SPLITS, default=list(SPLITS), help="default: all of them")

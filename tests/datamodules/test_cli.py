@@ -13,10 +13,11 @@ import yaml
 from jsonargparse import get_loader
 
 from datamodules.__main__ import main as datamodules_main
-from datamodules.cli import data_parser, parse_data
+from datamodules.cli import data_parser, load_datamodule, parse_data
 from datamodules.files.label_csv import VocabularyOptions
 from datamodules.options import CheckOptions, ImageOptions
 from datamodules.splits import SplitOptions
+from datamodules.table_file import Table
 from experiments.train.cli import main
 from tests.support.data import write_image_folder, write_products
 from vitrail.config import dump_yaml, load_yaml, merged, text_arguments
@@ -306,3 +307,7 @@ def test_files_that_cannot_be_read_or_written(wares: str, capsys: pytest.Capture
     assert capsys.readouterr().err.startswith("error: --config nowhere.yaml: No such file or directory; give an")
     assert datamodules_main(["audit", "--config", wares, "--json", f"{wares}/report.json"]) == 2
     assert "cannot be written" in capsys.readouterr().err
+
+
+def test_a_table_is_a_source_of_data_like_a_folder() -> None:
+    assert isinstance(load_datamodule("photos/LABELS.CSV"), Table)

@@ -11,7 +11,14 @@ import pytest
 
 from tests.evaluation.predictions_fixture import TASKS, make_predictions
 from vitrail.errors import UserError
-from vitrail.predictions import Predictions, join_predictions, read_predictions, write_predictions
+from vitrail.predictions import (
+    ImagePrediction,
+    Predictions,
+    TaskPrediction,
+    join_predictions,
+    read_predictions,
+    write_predictions,
+)
 
 
 def assert_same(left: Predictions, right: Predictions) -> None:
@@ -242,3 +249,12 @@ def test_values_outside_their_kind_are_refused(tmp_path: Path) -> None:
     for task, call in (("tags", predictions.values), ("price", predictions.label_probabilities)):
         with pytest.raises(UserError, match=f"task '{task}' is .*, must be "):
             call(task)
+
+
+def test_tasks_that_are_called_like_a_column_have_columns_of_their_own() -> None:
+    one = TaskPrediction(["chip", "crack"], np.array([0.25, 0.75]))
+    row = ImagePrediction("a.jpg", {"class": one, "error": one, "image": one}).row()
+
+    assert (row["image"], row["error"]) == ("a.jpg", None)
+    assert (row["class"], row["attribute error"], row["attribute image"]) == ("crack",) * 3
+    assert row["attribute error_confidence"] == 0.75

@@ -9,6 +9,7 @@ from PIL import Image
 from evaluation.tables.columns import Columns, rows_where, sample_columns
 from tests.support.runs import data_of, products_run
 from vitrail.errors import UserError
+from vitrail.predictions import Predictions
 from vitrail.runs import Run
 
 COLUMNS: Columns = {
@@ -79,3 +80,33 @@ def test_columns_of_a_run_and_of_its_data(tmp_path: Path) -> None:
     (tmp_path / "other.csv").write_text("photo,store\nx,1\n", encoding="utf-8")
     with pytest.raises(UserError, match="no column has the names of the samples"):
         sample_columns(run, predictions, "class", tmp_path / "other.csv")
+
+
+@pytest.mark.parametrize("suffix", ["csv", "CSV", "jsonl"])
+def test_further_columns_are_taken_as_they_are_written(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"stores.{suffix}"
+    rows = [("./a.jpg", "007", "NA", "3"), ("sub\\b.jpg", "7", "", "NA"), ("c.jpg", "12", "FR", "4.5")]
+    if suffix == "jsonl":
+        numbers = ("3", "null", "4.5")
+        path.write_text(
+            "".join(
+                f'{{"file": "{row[0]}", "store": "{row[1]}", "country": "{row[2]}", "age": {age}}}\n'.replace(
+                    "\\", "\\\\"
+                )
+                for row, age in zip(rows, numbers, strict=True)
+            ),
+            encoding="utf-8",
+        )
+    else:
+        path.write_text(
+            "\ufefffile;store;country;age\n" + "".join(";".join(row) + "\n" for row in rows), encoding="utf-8"
+        )
+    names = np.array(["a.jpg", "sub/b.jpg", "c.jpg"], dtype=object)
+    none = np.zeros(0, np.int64)
+    predictions = Predictions(none, names, names, {}, {}, {})
+
+    columns, _ = sample_columns(Run(products_run()), predictions, "class", path)
+
+    assert columns["store"].tolist() == ["007", "7", "12"]
+    assert columns["country"].tolist() == ["NA", None, "FR"]
+    assert str(columns["age"].tolist()) == "[3.0, nan, 4.5]"

@@ -21,6 +21,7 @@ from PIL import Image
 
 from datamodules.loading.decode import read_image
 from datamodules.loading.transforms import eval_transform
+from experiments.export import predict_onnx
 from experiments.export.predict_onnx import Model, PredictError, _text, answers, main, prepared, write_rows
 from experiments.export.weights import metadata_of
 from lightning_modules.checkpoint import load_task
@@ -303,6 +304,17 @@ def test_a_model_of_images_and_texts_without_classes_asks_for_texts(tmp_path: Pa
         write_rows(model, photos, tmp_path / "out.csv", 1)
     [answer] = answers(model, photos, ["a rose"], 1)
     assert [one["text"] for one in answer["texts"]] == ["a rose"]
+
+
+def test_a_task_that_is_called_like_a_column_has_a_column_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = Model.__new__(Model)  # without a graph
+    model.metadata = {"tasks": {"error": ["chip", "crack"]}}
+    answer = {"image": "a.jpg", "error": [{"label": "chip", "probability": 0.75}]}
+    monkeypatch.setattr(predict_onnx, "answers", lambda *_: [answer])
+    [row] = predict_onnx.rows(model, ["a.jpg"], 1)
+    assert row == {
+        "image": "a.jpg", "attribute error": "chip", "attribute error_confidence": 0.75, "error": None
+    }  # fmt: skip
 
 
 def test_mistakes_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
