@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vitrail.errors import UserError
-from vitrail.runs import Run
 
 if TYPE_CHECKING:
     from app.api.guard import Settings
@@ -222,6 +221,7 @@ def load_model(path: Path, engine: str = "auto", device: str = "", threads: int 
         UserError: there is no such model.
     """
     from app.state.exports import ONNX_FILES, ServedExport
+    from vitrail.runs import Run
 
     def is_onnx(folder: Path) -> bool:
         return any((folder / name).is_file() for name in ONNX_FILES)
@@ -247,6 +247,8 @@ def load_gallery(model: ServedModel, path: Path, address: str, data_roots: Seque
     Raises:
         UserError: the gallery is another model's.
     """
+    from vitrail.runs import Run
+
     if not address and not (path / Run.GALLERY).is_dir():
         return None
     from app.state.galleries import ServedGallery
