@@ -179,7 +179,9 @@ def read_detector(path: Path) -> Detector:
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 -- no mapping
         detector = Detector(**content, arrays=arrays)
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path}: no detector of unknown images ({error}); run `vitrail ood` again") from error
+        raise UserError(
+            f"{path}: no detector of unknown images ({error}); run `vitrail ood` or `vitrail export` again"
+        ) from error
     if detector.method not in METHODS or not np.isfinite(detector.threshold):
         raise UserError(f"{path}: method {detector.method!r} or its threshold is not known; run `vitrail ood` again")
     return detector

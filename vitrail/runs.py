@@ -606,6 +606,8 @@ class Run:
         """What `vitrail ood` fitted to recognise unknown images; None if there is none for this checkpoint."""
         if (self.path / self.EXPORT).is_file():
             found = self._export.get("ood")
+            if found and found.get("file"):
+                return read_detector(self.path / Path(self.OOD).name)
             return Detector(**{**found, "arrays": _arrays(found["arrays"])}) if found else None
         if self.path.resolve().parent.name == self.EVALUATIONS:
             return Run(self.path.resolve().parents[1]).detector

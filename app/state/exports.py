@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from app.logic.uploads import upload_errors
 from app.state.context import Limits
-from app.state.runs import ServedModel
+from app.state.runs import FEATURES, ServedModel
 from datamodules.loading.decode import check_header
 from experiments.export.predict_onnx import Model, PredictError
 from vitrail.errors import UserError
@@ -55,7 +55,8 @@ class ServedExport(ServedModel):
     def outputs(self, images: Sequence[NDArray[np.uint8]]) -> dict[str, NDArray[np.float32]]:
         """See ``ServedModel``."""
         found = self._model(np.stack(images))
-        return {task: found[f"logits_{task}"] for task in self.tasks} | {"": found["image_embedding"]}
+        features = {FEATURES: found["image_features"]} if "image_features" in found else {}
+        return {task: found[f"logits_{task}"] for task in self.tasks} | {"": found["image_embedding"], **features}
 
     def read(self, content: bytes, name: str, limits: Limits) -> NDArray[np.uint8]:
         """See ``ServedModel``."""

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 Kind = Literal["classifier", "dual encoder"]
 
-_FEATURES = "\0features"
+FEATURES = "\0features"
 """Stands next to the names of tasks, none of which has it."""
 
 _LOGGER = logging.getLogger("vitrail.app")
@@ -117,7 +117,7 @@ class ServedModel(ABC):
             self._calibration,
         )
         found = [one.decided(self._points) for one in found]
-        return found if self._detector is None else marked(found, self._detector, outputs, outputs.get(_FEATURES))
+        return found if self._detector is None else marked(found, self._detector, outputs, outputs.get(FEATURES))
 
     def encode_images(self, images: Sequence[Any]) -> NDArray[np.float32]:
         """Return vectors of one image or more as in the run's galleries: float32 ``(N, D)``, of unit length."""
@@ -328,7 +328,7 @@ class ServedRun(ServedModel):
                 moved = {key: one.to(self._model.device) for key, one in batch.items()}
                 needed = self._detector is not None and self._detector.needs_features
                 outputs, features = outputs_with_features(self._model, moved, features=needed)
-            others = {} if features is None else {_FEATURES: torch.from_numpy(features)}
+            others = {} if features is None else {FEATURES: torch.from_numpy(features)}
             for name, values in {**outputs["logits"], "": outputs["image_embedding"], **others}.items():
                 parts.setdefault(name, []).append(values.float().cpu())
         joined = {name: torch.cat(values).numpy() for name, values in parts.items()}

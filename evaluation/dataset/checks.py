@@ -49,7 +49,7 @@ def leak_section(collection: Collection, audit: Mapping[str, Any]) -> Section:
         ]
     not_checked: Mapping[str, str] = leaks.get("not_checked", {})
     own_groups = bool(leaks.get("own_groups"))
-    counted = [] if "groups" in not_checked or own_groups else [f"groups {len(leaks['groups'])}"]
+    counted = [] if "groups" in not_checked or own_groups else [f"{len(leaks['groups'])} groups"]
     missing = []
     if own_groups and "groups" not in not_checked:
         missing.append(
@@ -58,7 +58,7 @@ def leak_section(collection: Collection, audit: Mapping[str, Any]) -> Section:
     if leaks["near_radius"] is None:
         missing.append("Images are generated, so they are not compared with each other: only groups are checked.")
     else:
-        counted += [f"pairs of {title} {len(leaks[kind])}" for kind, title in kinds.items() if kind not in not_checked]
+        counted += [f"{len(leaks[kind])} pairs of {title}" for kind, title in kinds.items() if kind not in not_checked]
         missing += [f"Not checked: {kinds.get(kind, kind)} ({why})." for kind, why in not_checked.items()]
     paragraphs = [
         f"In several splits: {', '.join(counted) or 'nothing was compared'}. A model that has seen an object in "

@@ -42,7 +42,8 @@ def _add_findings(section: Section, audit: dict[str, Any], files: Run, read: Rea
     table = pd.DataFrame(audit["findings"])
     samples = ", ".join(f"{number:,} {split}" for split, number in audit["samples"].items())
     found = (
-        f"{audit['unreadable']:,} cannot be read, {len(table):,} findings; a finding is a reason to look, not to delete"
+        f"{audit['unreadable']:,} cannot be read, {len(table):,} finding{_plural(table)}; a finding is a reason to "
+        "look, not to delete"
     )
     section.paragraphs.append(
         f"Audited on {audit['measured']}: {samples} images; "
@@ -60,7 +61,7 @@ def _add_findings(section: Section, audit: dict[str, Any], files: Run, read: Rea
     shown = table.rename(columns={"image": "name"})
     shown["other"] = shown["other"].where(shown["other"] != "", None)
     kept = ["name", "finding", "severity", "split", "value", "other", "suggestion"]
-    _add_images(section, "found_images", "findings", shown[kept], {"finding": "Finding", "split": "Split"}, read, count)
+    _add_images(section, "found_images", "finding", shown[kept], {"finding": "Finding", "split": "Split"}, read, count)
 
 
 def _add_issues(section: Section, issues: dict[str, Any], read: ReadImage | None, count: int) -> None:
@@ -71,11 +72,17 @@ def _add_issues(section: Section, issues: dict[str, Any], read: ReadImage | None
     section.paragraphs.append(
         f"Labels{of_task} in {' and '.join(issues['splits'])} were compared with the predictions on "
         f"{issues['measured']}: {len(table):,} are suspected."
+        + (
+            " The lower the score (the label's probability minus the largest of the others; of numbers minus the "
+            "residual in robust standard deviations), the more suspicious."
+            if len(table)
+            else ""
+        )
     )
     if len(table):
         shown = table.rename(columns={"image": "name", "old": "target", "label": "suggested"}).drop(columns="note")
         facets = {"task": "Task", "target": "Label", "suggested": "Suggested"}
-        _add_images(section, "suspected_labels", "suspected labels", shown, facets, read, count)
+        _add_images(section, "suspected_labels", "suspected label", shown, facets, read, count)
 
 
 def _add_images(
@@ -92,8 +99,15 @@ def _add_images(
         section.tables[name] = table
         return
     section.files[name] = table
-    images = images_of(table, [*facets][:1], count, read)
-    section.grids.append(ImageGrid(name, f"{len(table):,} {what}", table, facets, "", images))
+    # What is the same of all is no caption and no filter.
+    shown = table.drop(columns=[one for one in ("split", "task") if one in table and len(set(table[one])) == 1])
+    facets = {one: title for one, title in facets.items() if one in shown}
+    images = images_of(shown, [*facets][:1], count, read)
+    section.grids.append(ImageGrid(name, f"{len(table):,} {what}{_plural(table)}", shown, facets, "", images))
+
+
+def _plural(table: pd.DataFrame) -> str:
+    return "" if len(table) == 1 else "s"
 
 
 def _content(path: Path, section: Section) -> dict[str, Any]:

@@ -85,19 +85,19 @@ def label_table(predictions: Predictions, task: str, train: Sequence[int] | None
         rows.append(
             {
                 "label": str(name),
-                **({} if train is None else {"train": train[column]}),
-                "samples": len(applies),
-                "support": support,
-                "groups": len(set(groups.tolist())),
-                "prevalence": support / len(applies) if len(applies) else np.nan,
                 "AP": float(average_precision_score(applies, scores)) if support else np.nan,
                 "AUROC": float(roc_auc_score(applies, scores)) if 0 < support < len(applies) else np.nan,
-                "threshold": thresholds[column],
-                "predicted": int(given.sum()),
-                "precision": hits / given.sum() if given.any() else np.nan,
                 "recall": hits / support if support else np.nan,
                 "recall [95 %]": f"[{low:.3f}, {high:.3f}]" if support else "–",
+                "precision": hits / given.sum() if given.any() else np.nan,
                 "f1": 2 * hits / (support + int(given.sum())) if support else np.nan,
+                "threshold": thresholds[column],
+                "prevalence": support / len(applies) if len(applies) else np.nan,
+                "support": support,
+                "samples": len(applies),
+                "groups": len(set(groups.tolist())),
+                "predicted": int(given.sum()),
+                **({} if train is None else {"train": train[column]}),
             }
         )
     return pd.DataFrame(rows)

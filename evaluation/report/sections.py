@@ -124,7 +124,8 @@ def data_section(files: Run) -> Section:
     )
     missing: list[str] = []
     fingerprint = str(data.get("fingerprint") or "")[:12] or "not recorded"
-    paragraphs = [f"{data.get('data', '')}, {data.get('origin', '')}, fingerprint {fingerprint}."]
+    names = dict.fromkeys(str(name) for name in (data.get("data"), data.get("origin")) if name)
+    paragraphs = [f"{', '.join([*names, f'fingerprint {fingerprint}'])}."]
     if isinstance(data.get("unseen"), dict):
         paragraphs.append(_unseen(_mapping(data["unseen"])))
     else:
@@ -269,8 +270,8 @@ def classes_section(predictions: Predictions, class_counts: Mapping[str, Sequenc
 def class_table(predictions: Predictions, task: str, train: Sequence[int] | None = None) -> pd.DataFrame:
     """Return one row a class; NaN where there is nothing to compute a number from, unlike ``class_report``.
 
-    Columns are ``class``, ``train`` where known, ``samples``, ``groups``, ``predicted`` (how often), ``precision``,
-    ``recall``, its interval as text, and ``f1``.
+    Columns are ``class``, ``recall``, its interval as text, ``precision``, ``f1``, ``samples``, ``groups``,
+    ``predicted`` (how often), and ``train`` where known.
     """
     import pandas as pd
 
@@ -286,14 +287,15 @@ def class_table(predictions: Predictions, task: str, train: Sequence[int] | None
     return pd.DataFrame(
         {
             "class": names,
-            **({} if train is None else {"train": list(train)}),
+            # On a phone the first columns are seen.
+            "recall": np.where(support > 0, report["recall"], np.nan),
+            "recall [95 %]": [_bounds(share_interval(right[mask].astype(np.float64), groups[mask])) for mask in own],
+            "precision": np.where(times > 0, report["precision"], np.nan),
+            "f1": np.where(support > 0, report["f1"], np.nan),
             "samples": support.tolist(),
             "groups": [len(set(groups[mask].tolist())) for mask in own],
             "predicted": times.tolist(),
-            "precision": np.where(times > 0, report["precision"], np.nan),
-            "recall": np.where(support > 0, report["recall"], np.nan),
-            "recall [95 %]": [_bounds(share_interval(right[mask].astype(np.float64), groups[mask])) for mask in own],
-            "f1": np.where(support > 0, report["f1"], np.nan),
+            **({} if train is None else {"train": list(train)}),
         }
     )
 
@@ -328,11 +330,11 @@ def confusion_section(predictions: Predictions, split: str) -> Section:
         totals = counts.to_numpy().sum(axis=1)
         top = [
             {
-                "task": task,
                 "target": names[row],
                 "predicted": counts.columns[column],
                 "samples": int(wrong[row, column]),
                 "share of the target": float(wrong[row, column] / totals[row]),
+                "task": task,
             }
             for row, column in pairs
             if wrong[row, column]

@@ -91,6 +91,7 @@ def run(options: argparse.Namespace, rest: Sequence[str]) -> None:
     _check(options)
     from experiments.export.exporter import Exporter
     from experiments.export.parity import parity_table
+    from experiments.export.predict_onnx import DETECTOR
 
     # Warnings of PyTorch about its own enumerations, caused by torchao, which peft imports.
     logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)
@@ -108,6 +109,8 @@ def run(options: argparse.Namespace, rest: Sequence[str]) -> None:
         return
     for folder in made:
         sys.stdout.write(f"{folder} has the model; {folder / 'README.md'} its card\n")
+        if (detector := folder / DETECTOR).is_file():
+            sys.stdout.write(f"{detector}: {detector.stat().st_size / 1e6:.2f} MB, to recognise unknown images\n")
 
 
 def _check(options: argparse.Namespace) -> None:

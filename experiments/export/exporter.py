@@ -82,8 +82,10 @@ class Exporter:
 
     def __init__(self, task: VisionTask, files: Run, datamodule: ImageDataModule, options: argparse.Namespace) -> None:
         self._task, self._files, self._data, self._options = task, files, datamodule, options
-        self._towers = towers_of(task)
         self._metadata = metadata_of(task, files, options.checkpoint)
+        self._detector = files.detector if self._metadata["ood"] else None
+        self._features = self._detector is not None and self._detector.needs_features
+        self._towers = towers_of(task, features=self._features)
         self._graphs: dict[str, ExportedProgram] = {}
         self._calibration: list[Any] = []
         self._scratch = TemporaryDirectory()
@@ -180,10 +182,12 @@ class Exporter:
 
     def _runners(self, kind: str, folder: Path, *, compiled: bool = False) -> dict[str, Runner]:
         if kind == "safetensors":
-            return {tower.name: module_runner(tower) for tower in towers_of(read_weights(folder))}
+            return {
+                tower.name: module_runner(tower) for tower in towers_of(read_weights(folder), features=self._features)
+            }
         if kind in LAYOUTS:
             found = reloaded(kind, self._task, folder)
-            return {tower.name: module_runner(tower) for tower in towers_of(found)}
+            return {tower.name: module_runner(tower) for tower in towers_of(found, features=self._features)}
         return {tower.name: self._runner(kind, tower, folder, compiled=compiled) for tower in self._towers}
 
     def _runner(self, kind: str, tower: Tower, folder: Path, *, compiled: bool) -> Runner:
@@ -214,7 +218,7 @@ class Exporter:
             rank_zero_warn(f"{name}: {reason}")
         runners = {name: self._runners(one.kind, one.folder) for name, one in forms.items() if name not in unmeasured}
         own = {tower.name: module_runner(tower) for tower in self._towers}
-        parity = measure(self._task, self._data, options.split, {OWN: own, **runners})
+        parity = measure(self._task, self._data, options.split, {OWN: own, **runners}, self._detector)
         for name in runners:
             precision = "int8" if forms[name].eight_bits else precision_of(forms[name].kind)
             given = options.min_agreement if forms[name].eight_bits or not options.quantize else None
@@ -248,15 +252,20 @@ class Exporter:
         mine = [form for form in forms if form.name in (OWN, plain) or form.name.startswith(f"{kind}, int8")]
         if kind not in (*LAYOUTS, "safetensors"):
             write_tokenizer(self._task, folder)
+        metadata = self._metadata
+        if self._features and kind in LAYOUTS:
+            metadata = {**metadata, "ood": None}  # other libraries know no detector
+        elif self._features:
+            shutil.copyfile(self._files.path / Run.OOD, folder / predict_onnx.DETECTOR)
         if kind.startswith(("onnx", "openvino")):
             shutil.copyfile(str(predict_onnx.__file__), folder / "predict.py")
         digests = {str(path.relative_to(folder)): predict_onnx.sha256(path) for path in _model_files(folder)}
         files = sorted(digests)
         tolerance = TOLERANCE["int8" if self._options.quantize else precision_of(kind)]
         measured = {"split": self._options.split, "tolerance": tolerance, "forms": [asdict(form) for form in mine]}
-        values = {**self._metadata, "format": kind, "files": files, "sha256": digests, "measured": measured}
+        values = {**metadata, "format": kind, "files": files, "sha256": digests, "measured": measured}
         write_summary(folder, values)
-        write_card(folder / "README.md", self._files, self._metadata, kind, mine, self._options.split)
+        write_card(folder / "README.md", self._files, metadata, kind, mine, self._options.split)
 
 
 def _form(kind: str) -> str:

@@ -1,8 +1,9 @@
 """The graphs of a trained task: one for a classifier, one a tower for a dual encoder, normalisation inside.
 
 A graph takes uint8 images ``(B, 3, S, S)``, or token ids, in batches of any size, and outputs what the task's own
-``predict_step`` returns, under its names: ``logits_<task>``, ``image_embedding`` and ``text_embedding``. Runners make
-exported files functions from arrays to arrays, so that all formats are compared and timed in the same way.
+``predict_step`` returns, under its names: ``logits_<task>``, ``image_embedding`` and ``text_embedding``; where unknown
+images are recognised by them, also the backbone's ``image_features``. Runners make exported files functions from arrays
+to arrays, so that all formats are compared and timed in the same way.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
 
 
 LOGITS = "logits_"
-IMAGE_EMBEDDING, TEXT_EMBEDDING = "image_embedding", "text_embedding"
+IMAGE_EMBEDDING, TEXT_EMBEDDING, IMAGE_FEATURES = "image_embedding", "text_embedding", "image_features"
 MAX_BATCH = 4096
 
 _EXAMPLES = ["a photo", "a photo of several things that stand next to each other"]
@@ -65,18 +66,23 @@ class Tower:
     pad_id: int = 0
 
 
-def towers_of(task: VisionTask) -> list[Tower]:
+def towers_of(task: VisionTask, *, features: bool = False) -> list[Tower]:
     """Return the graphs that a task consists of, low-rank adapters merged into the weights that they adapt.
+
+    Args:
+        task: with its weights.
+        features: whether the image backbone's features are an output as well.
 
     Raises:
         UserError: It is neither a classifier nor a dual encoder.
     """
     if isinstance(task, ClassificationTask):
-        return [_image_tower("model", _Classifier(merged(task)), task, list(task.tasks))]
+        return [_image_tower("model", _Classifier(merged(task), features=features), task, list(task.tasks))]
     if isinstance(task, DualEncoder):
         whole = merged(task)
         tasks = [LABEL_TASK] if task.tasks else []
-        return [_image_tower("image", _ImageTower(whole), task, tasks), _text_tower(_TextTower(whole), task)]
+        image = _ImageTower(whole, features=features)
+        return [_image_tower("image", image, task, tasks), _text_tower(_TextTower(whole), task)]
     raise UserError(
         f"export: a {type(task).__name__} is not made of single graphs; classifiers and dual encoders can be exported"
     )
@@ -177,38 +183,42 @@ def write_torch_export(program: ExportedProgram, path: Path, metadata: dict[str,
 
 
 class _Classifier(nn.Module):
-    """Logits of each task, then the features at unit length, as ``predict_step`` returns them."""
+    """Logits of each task, then the features at unit length, as ``predict_step`` returns them, and as they are."""
 
-    def __init__(self, task: ClassificationTask) -> None:
+    def __init__(self, task: ClassificationTask, *, features: bool) -> None:
         super().__init__()
-        self.task = task
+        self.task, self.features = task, features
 
     def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, ...]:
         features = self.task.encoder(image)
         logits = [values.float() for values in self.task.classify(features).values()]
-        return (*logits, F.normalize(features.float(), dim=-1))
+        own = (features.float(),) if self.features else ()
+        return (*logits, F.normalize(features.float(), dim=-1), *own)
 
 
 class _ImageTower(nn.Module):
-    """Zero-shot logits, where there are classes, then the image's embedding.
+    """Zero-shot logits, where there are classes, then the image's embedding, and the features before the projection.
 
     The embeddings of the classes' prompts and the scale are constants of the graph.
     """
 
     classes: torch.Tensor
 
-    def __init__(self, task: DualEncoder) -> None:
+    def __init__(self, task: DualEncoder, *, features: bool) -> None:
         super().__init__()
-        self.task = task
+        self.task, self.features = task, features
         if task.tasks and task.few_shot is None:
             with torch.no_grad():
                 self.register_buffer("classes", (task.objective.logit_scale()[0] * task.class_embeddings()).clone())
 
     def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        embedding = self.task.encode_image(image)
+        features = self.task.image_features(image)
+        embedding = F.normalize(self.task.towers.project("image", features).float(), dim=-1)
+        own = (features.float(),) if self.features else ()
         if self.task.few_shot is not None:
-            return self.task.classify(embedding), embedding
-        return (embedding @ self.classes.to(embedding.dtype).T, embedding) if self.task.tasks else (embedding,)
+            return self.task.classify(embedding), embedding, *own
+        logits = (embedding @ self.classes.to(embedding.dtype).T,) if self.task.tasks else ()
+        return *logits, embedding, *own
 
 
 class _TextTower(nn.Module):
@@ -221,11 +231,11 @@ class _TextTower(nn.Module):
         return (F.normalize(features.float(), dim=-1),)
 
 
-def _image_tower(name: str, module: nn.Module, task: VisionTask, tasks: list[str]) -> Tower:
+def _image_tower(name: str, module: _Classifier | _ImageTower, task: VisionTask, tasks: list[str]) -> Tower:
     size = int(task.input_options["size"])
     generator = torch.Generator().manual_seed(0)
     image = torch.randint(0, 256, (2, 3, size, size), dtype=torch.uint8, generator=generator)
-    outputs = [*(f"{LOGITS}{one}" for one in tasks), IMAGE_EMBEDDING]
+    outputs = [*(f"{LOGITS}{one}" for one in tasks), IMAGE_EMBEDDING, *([IMAGE_FEATURES] if module.features else [])]
     return Tower(name, module.eval(), {"image": image}, {"image": {0: _batch()}}, outputs)
 
 

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,11 +16,13 @@ from scipy.special import expit
 from datamodules.base import ImageDataModule
 from evaluation.efficiency import BatchCost, ratio_text
 from evaluation.statistics.intervals import wilson
-from experiments.export.graphs import IMAGE_EMBEDDING, LOGITS, TEXT_EMBEDDING, Arrays, Runner
+from experiments.export.graphs import IMAGE_EMBEDDING, IMAGE_FEATURES, LOGITS, TEXT_EMBEDDING, Arrays, Runner
+from experiments.export.predict_onnx import familiarity
 from lightning_modules.base import VisionTask, real_rows
 from lightning_modules.dual_encoder import DualEncoder
 from vitrail.console import Table
 from vitrail.errors import UserError
+from vitrail.ood import Detector, outputs_with_features
 from vitrail.predictions import DEFAULT_THRESHOLD, predicted_classes
 from vitrail.types import UNKNOWN, kind_of
 
@@ -35,7 +38,7 @@ TOLERANCE: dict[str, float | None] = {"": 1e-3, "fp16": 2e-2, "bf16": 1e-1, "int
 16 bits with 10 and with 7 of them for digits; with eight bits decisions alone count."""
 
 MAX_TEXTS = 1000
-_TEXTS_AT_A_TIME = 64
+_TEXTS_AT_A_TIME, _IMAGES_AT_A_TIME = 64, 256
 _STAND_IN_TEXTS = ("a photo", "a drawing of a dog")
 
 
@@ -65,7 +68,11 @@ class Parity:
 
 
 def measure(
-    task: VisionTask, datamodule: ImageDataModule, split: str, forms: Mapping[str, Mapping[str, Runner]]
+    task: VisionTask,
+    datamodule: ImageDataModule,
+    split: str,
+    forms: Mapping[str, Mapping[str, Runner]],
+    detector: Detector | None = None,
 ) -> dict[str, list[Parity]]:
     """Compare exported forms of a task with the task itself on every image of a split, in one pass.
 
@@ -74,6 +81,7 @@ def measure(
         datamodule: set up.
         split: of its images.
         forms: for each form the runner of each tower, by its name.
+        detector: of unknown images, whose scores are computed of each form's outputs without PyTorch, as well.
 
     Returns:
         For each form one row an output.
@@ -82,21 +90,27 @@ def measure(
         UserError: if the split is empty.
     """
     task.eval()
+    needs_features = detector is not None and detector.needs_features
     own, targets = _Outputs(), _Outputs()
     others = {form: _Outputs() for form in forms}
     texts: dict[str, None] = {}
     with torch.no_grad():
         for batch in datamodule.eval_dataloader(split):
             images = batch["image"][real_rows(batch)].numpy()
-            outputs = task.predict_step(batch, 0)
+            outputs, features = outputs_with_features(task, batch, features=needs_features)
             logits = {f"{LOGITS}{name}": values.numpy() for name, values in outputs["logits"].items()}
             own.add({**logits, IMAGE_EMBEDDING: outputs["image_embedding"].numpy()})
+            if features is not None:
+                own.add({IMAGE_FEATURES: features[real_rows(batch).numpy()]})
             targets.add({name: values.numpy() for name, values in outputs["targets"].items()})
             for form, towers in forms.items():
                 others[form].add(towers["image" if "image" in towers else "model"]({"image": images}))
             texts |= dict.fromkeys(text for several in batch.get("captions", []) for text in several if text)
     mine, truth = own.joined(), targets.joined()
     found = {form: _rows(task, mine, other.joined(), truth) for form, other in others.items()}
+    if detector is not None:
+        for form, other in others.items():
+            found[form].append(_unknown_row(detector, mine, other.joined()))
     if isinstance(task, DualEncoder):
         prompts = [prompt for prompts in task.class_prompts for prompt in prompts]
         # Without texts of its own the text tower is compared all the same.
@@ -148,8 +162,8 @@ def _rows(own: VisionTask, mine: Arrays, other: Arrays, targets: Arrays) -> list
     kinds, thresholds = getattr(own, "task_kinds", {}), getattr(own, "thresholds", {})
     for name, values in mine.items():
         difference, largest = _difference(values, other[name])
-        if name == IMAGE_EMBEDDING:
-            rows.append(Parity(IMAGE_EMBEDDING, len(values), math.nan, difference, largest))
+        if name in (IMAGE_EMBEDDING, IMAGE_FEATURES):
+            rows.append(Parity(name, len(values), math.nan, difference, largest))
             continue
         task = name.removeprefix(LOGITS)
         if kind_of(kinds, task) == "regression":
@@ -168,6 +182,29 @@ def _rows(own: VisionTask, mine: Arrays, other: Arrays, targets: Arrays) -> list
         right = [float((choice == targets[task])[known].mean()) if known.any() else math.nan for choice in choices]
         rows.append(Parity(task, len(values), same, difference, largest, int(known.sum()), (right[0], right[1])))
     return rows
+
+
+def _unknown_row(detector: Detector, mine: Arrays, other: Arrays) -> Parity:
+    """Compare which images are unknown by the run's own scores and by those that are computed without PyTorch."""
+    logits = f"{LOGITS}{detector.task}"
+    own = detector.scores(mine[logits], mine.get(IMAGE_FEATURES))
+    features = other.get(IMAGE_FEATURES)
+    found = np.concatenate(
+        [
+            familiarity(
+                detector.method,
+                other[logits][start : start + _IMAGES_AT_A_TIME],
+                None if features is None else features[start : start + _IMAGES_AT_A_TIME],
+                detector.arrays,
+                detector.kind,
+            )
+            for start in range(0, len(own), _IMAGES_AT_A_TIME)
+        ]
+    )
+    # The threshold is the score of a validation image.
+    undecided = np.abs(own - detector.threshold) <= AT_THRESHOLD * max(1.0, abs(detector.threshold))
+    same = float((((own < detector.threshold) == (found < detector.threshold)) | undecided).mean())
+    return Parity(f"unknown ({detector.method})", len(own), same, *_difference(own, found))
 
 
 def _labels_row(
@@ -216,7 +253,7 @@ def _text_rows(
     ]
 
 
-def _difference(mine: NDArray[np.float32], other: NDArray[np.float32]) -> tuple[float, float]:
+def _difference(mine: NDArray[np.floating[Any]], other: NDArray[np.floating[Any]]) -> tuple[float, float]:
     """Return the largest absolute difference, and the largest absolute value of the first; NaN where a value is."""
     return float(np.abs(mine - other).max()), float(np.abs(mine).max())
 

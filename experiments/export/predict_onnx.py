@@ -40,6 +40,12 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 
 KEY, FORMER_KEY, VERSION = "vitrail", "vitrine", 1
 SUMMARY = "export.json"
+DETECTOR = "ood.safetensors"
+"""What detectors of unknown images compare features with."""
+
+MAX_DETECTOR = 2**30
+"""Bytes of it."""
+
 MAX_PIXELS = 89_478_485
 """Larger images are refused before they are decoded: a small file can hold one that fills the memory."""
 
@@ -154,6 +160,7 @@ class Model:
                 "onnx or openvino"
             )
         self._threads, self._kind = threads, Path(names[0]).suffix
+        self._fitted: Mapping[str, Any] | None = None
         metadata, self._images = self._graph(names[0])
         self.metadata: dict[str, Any] = json.loads(metadata)
         if self.metadata.get("version") != VERSION:
@@ -166,7 +173,8 @@ class Model:
             images: uint8 ``(B, 3, S, S)``, RGB.
 
         Returns:
-            ``logits_<task>`` ``(B, C)`` of each task, and ``image_embedding`` ``(B, D)`` of unit length.
+            ``logits_<task>`` ``(B, C)`` of each task, ``image_embedding`` ``(B, D)`` of unit length, and where unknown
+            images are recognised by them ``image_features`` ``(B, F)``.
         """
         return self._images({"image": images})
 
@@ -288,23 +296,27 @@ class Model:
         return next((name for name, _ in ranked if name != positive), "")
 
     def unknown(self, outputs: Mapping[str, NDArray[np.float32]]) -> NDArray[np.bool_] | None:
-        """Which images are unlike the training images, bool ``(B,)``; None where the export has no detector."""
+        """Which images are unlike the training images, bool ``(B,)``; None where the export has no detector.
+
+        Raises:
+            PredictError: if what its detector was fitted to is missing or damaged.
+        """
         detector = self.metadata.get("ood")
         if not detector:
             return None
-        logits = outputs[f"logits_{detector['task']}"].astype(np.float64)
-        several = detector["kind"] == "multi_label"
-        match detector["method"]:
-            case "msp":
-                scores = (_sigmoid(logits) if several else _softmax(logits)).max(axis=1)
-            case "mcm":
-                scores = _softmax(logits / float(detector["arrays"]["scale"])).max(axis=1)
-            case "energy":
-                scores = np.logaddexp(0, logits).sum(axis=1) if several else np.logaddexp.reduce(logits, axis=1)
-            case _:
-                scores = logits.max(axis=1)
+        if self._fitted is None:
+            self._fitted = self._read_fitted() if detector.get("file") else detector["arrays"]
+        logits, features = outputs[f"logits_{detector['task']}"], outputs.get("image_features")
+        scores = familiarity(detector["method"], logits, features, self._fitted, detector["kind"])
         below: NDArray[np.bool_] = scores < detector["threshold"]
         return below
+
+    def _read_fitted(self) -> dict[str, NDArray[np.float32]]:
+        self._refuse_changed(DETECTOR)
+        try:
+            return read_arrays(self.folder / DETECTOR)
+        except (OSError, ValueError, KeyError, TypeError, struct.error) as error:
+            raise PredictError(f"{self.folder / DETECTOR}: cannot be read ({error}); export again") from error
 
     def encode_texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Embeddings of texts.
@@ -364,6 +376,74 @@ class Model:
                 f"{self.folder / name}: is not the file that was exported (its SHA-256 differs from {SUMMARY}), so its "
                 "weights may be missing or changed; export again"
             )
+
+
+def familiarity(
+    method: str,
+    logits: NDArray[np.float32],
+    features: NDArray[np.float32] | None,
+    arrays: Mapping[str, Any],
+    kind: str = "single_label",
+) -> NDArray[np.float64]:
+    """Scores that are higher for images like the training images, as ``vitrail ood`` has them.
+
+    Args:
+        method: as ``vitrail.ood`` lists them.
+        logits: ``(B, C)``, of the detector's task.
+        features: ``(B, F)``, of the image backbone, for ``mahalanobis``, ``knn`` and ``vim``.
+        arrays: what was fitted.
+        kind: of the task.
+
+    Returns:
+        ``(B,)``.
+    """
+    outputs, several = logits.astype(np.float64), kind == "multi_label"
+    inside = np.zeros((len(logits), 0)) if features is None else features.astype(np.float64)
+    match method:
+        case "msp":
+            scores = (_sigmoid(outputs) if several else _softmax(outputs)).max(axis=1)
+        case "max_logit":
+            scores = outputs.max(axis=1)
+        case "mcm":
+            scores = _softmax(outputs / float(arrays["scale"])).max(axis=1)
+        case "energy":
+            scores = np.logaddexp(0, outputs).sum(axis=1) if several else np.logaddexp.reduce(outputs, axis=1)
+        case "mahalanobis":
+            placed, means = inside @ arrays["whitening"], arrays["means"].astype(np.float64)
+            apart = np.square(placed).sum(axis=1, keepdims=True) - 2 * placed @ means.T + np.square(means).sum(axis=1)
+            scores = -apart.min(axis=1)
+        case "knn":
+            place = int(arrays["neighbours"])
+            unit = inside / np.maximum(np.linalg.norm(inside, axis=1, keepdims=True), 1e-12)
+            # In float32: the training images may be many.
+            scores = np.partition(unit.astype(np.float32) @ arrays["bank"].T, -place, axis=1)[:, -place]
+        case "vim":
+            outside = np.linalg.norm((inside - arrays["origin"]) @ arrays["outside"], axis=1)
+            scores = np.logaddexp.reduce(outputs, axis=1) - float(arrays["scale"]) * outside
+        case _:
+            raise PredictError(f"{SUMMARY}: unknown images by {method!r} are not known here; export again")
+    return np.asarray(scores, dtype=np.float64)
+
+
+def read_arrays(path: Path) -> dict[str, NDArray[np.float32]]:
+    """The float32 arrays of a safetensors file.
+
+    Raises:
+        ValueError: it is larger than ``MAX_DETECTOR``, or has something else.
+    """
+    if (size := path.stat().st_size) > MAX_DETECTOR:
+        raise ValueError(f"{size} bytes; at most {MAX_DETECTOR} are read")
+    content = path.read_bytes()
+    (length,) = struct.unpack_from("<Q", content)
+    header, data = json.loads(content[8 : 8 + length]), memoryview(content)[8 + length :]
+    header.pop("__metadata__", None)
+    found = {}
+    for name, one in header.items():
+        if one["dtype"] != "F32":
+            raise ValueError(f"{name} is {one['dtype']}, not F32")
+        start, end = one["data_offsets"]
+        found[name] = np.frombuffer(data[start:end], "<f4").reshape(one["shape"])
+    return found
 
 
 def sha256(path: Path) -> str:

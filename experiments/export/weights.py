@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 
+from experiments.export.predict_onnx import DETECTOR, MAX_DETECTOR
 from lightning_modules.base import VisionTask
 from lightning_modules.checkpoint import task_from
 from lightning_modules.dual_encoder import DualEncoder
@@ -101,17 +101,24 @@ def _operating_points(files: Run, tasks: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _ood(files: Run) -> dict[str, Any] | None:
-    """The detector of unknown images, where logits are all that it needs; others are reported."""
+    """The detector of unknown images; ``file`` has the arrays of those that compare features.
+
+    Raises:
+        UserError: they are larger than what is read without PyTorch.
+    """
     detector = files.detector
     if detector is None:
         return None
-    if detector.needs_features:
-        rank_zero_info(
-            f"{files.OOD}: {detector.method} needs features, which exports lack, so they mark no unknown images; "
-            f"`vitrail ood {files.path} --method energy` keeps one that they have."
+    if not detector.needs_features:
+        return {**vars(detector), "arrays": {name: values.tolist() for name, values in detector.arrays.items()}}
+    size = (files.path / Run.OOD).stat().st_size
+    if size > MAX_DETECTOR:
+        raise UserError(
+            f"{files.path / Run.OOD}: {detector.method} compares with {size / 1e6:.0f} MB, more than the "
+            f"{MAX_DETECTOR / 1e6:.0f} MB that an export may have; `vitrail ood {files.path} --method mahalanobis` "
+            "needs less"
         )
-        return None
-    return {**vars(detector), "arrays": {name: values.tolist() for name, values in detector.arrays.items()}}
+    return {**vars(detector), "arrays": {}, "file": DETECTOR, "bytes": size}
 
 
 def _units(task: VisionTask) -> dict[str, str]:

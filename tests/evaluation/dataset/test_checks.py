@@ -40,13 +40,13 @@ def test_leaks_are_listed_and_shown_side_by_side() -> None:
         "photo 2\ntrain, pair 2",
         "photo 30\nval, pair 2",
     ]
-    counted = "In several splits: groups 1, pairs of identical images 1, pairs of nearly identical images 1. "
+    counted = "In several splits: 1 groups, 1 pairs of identical images, 1 pairs of nearly identical images. "
     assert section.paragraphs[0].startswith(counted)
 
 
 def test_generated_images_are_not_said_to_be_compared() -> None:
     section = leak_section(small_collection(), audit(near_radius=None))
-    assert section.paragraphs[0].startswith("In several splits: groups 0. ")
+    assert section.paragraphs[0].startswith("In several splits: 0 groups. ")
     assert "generated" in section.missing[0]
     assert not section.tables
     assert not section.figures
@@ -125,7 +125,7 @@ def test_what_was_not_compared_is_not_counted() -> None:
     assert section.paragraphs[0].startswith("In several splits: nothing was compared.")
     assert f"Not checked: nearly identical images ({why})." in section.missing
     section = leak_section(small_collection(), audit(not_checked={"near": "allowed, so not looked for"}))
-    assert section.paragraphs[0].startswith("In several splits: groups 0, pairs of identical images 0.")
+    assert section.paragraphs[0].startswith("In several splits: 0 groups, 0 pairs of identical images.")
 
 
 NUM_CLASSES, DIM = 4, 12

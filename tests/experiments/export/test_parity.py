@@ -17,6 +17,7 @@ from tests.experiments.export.test_graphs import ready_pair
 from tests.support.models import TinyData, TinyPairs, tiny_multitask
 from tests.support.runs import data_of, kinds_run
 from vitrail.errors import UserError
+from vitrail.ood import Detector, unit
 from vitrail.runs import Run
 
 
@@ -200,3 +201,29 @@ def test_another_decision_of_any_kind_is_found(task: str, change: float | None) 
     assert predictions is not None
     expected = (predictions.predicted_labels("tags") == (predictions.targets["tags"] == 1)).mean()
     assert tags.accuracy == pytest.approx((expected, expected))
+
+
+@pytest.mark.parametrize("task", ["classifier", "pair"])
+def test_scores_of_unknown_images_are_compared(task: str, tmp_path: Path) -> None:
+    own: Any = tiny_multitask().eval() if task == "classifier" else ready_pair(tmp_path)
+    data: Any = Data(TinyData() if task == "classifier" else TinyPairs(captions=False))
+    towers = towers_of(own, features=True)
+    size = int(own.input_options["size"])
+    right = {tower.name: module_runner(tower) for tower in towers}
+    name = towers[0].name
+    wrong = {**right, name: changed(right[name], "image_features", [0, 2], 100.0)}
+    width = right[name]({"image": np.zeros((1, 3, size, size), np.uint8)})["image_features"].shape[1]
+    bank = unit(np.random.default_rng(0).normal(size=(5, width))).astype(np.float32)
+    detector = Detector(
+        "knn", next(iter(own.tasks)), "single_label", 0.0, 0.9, {"bank": bank, "neighbours": np.array(2, np.float32)}
+    )
+
+    found = measure(own, data, "test", {"right": right, "wrong": wrong}, detector)
+
+    rows = {form: {row.what: row for row in values} for form, values in found.items()}
+    assert rows["right"]["unknown (knn)"].agreement == 1.0
+    assert rows["right"]["unknown (knn)"].difference < 1e-5
+    refuse_disagreement("onnx", found["right"], tolerance=1e-3, min_agreement=1.0)
+    assert rows["wrong"]["unknown (knn)"].difference > 1e-3
+    with pytest.raises(UserError, match="unknown"):
+        refuse_disagreement("onnx", [rows["wrong"]["unknown (knn)"]], tolerance=1e-3, min_agreement=1.0)

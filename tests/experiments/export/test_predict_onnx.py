@@ -18,11 +18,25 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
+from safetensors.numpy import save_file
 
+from app.state.context import Limits
+from app.state.exports import ServedExport
 from datamodules.loading.decode import read_image
 from datamodules.loading.transforms import eval_transform
+from evaluation.ood import OodOutputs, fit_detector
 from experiments.export import predict_onnx
-from experiments.export.predict_onnx import Model, PredictError, _text, answers, main, prepared, write_rows
+from experiments.export.predict_onnx import (
+    Model,
+    PredictError,
+    _text,
+    answers,
+    familiarity,
+    main,
+    prepared,
+    read_arrays,
+    write_rows,
+)
 from experiments.export.weights import metadata_of
 from lightning_modules.checkpoint import load_task
 from tests.support.runs import (
@@ -35,8 +49,9 @@ from tests.support.runs import (
     products_onnx,
     products_run,
 )
+from vitrail.errors import UserError
 from vitrail.files import read_csv
-from vitrail.ood import Detector
+from vitrail.ood import METHODS, Detector, scores_of, write_detector
 from vitrail.predictions import OperatingPoint, read_predictions
 from vitrail.programs import main as vitrail
 from vitrail.runs import Run
@@ -591,7 +606,7 @@ def test_unknown_images_are_marked_in_texts_and_tables(tmp_path: Path) -> None:
     assert frame["unknown"][:4].all()
 
 
-def test_only_what_logits_are_enough_for_is_exported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_weights_alone_recognise_unknown_images_as_their_run(tmp_path: Path) -> None:
     run = Path(shutil.copytree(flowers_run(), tmp_path / "run"))
     data = data_of(run)
     paths = [str(data.table.source(row)) for row in range(8)]
@@ -601,6 +616,64 @@ def test_only_what_logits_are_enough_for_is_exported(tmp_path: Path, caplog: pyt
 
     assert [one.unknown for one in found] == [one.unknown for one in Run(run).predict(paths)]
     assert {one.unknown for one in found} == {True, False}
-    assert vitrail("vitrail", ["ood", str(run), "--method", "knn"]) == 0
-    assert metadata_of(Run(run).model, Run(run), "best")["ood"] is None
-    assert "knn needs features, which exports lack" in caplog.text
+
+
+@pytest.mark.parametrize("kind", ["single_label", "multi_label"])
+@pytest.mark.parametrize("method", METHODS)
+def test_scores_are_those_of_vitrail(method: str, kind: TaskKind, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    train, test = rng.normal(size=(40, 6)).astype(np.float32), rng.normal(size=(9, 6)).astype(np.float32) * 3
+    head = rng.normal(size=(6, 3)).astype(np.float32)
+    fitted = fit_detector(method, OodOutputs(train @ head, train, np.arange(40).astype(object), np.arange(40) % 3))
+    path = tmp_path / "ood.safetensors"
+    write_detector(path, Detector(method, "class", kind, 0.0, 0.95, fitted))
+
+    found = familiarity(method, test @ head, test, read_arrays(path), kind)
+
+    wanted = scores_of(method, test @ head, test, fitted, kind)
+    assert found == pytest.approx(wanted, rel=1e-5)
+    assert np.ptp(wanted) > 1e-3
+
+
+def test_arrays_that_are_not_those_of_a_detector_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_file({"bank": np.ones((2, 3))}, tmp_path / "double")
+    with pytest.raises(ValueError, match="bank is F64, not F32"):
+        read_arrays(tmp_path / "double")
+    save_file({"bank": np.ones((2, 3), np.float32)}, tmp_path / "bank")
+    assert read_arrays(tmp_path / "bank")["bank"].shape == (2, 3)
+    monkeypatch.setattr("experiments.export.predict_onnx.MAX_DETECTOR", 20)
+    with pytest.raises(ValueError, match="at most 20 are read"):
+        read_arrays(tmp_path / "bank")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["knn", "mahalanobis", "vim"])
+def test_detectors_by_features_travel_with_the_export(
+    method: str, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Path(shutil.copytree(products_run(), tmp_path / "run", ignore=shutil.ignore_patterns("export")))
+    data = data_of(run)
+    rows = [row for split in ("val", "test") for row in data.split_indices(split).tolist()]
+    paths = [str(data.table.source(row)) for row in rows]
+    assert vitrail("vitrail", ["ood", str(run), "--method", method, "--rate", "0.5"]) == 0
+
+    folder = exported(run, "onnx")
+
+    assert f"{folder / 'ood.safetensors'}: " in capfd.readouterr().out
+    assert f"unknown ({method})" in (folder / "export.json").read_text()
+    own = [bool(one.unknown) for one in Run(run).predict(paths)]
+    assert 0.1 < np.mean(own) < 0.9
+    command = [sys.executable, "-c", ALONE.format(script=str(folder / "predict.py")), "predict", *paths, "--json"]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=tmp_path)
+    found = [one["unknown"] for one in json.loads(done.stdout)]
+    # Pillow and torch round a few pixels of a resized image differently, and one image is at the threshold.
+    assert np.mean(np.array(found) == own) > 0.85
+    served = ServedExport(folder, threads=1)
+    images = [served.read(Path(path).read_bytes(), path, Limits()) for path in paths]
+    assert [one.unknown for one in served.predict(images)] == found
+    (folder / "ood.safetensors").write_bytes(b"changed")
+    with pytest.raises(PredictError, match=r"ood.safetensors: is not the file that was exported"):
+        answers(Model(folder, threads=1), paths[:1], [], 1)
+    monkeypatch.setattr("experiments.export.weights.MAX_DETECTOR", 20)
+    with pytest.raises(UserError, match="MB that an export may have"):
+        metadata_of(Run(run).model, Run(run), "best")
