@@ -205,7 +205,7 @@ def saliency_html(saliency: Saliency, name: str) -> str:
 def notes_html(notes: Sequence[str]) -> str:
     """Show notes, each once."""
     lines = "".join(f"<li>{escape(note)}</li>" for note in dict.fromkeys(notes))
-    return f'<ul class="notes" role="status">{lines}</ul>' if lines else ""
+    return f'<div role="status"><ul class="notes">{lines}</ul></div>' if lines else ""
 
 
 def data_address(pixels: NDArray[np.uint8] | Image.Image, side: int) -> str:

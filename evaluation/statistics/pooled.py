@@ -49,7 +49,7 @@ def paired_difference(
     """Return the difference of a statistic of two models on the same N samples, with its 95 % interval by group.
 
     What makes a sample hard for both models cancels out. The difference of two shares has ``paired_share_interval``;
-    of other statistics both models have the same resamples.
+    ``coverage@R`` has ``coverage_difference_interval``; of other statistics both models have the same resamples.
 
     Args:
         later: of the one model.
@@ -76,7 +76,28 @@ def paired_difference(
         return Estimate(value, Interval(-most, most))
     if isinstance(later, Share) and isinstance(earlier, Share):
         return Estimate(value, paired_share_interval(later.scores - earlier.scores, groups))
+    if isinstance(later, Coverage) and isinstance(earlier, Coverage):
+        return Estimate(value, coverage_difference_interval(later, earlier, groups))
     return Estimate(value, group_interval(difference, groups, n_resamples, seed=seed, bounds=(-span, span)))
+
+
+def coverage_difference_interval(later: Coverage, earlier: Coverage, groups: NDArray[Any]) -> Interval:
+    """Return the interval of a difference of ``coverage@R``, from the intervals of both (MOVER).
+
+    Zou and Donner, Statistics in Medicine 27, 2008, without the correlation of the two, which makes it wider.
+    Percentiles of common resamples cover .84 to .88 where the models differ and groups are of very unequal size: they
+    choose thresholds by the errors that they count.
+
+    Args:
+        later: of the one model.
+        earlier: of the other; it is subtracted.
+        groups: ``(N,)``, the group of each sample.
+    """
+    one = np.ones((1, len(groups)))
+    (first, own), (second, other) = ((float(side(one)[0]), side.interval(groups)) for side in (later, earlier))
+    below = math.hypot(first - own.low, other.high - second)
+    above = math.hypot(own.high - first, second - other.low)
+    return Interval(max(-1.0, first - second - below), min(1.0, first - second + above))
 
 
 def paired_share_interval(differences: NDArray[np.float64], groups: NDArray[Any], level: float = 0.95) -> Interval:

@@ -385,7 +385,17 @@ def test_further_scores(
 def test_differences_of_further_scores(kind: Sizes) -> None:
     """Two equally good models: intervals hold 0, and losses are called different in 5 % of the cases."""
     rng, groups, trials = np.random.default_rng(0), groups_of(kind, 60), 100
-    names = ("auroc", "average_precision", "brier", "nll", "mcc", "aurc", "balanced_accuracy")
+    names = (
+        "auroc",
+        "average_precision",
+        "brier",
+        "nll",
+        "mcc",
+        "aurc",
+        "balanced_accuracy",
+        "accuracy@0.8",
+        "coverage@0.1",
+    )
     covered, differing = dict.fromkeys(names, 0), dict.fromkeys(("brier", "nll"), 0)
     for _ in range(trials):
         first = classified(rng, groups, 0.5, TWO, 1.5)
@@ -402,6 +412,26 @@ def test_differences_of_further_scores(kind: Sizes) -> None:
         assert count / trials >= 0.89, name
     for name, count in differing.items():
         assert count / trials <= 0.1, name
+
+
+@pytest.mark.slow
+def test_difference_of_coverage_at_a_risk_of_models_that_differ() -> None:
+    """Percentiles of common resamples cover .84 of these."""
+    rng, groups, trials, margins = np.random.default_rng(7), groups_of("unequal", 20), 60, (1.5, 2.0)
+    truths, one = [], np.ones((1, 40_000))
+    for margin in margins:
+        endless = classified(np.random.default_rng(1), np.arange(40_000), 0.0, TWO, margin)
+        truths.append(float(scores_of(endless, LABEL_TASK, ("coverage@0.1",))["coverage@0.1"].statistic(one)[0]))
+    covered = 0
+    for _ in range(trials):
+        first = classified(rng, groups, 0.5, TWO, margins[0])
+        noise = np.stack([in_groups(rng, groups, 0.5) for _ in range(2)], axis=1)
+        logits = margins[1] * (noise + margins[1] * np.eye(2)[first.targets[LABEL_TASK]])
+        second = replace(first, logits={LABEL_TASK: logits.astype(np.float32)})
+        found = compare_joined([first], [second], LABEL_TASK, n_resamples=50, metrics=("coverage@0.1",))
+        low, high = found.scores["coverage@0.1"].difference.interval
+        covered += low - 1e-9 <= truths[0] - truths[1] <= high + 1e-9
+    assert covered / trials >= 0.9
 
 
 @pytest.mark.slow
