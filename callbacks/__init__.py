@@ -17,13 +17,13 @@ if TYPE_CHECKING:
     from callbacks.confusion import ClassReport as ClassReport
     from callbacks.confusion import ConfusionMatrixLogger as ConfusionMatrixLogger
     from callbacks.finetuning import BackboneUnfreezing as BackboneUnfreezing
+    from callbacks.finetuning import FrozenFeatures as FrozenFeatures
     from callbacks.finetuning import StartWeights as StartWeights
-    from callbacks.frozen_features import FrozenFeatures as FrozenFeatures
     from callbacks.gallery_writer import EmbeddingExport as EmbeddingExport
     from callbacks.guards import MonitoredMetrics as MonitoredMetrics
     from callbacks.guards import NonFiniteLoss as NonFiniteLoss
     from callbacks.last_checkpoint import LastCheckpoint as LastCheckpoint
-    from callbacks.prediction_writer import PredictionWriter as PredictionWriter
+    from callbacks.outputs import PredictionWriter as PredictionWriter
     from callbacks.retrieval_metrics import RetrievalMetrics as RetrievalMetrics
     from callbacks.saliency import SaliencyOfMistakes as SaliencyOfMistakes
     from callbacks.trackers import EpochLines as EpochLines
@@ -32,16 +32,15 @@ __all__, __getattr__, __dir__ = lazy_names(
     __name__,
     {
         "callbacks.averaged_weights": "AveragedWeights",
-        "callbacks.finetuning": "BackboneUnfreezing StartWeights",
+        "callbacks.finetuning": "BackboneUnfreezing FrozenFeatures StartWeights",
         "callbacks.best_checkpoint": "BestCheckpoint",
         "callbacks.confusion": "ClassReport ConfusionMatrixLogger",
         "callbacks.compile_model": "CompileModel",
         "callbacks.gallery_writer": "EmbeddingExport",
         "callbacks.trackers": "EpochLines",
-        "callbacks.frozen_features": "FrozenFeatures",
         "callbacks.last_checkpoint": "LastCheckpoint",
         "callbacks.guards": "MonitoredMetrics NonFiniteLoss",
-        "callbacks.prediction_writer": "PredictionWriter",
+        "callbacks.outputs": "PredictionWriter",
         "callbacks.retrieval_metrics": "RetrievalMetrics",
         "callbacks.saliency": "SaliencyOfMistakes",
     },

@@ -28,8 +28,16 @@ from datamodules.captions import CaptionMode, PromptOptions, Texts
 from datamodules.files.label_csv import count_files_left_out, left_out_text
 from datamodules.loading import decode as images
 from datamodules.loading.cache import SplitReaders, cached_reader, decodes, is_lossy, writing_sink
-from datamodules.loading.dataset import Collate, CountedLoader, ImageDataset, make_loader
-from datamodules.loading.samplers import DistinctSampler, EvalSampler, TrainSampler, inverse_frequency_weights
+from datamodules.loading.dataset import (
+    Collate,
+    CountedLoader,
+    DistinctSampler,
+    EvalSampler,
+    ImageDataset,
+    TrainSampler,
+    inverse_frequency_weights,
+    make_loader,
+)
 from datamodules.loading.transforms import eval_transform, is_light, mix_pending, targets_colour, train_transform
 from datamodules.options import AugmentOptions, CheckOptions, ImageOptions, LoaderOptions, SplitName, plain
 from datamodules.splits import with_shots

@@ -24,7 +24,7 @@ from jsonargparse.typing import PositiveInt
 from lightning.pytorch.utilities import rank_zero_info
 
 from datamodules.base import ImageDataModule
-from datamodules.files.arrow_columns import plain_texts
+from datamodules.files.columns import plain_texts
 from datamodules.files.label_csv import Problems, as_on_disk, locate, plain_text, read_text
 from datamodules.hub_images import ImageColumn, open_splits, read_columns
 from datamodules.loading.transforms import targets_colour

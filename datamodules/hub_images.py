@@ -18,16 +18,18 @@ import numpy as np
 import torch
 
 from datamodules.base import ImageDataModule
-from datamodules.files.arrow_columns import require_column, sample_columns, vocabularies
-from datamodules.files.label_csv import count_files_left_out
-from datamodules.files.target_columns import (
+from datamodules.files.columns import (
     kinds_of_tasks,
     label_vocabularies,
     of_class_kinds,
     other_targets,
+    require_column,
     require_order,
+    sample_columns,
     strata,
+    vocabularies,
 )
+from datamodules.files.label_csv import count_files_left_out
 from datamodules.loading import decode as images
 from datamodules.options import Options
 from datamodules.splits import SplitOptions, resolve_splits, split_of_name

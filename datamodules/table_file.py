@@ -17,16 +17,19 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from datamodules.base import ImageDataModule
 from datamodules.checks.verify import Verification
-from datamodules.files.arrow_columns import (
+from datamodules.files.columns import (
     URL,
+    guessed_kind,
+    other_targets,
     path_texts,
     plain_texts,
     require_column,
+    require_order,
     sample_columns,
+    strata,
     vocabularies,
 )
 from datamodules.files.label_csv import as_on_disk, count_files_left_out, read_label_file
-from datamodules.files.target_columns import guessed_kind, other_targets, require_order, strata
 from datamodules.loading.decode import MAX_BYTES
 from datamodules.options import Options, SplitName
 from datamodules.splits import SplitBy, SplitOptions, resolve_splits, split_of_name

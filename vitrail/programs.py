@@ -79,7 +79,7 @@ PROGRAMS = {
         "Evaluate, compare and explain runs.",
         {
             "summary": Command(
-                "evaluation.commands.summary", "accuracy and macro F1 with intervals, next to the majority baseline"
+                "evaluation.commands.compare", "accuracy and macro F1 with intervals, next to the majority baseline"
             ),
             "report": Command("evaluation.commands.report", "all that is known of a run, on one page", takes_data=True),
             "compare": Command(
@@ -100,7 +100,7 @@ PROGRAMS = {
             ),
             "retrieval": Command("evaluation.commands.retrieval", "rankers on all queries made of attributes"),
             "ensemble": Command(
-                "evaluation.commands.ensemble", "average the predictions of several runs, or of views, as a new run"
+                "evaluation.commands.weights", "average the predictions of several runs, or of views, as a new run"
             ),
             "soup": Command("evaluation.commands.weights", "average the weights of several runs, as a new run"),
             "wise-ft": Command("evaluation.commands.weights", "interpolate between start and end of a fine-tuning"),
@@ -144,7 +144,7 @@ PROGRAMS = {
     "retrieval": Program(
         "Fill galleries with a model's embeddings and search them.",
         {
-            "index": Command("retrieval.commands.index", "fill a gallery, or add what is new", takes_data=True),
+            "index": Command("retrieval.commands.gallery", "fill a gallery, or add what is new", takes_data=True),
             "search": Command("retrieval.commands.search", "find images or captions by a text or an image"),
             "build-index": Command("retrieval.commands.gallery", "approximate index of a very large gallery"),
             "upgrade": Command("retrieval.commands.gallery", "rename the tables of a gallery of version 0.1"),

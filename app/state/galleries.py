@@ -366,11 +366,11 @@ def _recorded_run(path: str, weights: str) -> tuple[ServedRun | None, str]:
 
 
 def _fill(run: Path, folder: Path) -> None:
-    from retrieval.commands.index import add_arguments
-    from retrieval.commands.index import run as index
+    from retrieval.commands.gallery import add_index_arguments
+    from retrieval.commands.gallery import run_index as index
 
     parser = argparse.ArgumentParser()
-    add_arguments(parser)
+    add_index_arguments(parser)
     # An unreadable image is reported and left out: the others can be shown.
     asked = ["--run", str(run), "--gallery", str(folder), "--on-bad-image", "skip"]
     index(parser.parse_args(asked))

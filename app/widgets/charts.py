@@ -23,9 +23,9 @@ from app.state.context import SingleFlightCache, shortened
 from app.state.galleries import NOT_KNOWN
 from app.widgets.page import ROUTE
 from datamodules.loading.decode import read_image
-from evaluation.dataset.colour import COLOURLESS, IMAGES_OF_CLASS, SHOWN_CLASSES, class_densities
 from evaluation.dataset.figures import SPLIT_COLOURS
 from evaluation.dataset.projections import Projection, project
+from evaluation.dataset.sections import COLOURLESS, IMAGES_OF_CLASS, SHOWN_CLASSES, class_densities
 from vitrail.errors import UserError
 
 if TYPE_CHECKING:
@@ -308,7 +308,7 @@ class ClassColours:
             seed: of the sample of images and pixels.
 
         Returns:
-            By name float64 ``(3, LEVELS)``, see ``evaluation.dataset.colour.density``; and sentences about
+            By name float64 ``(3, LEVELS)``, see ``evaluation.dataset.sections.density``; and sentences about
             classes and images that are missing.
 
         Raises:

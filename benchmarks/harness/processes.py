@@ -4,6 +4,8 @@ A loop of Lightning or of a ``Trainer`` cannot be called for eight steps: it run
 Every loop gets its batches from a loader whose collation ticks; at the end of a turn the tick waits until the measuring
 process lets the loop go on. What is measured is the time between two fetches of a batch, which is a whole step whatever
 a loop does in it, and a loop that waits uses no processor.
+
+``object_store`` is a real one on this machine: moto's S3 server in a process of its own.
 """
 
 from __future__ import annotations
@@ -14,8 +16,8 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TextIO, TypeVar
 
@@ -231,3 +233,44 @@ def main(target: str, arguments: str, *paced: str) -> None:
 
 if __name__ == "__main__":
     main(*sys.argv[1:])
+
+
+_SERVE = """
+import sys
+from moto.server import ThreadedMotoServer
+server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+server.start()
+print(*server.get_host_and_port(), flush=True)
+sys.stdin.read()
+"""
+
+
+@contextmanager
+def s3_server() -> Iterator[dict[str, str]]:
+    """Run the server for the length of the block, on a free port of the loopback interface.
+
+    Yields:
+        Environment variables by which its clients find it and log in.
+
+    Raises:
+        RuntimeError: if it does not start, such as where moto is not installed.
+    """
+    command = [sys.executable, "-c", _SERVE]
+    # It ends with its standard input, so also where this process is killed.
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        try:
+            address = process.stdout.readline().split()
+            if not address:
+                raise RuntimeError("moto's S3 server does not start; pip install 'moto[s3]' flask flask-cors")
+            yield {
+                "AWS_ACCESS_KEY_ID": "vitrail",
+                "AWS_SECRET_ACCESS_KEY": "not-so-secret",
+                "AWS_DEFAULT_REGION": "us-east-1",
+                "AWS_ENDPOINT_URL": "http://{}:{}".format(*address),
+            }
+        finally:
+            process.kill()  # what it has is in its memory

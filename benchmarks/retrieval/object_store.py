@@ -18,8 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.harness.interleaved import Row, interleave, row
-from benchmarks.harness.object_store import s3_server
-from benchmarks.harness.processes import in_new_process
+from benchmarks.harness.processes import in_new_process, s3_server
 from benchmarks.retrieval.search import fill_gallery, random_directions
 
 CLUSTERS, QUERIES, TOP_K = 5000, 100, 10

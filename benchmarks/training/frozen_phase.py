@@ -17,7 +17,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from benchmarks.harness.data import write_photos
 from benchmarks.harness.interleaved import Row, interleave, row
 from callbacks import FrozenFeatures
-from callbacks.frozen_features import Mode
+from callbacks.finetuning import Mode
 from datamodules import ImageFolder
 from datamodules.options import CheckOptions, ImageOptions
 from datamodules.splits import SplitOptions

@@ -14,8 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datamodules.checks.near_duplicates import identical_sets
-from datamodules.checks.quality import Severity, outliers
-from datamodules.checks.verify import Verification
+from datamodules.checks.verify import Severity, Verification, outliers
 from datamodules.table import SampleTable, attribute_column
 from vitrail.types import kind_of
 
@@ -32,7 +31,7 @@ class Finding:
         row: in the table's file.
         source: its file, or index.
         finding: such as ``blurry`` or ``near-duplicate``.
-        value: in the units of ``datamodules.checks.quality``; of repetitions the number of images that are the same, of
+        value: in the units of ``datamodules.checks.verify``; of repetitions the number of images that are the same, of
             near duplicates the bits that their hashes differ in.
         threshold: that the value is beyond.
         severity: ``high`` for what makes results wrong, ``medium`` for what is likely a mistake, ``low`` for what is

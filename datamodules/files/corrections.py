@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from datamodules.files.arrow_columns import path_texts, plain_texts
+from datamodules.files.columns import path_texts, plain_texts
 from datamodules.table import composed, table_error
 from vitrail.errors import UserError
 from vitrail.types import LABEL_TASK

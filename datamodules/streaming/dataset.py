@@ -21,9 +21,8 @@ import numpy as np
 import torch
 from torch.utils.data import DistributedSampler
 
-from datamodules.loading.dataset import ImageDataset, Sample
+from datamodules.loading.dataset import ImageDataset, Sample, SampleKey
 from datamodules.loading.decode import MAX_PIXELS, UNDECIDED, ImageError, UndecidedRangeError, ValueRange, read_image
-from datamodules.loading.samplers import SampleKey
 from datamodules.streaming.shards import Shards
 from vitrail.seeding import seeded_generator
 

@@ -22,16 +22,19 @@ from typing import IO, TYPE_CHECKING, Any, TypedDict, cast
 import numpy as np
 from lightning.pytorch.utilities import rank_zero_warn
 
-from datamodules.files.arrow_columns import plain_texts, require_column, sample_columns, vocabularies
-from datamodules.files.label_csv import is_left_alone
-from datamodules.files.target_columns import (
+from datamodules.files.columns import (
     kinds_of_tasks,
     label_vocabularies,
     labels_of_entries,
     of_class_kinds,
     other_targets,
+    plain_texts,
+    require_column,
     require_order,
+    sample_columns,
+    vocabularies,
 )
+from datamodules.files.label_csv import is_left_alone
 from datamodules.loading.decode import HEIF_SUFFIXES, SUFFIXES
 from datamodules.streaming.shards import (
     INDEX_FILE,

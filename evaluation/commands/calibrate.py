@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evaluation.report.figures import reliability_figure, save_figure
+from evaluation.report.thresholds import choose_point, point_rows, point_tables
 from evaluation.statistics.calibration import (
     HIGHEST,
     calibration_of,
@@ -34,7 +35,6 @@ from evaluation.tables.calibration import (
     number_calibration_table,
     number_rows,
 )
-from evaluation.tables.operating_points import choose_point, point_rows, point_tables
 from evaluation.tables.summary import predictions_of, share, with_interval
 from vitrail.console import Table
 from vitrail.errors import UserError

@@ -1,4 +1,4 @@
-"""``python -m evaluation compare RUN RUN …``: which of several runs is better, at what cost, and how sure that is."""
+"""The commands ``summary`` and ``compare``: the table of results, and which run is better, at what cost, how surely."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from unicodedata import normalize
 
-from evaluation.commands.summary import add_forms, add_metrics
 from evaluation.robustness import compared_robustness
 from evaluation.statistics.scores import TESTED, checked_names, heading, is_defined
 from evaluation.tables.calibration import compared_calibration
@@ -31,14 +30,97 @@ from evaluation.tables.comparison import (
     sides_of,
     values_of,
 )
-from evaluation.tables.summary import refuse_other_configurations
+from evaluation.tables.summary import (
+    join_summaries,
+    joined_table,
+    read_retrieval,
+    refuse_other_configurations,
+    retrieval_table,
+    show_summaries,
+    summarise_run,
+    wide_table,
+)
 from vitrail.console import Table
 from vitrail.errors import UserError
-from vitrail.runs import Run, is_run
+from vitrail.runs import Run, is_run, runs_among
 from vitrail.types import TaskKind
 
 if TYPE_CHECKING:
     import pandas as pd
+
+
+def add_summary_arguments(command: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``summary``."""
+    command.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run directory")
+    command.add_argument("--split", default="test", help="split whose predictions are read (default: test)")
+    command.add_argument(
+        "--join",
+        action="store_true",
+        help="the runs are seeds or folds of one experiment: their mean, standard deviation and intervals",
+    )
+    command.add_argument("--wide", action="store_true", help="one row a run, one column a task, main scores only")
+    command.add_argument(
+        "--retrieval", action="store_true", help="how well images found their texts, and texts their images"
+    )
+    add_metrics(command)
+    add_forms(command)
+
+
+def add_metrics(command: argparse.ArgumentParser) -> None:
+    """Add ``--metrics`` and ``--calibrated``."""
+    command.add_argument(
+        "--metrics",
+        nargs="+",
+        default=(),
+        metavar="NAME",
+        help="scores to show instead of the usual ones: auroc, average_precision, balanced_accuracy, mcc, kappa, "
+        "brier, nll, aurc, accuracy@.8 (of the most confident 80 %%), coverage@.05 (at most 5 %% wrong), or all",
+    )
+    command.add_argument(
+        "--calibrated", action="store_true", help="calibrate outputs before, by what `vitrail calibrate` fitted"
+    )
+
+
+def add_forms(command: argparse.ArgumentParser) -> None:
+    """Add ``--markdown`` and ``--json``."""
+    form = command.add_mutually_exclusive_group()
+    form.add_argument("--markdown", action="store_true", help="print a Markdown table")
+    form.add_argument("--json", action="store_true", help="print JSON, with cross-checks and further statistics")
+
+
+def run_summary(options: argparse.Namespace, rest: list[str]) -> None:
+    """Print the table.
+
+    Raises:
+        UserError: a run or its predictions are missing or cannot be read, or runs cannot be joined.
+    """
+    metrics = checked_names(options.metrics)
+    if options.wide and (options.join or options.json or metrics):
+        raise UserError("--wide: is a form of its own, of main scores; leave --join, --json and --metrics out")
+    needs = f"reports/{options.split}_retrieval.csv" if options.retrieval else f"predictions/{options.split}.parquet"
+    options.runs = runs_among(options.runs, "summary", needs)
+    if options.retrieval:
+        if options.join or options.wide or metrics or options.calibrated:
+            raise UserError("--retrieval: is a table of its own; leave --join, --wide, --metrics and --calibrated out")
+        _show(retrieval_table([read_retrieval(path, options.split) for path in options.runs]), options)
+    elif options.join:
+        found = join_summaries(options.runs, options.split, metrics, calibrated=options.calibrated)
+        _show(joined_table(found), options)
+    else:
+        rows = [
+            row
+            for path in options.runs
+            for row in summarise_run(path, options.split, metrics, calibrated=options.calibrated)
+        ]
+        if options.wide:
+            _show(wide_table(rows), options)
+        else:
+            show_summaries(rows, as_markdown=options.markdown, as_json=options.json)
+
+
+def _show(table: Table, options: argparse.Namespace) -> None:
+    table.show(as_markdown=options.markdown, as_json=options.json)
+
 
 _EPILOG = """\
 examples:
@@ -50,7 +132,7 @@ What `vitrail evaluate RUN --data …` found on other data sets follows the runs
 """
 
 
-def add_arguments(command: argparse.ArgumentParser) -> None:
+def add_compare_arguments(command: argparse.ArgumentParser) -> None:
     """Add the arguments of ``compare``."""
     command.epilog = _EPILOG
     command.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run directories, at least two")
@@ -88,7 +170,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--no-data", action="store_true", help="leave the images out of the page")
 
 
-def run(options: argparse.Namespace, rest: Sequence[str] = ()) -> None:
+def run_compare(options: argparse.Namespace, rest: Sequence[str] = ()) -> None:
     """Compare, print, and write the page where asked.
 
     Raises:

@@ -77,8 +77,7 @@ def measured_rows(options: argparse.Namespace) -> list[AttributeRow]:
 
     from evaluation.retrieval import measure, rows_of
     from retrieval.gallery import Gallery
-    from retrieval.search.encoder import load_encoder
-    from retrieval.search.searcher import Searcher, current_ranker
+    from retrieval.search.searcher import Searcher, current_ranker, load_encoder
     from vitrail.errors import UserError
     from vitrail.runtime import check_device
 

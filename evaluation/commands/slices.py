@@ -14,11 +14,20 @@ from unicodedata import normalize
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluation.commands.summary import add_forms
+from evaluation.commands.compare import add_forms
 from evaluation.statistics.intervals import FEW_GROUPS
 from evaluation.statistics.scores import MAIN, TESTED, checked_names, heading, is_defined
-from evaluation.statistics.slices import SMALLEST, SliceScore, column_slices, searched_slices, slice_scores
-from evaluation.tables.columns import OF_OUTPUTS, Columns, rows_where, sample_columns
+from evaluation.statistics.slices import (
+    OF_OUTPUTS,
+    SMALLEST,
+    Columns,
+    SliceScore,
+    column_slices,
+    rows_where,
+    sample_columns,
+    searched_slices,
+    slice_scores,
+)
 from evaluation.tables.summary import number_text, predictions_of, score_text
 from vitrail.console import Table, without_nan
 from vitrail.errors import UserError

@@ -34,20 +34,17 @@ from lightning.pytorch.strategies.launchers.multiprocessing import _MultiProcess
 from callbacks.averaged_weights import AveragedWeights, EmaOptions
 from callbacks.best_checkpoint import BestCheckpoint, keep_weights
 from callbacks.confusion import ClassReport, ConfusionMatrixLogger
-from callbacks.frozen_features import FrozenFeatures
+from callbacks.finetuning import FrozenFeatures
 from callbacks.guards import MonitoredMetrics, NonFiniteLoss
 from callbacks.last_checkpoint import LastCheckpoint
-from callbacks.prediction_writer import PredictionWriter
+from callbacks.outputs import PredictionWriter
 from callbacks.retrieval_metrics import RetrievalMetrics
 from callbacks.trackers import EpochLines, ProgressBar, log_configuration
 from datamodules.base import ImageDataModule
-from experiments.train.closing import closing_summary, write_report
 from experiments.train.loggers import Tracker, WandbOptions, build_loggers, finish_wandb, sync_hint
-from experiments.train.opened_run import OF_A_STAGE, opened_arguments
-from experiments.train.options import SECTIONS, add_run_options
-from experiments.train.own_data import EXPERIMENT, own_data, own_data_help
-from experiments.train.parent import KEY, from_parent, parent_checkpoint, take_over
-from experiments.train.run_record import RunRecorder
+from experiments.train.opened_run import KEY, OF_A_STAGE, from_parent, opened_arguments, parent_checkpoint, take_over
+from experiments.train.options import EXPERIMENT, SECTIONS, add_run_options, own_data, own_data_help
+from experiments.train.run_record import RunRecorder, closing_summary, write_report
 from lightning_modules.base import VisionTask
 from lightning_modules.distributed import FullySharded
 from lightning_modules.options import current_arguments

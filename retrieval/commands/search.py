@@ -91,8 +91,7 @@ def run(options: argparse.Namespace, rest: Sequence[str] = ()) -> None:
 def _search(options: argparse.Namespace) -> SearchOutput:
     from retrieval.commands.output import SearchOutput, look_up
     from retrieval.gallery import Gallery
-    from retrieval.search.encoder import load_encoder
-    from retrieval.search.searcher import Query, Searcher, current_ranker
+    from retrieval.search.searcher import Query, Searcher, current_ranker, load_encoder
     from vitrail.runtime import check_device
 
     # What needs no gallery is checked first.

@@ -13,7 +13,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import nn
 
 from callbacks import BackboneUnfreezing, FrozenFeatures
-from callbacks.frozen_features import FeatureTable
+from callbacks.finetuning import FeatureTable
 from datamodules.base import ImageDataModule
 from datamodules.options import AugmentOptions
 from datamodules.table import SampleTable
@@ -172,7 +172,7 @@ def test_always_where_it_is_impossible(tmp_path: Path, augment: AugmentOptions, 
 def test_features_that_do_not_fit_into_memory(
     tmp_path: Path, naive: Done, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("callbacks.frozen_features.LARGEST_SHARE", 1e-9)
+    monkeypatch.setattr("callbacks.finetuning.LARGEST_SHARE", 1e-9)
     with caplog.at_level(logging.INFO, logger="lightning.pytorch.utilities.rank_zero"):
         assert_same(two_phases(tmp_path / "auto", FrozenFeatures(), precision="64-true"), naive, 0)
     assert "of the machine's" in messages(caplog)

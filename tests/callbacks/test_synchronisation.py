@@ -21,8 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from callbacks import ConfusionMatrixLogger, PredictionWriter, RetrievalMetrics
 from callbacks.averaged_weights import AveragedWeights, EmaOptions
 from callbacks.confusion import ClassReport
-from callbacks.finetuning import BackboneUnfreezing
-from callbacks.frozen_features import FrozenFeatures
+from callbacks.finetuning import BackboneUnfreezing, FrozenFeatures
 from callbacks.guards import MonitoredMetrics, NonFiniteLoss
 from callbacks.last_checkpoint import LastCheckpoint
 from callbacks.trackers import EpochLines, ProgressBar

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import pytest
 import yaml
 
-from experiments.train import own_data
+from experiments.train import options
 from tests.docs.blocks import HOOKS, PAGES, ROOT, Block, blocks
 from vitrail.programs import PROGRAMS
 
@@ -49,7 +49,7 @@ def options_of(command: str) -> frozenset[str]:
     name = "fit" if command == "lightning-predict" else command
     own = frozenset({"--plugins"})
     if command == "fit":
-        own |= frozenset(own_data._parser()._option_string_actions)
+        own |= frozenset(options._parser()._option_string_actions)
     return own | frozenset(re.findall(r"(?<![\w-])--?[a-zA-Z][\w.-]*", str(HOOKS["help_text"](name))))
 
 

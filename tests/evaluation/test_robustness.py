@@ -9,8 +9,8 @@ import pandas as pd
 import pytest
 from numpy.typing import NDArray
 
-from evaluation.commands.compare import add_arguments
-from evaluation.commands.compare import run as compare
+from evaluation.commands.compare import add_compare_arguments
+from evaluation.commands.compare import run_compare as compare
 from evaluation.robustness import (
     CLEAN,
     IMAGENET_C,
@@ -112,7 +112,7 @@ def test_compare_has_the_corruption_error_next_to_the_clean_accuracy(
     errors = [write(run, share).mean_error("class") for run, share in zip(runs, (0.04, 0.12), strict=True)]
 
     parser = argparse.ArgumentParser()
-    add_arguments(parser)
+    add_compare_arguments(parser)
     compare(parser.parse_args([*map(str, runs), "--task", "class", "--markdown"]))
 
     assert errors[0] is not None

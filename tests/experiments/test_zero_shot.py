@@ -17,7 +17,7 @@ from experiments.__main__ import main as experiments
 from lightning_modules.checkpoint import load_task, read_checkpoint
 from retrieval.__main__ import main as retrieval
 from retrieval.gallery import Gallery
-from retrieval.search.encoder import load_encoder
+from retrieval.search.searcher import load_encoder
 from tests.experiments.conftest import only_run
 from tests.support.data import write_products
 from tests.support.models import write_whole_model

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.harness.object_store import s3_server
+from benchmarks.harness.processes import s3_server
 
 
 @contextmanager

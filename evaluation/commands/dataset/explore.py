@@ -69,7 +69,7 @@ def run(options: argparse.Namespace, rest: Sequence[str] = ()) -> None:
     for name, least in (("images", 1), ("side", 8), ("pixels", 1), ("neighbours", 1), ("folds", 2), ("seed", 0)):
         if getattr(options, name) < least:
             raise UserError(f"--{name}: is {getattr(options, name)}, must be at least {least}")
-    from evaluation.dataset import checks, colour, sections
+    from evaluation.dataset import checks, sections
     from evaluation.report.page import Page
 
     datamodule = data_of("explore", options, rest)
@@ -83,10 +83,10 @@ def run(options: argparse.Namespace, rest: Sequence[str] = ()) -> None:
         *([sections.labels_section(collection)] if any(collection.others.values()) else []),
         *([sections.numbers_section(collection)] if not all(collection.others.values()) else []),
         sections.size_section(stats),
-        colour.density_section(
+        sections.density_section(
             collection, stats, task, options.classes, side=options.side, pixels=options.pixels, seed=seed
         ),
-        colour.centroid_section(collection, stats, task, neighbours=options.neighbours),
+        sections.centroid_section(collection, stats, task, neighbours=options.neighbours),
         sections.caption_section(collection),
         sections.cooccurrence_section(collection),
         checks.leak_section(collection, datamodule.audit().to_dict()),

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
 import numpy as np
 
-from evaluation.commands.summary import add_forms
+from evaluation.commands.compare import add_forms
 from evaluation.statistics.base_to_novel import over_seeds
 from evaluation.statistics.intervals import half_width
 from evaluation.statistics.paired import compare_joined, holm

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluation.commands.summary import add_forms
+from evaluation.commands.compare import add_forms
 from evaluation.statistics.intervals import known
 from evaluation.statistics.scores import TrainTargets
 from evaluation.tables.summary import TaskSummary, show_summaries, summarise

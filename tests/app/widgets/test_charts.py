@@ -19,7 +19,7 @@ from app.logic.explore import Explorer, Filter
 from app.state.galleries import NOT_KNOWN, ServedGallery
 from app.widgets.charts import MOST_CLASSES, PANELS, ClassColours, bars_html, colour_figure
 from datamodules.loading.decode import ValueRange, read_image
-from evaluation.dataset.colour import LEVELS
+from evaluation.dataset.sections import LEVELS
 from retrieval.gallery import Gallery
 from tests.app.explored_gallery import CLASSES, HUES, UNREADABLE, explored_gallery
 from tests.support.galleries import identity, image_rows, vectors

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from benchmarks.retrieval import search
-from benchmarks.retrieval.search_contenders import (
+from benchmarks.retrieval.search import (
     CONTENDERS,
     OURS,
     OURS_WITH_NAMES,

@@ -8,7 +8,7 @@ from PIL import Image, ImageFilter
 from scipy.ndimage import laplace
 from scipy.stats import entropy
 
-from datamodules.checks.quality import FACTS, KINDS, measured, outliers
+from datamodules.checks.verify import FACTS, KINDS, measured, outliers
 from datamodules.loading.decode import read_image
 
 RNG = np.random.default_rng(0)

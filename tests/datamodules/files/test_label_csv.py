@@ -7,7 +7,7 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from datamodules.files.arrow_columns import first_text, label_texts, plain_texts, vocabularies
+from datamodules.files.columns import first_text, label_texts, plain_texts, vocabularies
 from datamodules.files.label_csv import (
     Vocabulary,
     VocabularyOptions,

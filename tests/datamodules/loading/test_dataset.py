@@ -10,9 +10,17 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from datamodules.loading.dataset import Collate, CountedLoader, ImageDataset, received, stack_images, to_be_sent
+from datamodules.loading.dataset import (
+    Collate,
+    CountedLoader,
+    ImageDataset,
+    SampleKey,
+    TrainSampler,
+    received,
+    stack_images,
+    to_be_sent,
+)
 from datamodules.loading.decode import ImageError, read_image
-from datamodules.loading.samplers import SampleKey, TrainSampler
 from datamodules.loading.transforms import train_transform
 from datamodules.options import AugmentOptions
 from datamodules.table import SampleTable

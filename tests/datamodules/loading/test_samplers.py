@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy import stats
 
-from datamodules.loading.samplers import (
+from datamodules.loading.dataset import (
     DistinctSampler,
     EvalSampler,
     SampleKey,

@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from datamodules.loading.dataset import SampleKey
 from datamodules.loading.decode import ImageError
-from datamodules.loading.samplers import SampleKey
 from datamodules.streaming.dataset import StreamedDataset, StreamOrder, StreamSampler
 from datamodules.streaming.shards import Shards
 from tests.datamodules.streaming.shard_sets import encoded

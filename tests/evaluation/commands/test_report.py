@@ -17,7 +17,7 @@ from PIL import Image
 from sklearn import metrics
 
 from evaluation.__main__ import main
-from experiments.train.closing import write_report
+from experiments.train.run_record import write_report
 from tests.evaluation.predictions_fixture import make_predictions_of_every_kind
 from tests.evaluation.report.test_page import Checked
 from tests.support.runs import write_run

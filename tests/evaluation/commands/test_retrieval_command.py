@@ -28,7 +28,7 @@ def perfect_encoder(monkeypatch: pytest.MonkeyPatch) -> None:
     def load(gallery: Gallery, **_: Any) -> PerfectEncoder:
         return PerfectEncoder()
 
-    monkeypatch.setattr("retrieval.search.encoder.load_encoder", load)
+    monkeypatch.setattr("retrieval.search.searcher.load_encoder", load)
 
 
 def test_table_of_rankers_and_galleries(

@@ -10,8 +10,16 @@ import pytest
 import torch
 from torch import nn
 
-from evaluation.saliency import attention_rollout, check_method, class_scores, grad_cam, image_backbone, text_scores
-from evaluation.saliency.layers import map_layer, watched_attention
+from evaluation.saliency import (
+    attention_rollout,
+    check_method,
+    class_scores,
+    grad_cam,
+    image_backbone,
+    map_layer,
+    text_scores,
+    watched_attention,
+)
 from lightning_modules.classification import ImageClassifier
 from lightning_modules.dual_encoder import DualEncoder
 from lightning_modules.options import TowerOptions

@@ -24,7 +24,7 @@ from app.state.context import Limits
 from app.state.exports import ServedExport
 from datamodules.loading.decode import read_image
 from datamodules.loading.transforms import eval_transform
-from evaluation.ood import OodOutputs, fit_detector
+from evaluation.commands.ood import OodOutputs, fit_detector
 from experiments.export import predict_onnx
 from experiments.export.predict_onnx import (
     Model,

@@ -10,9 +10,8 @@ from optuna.distributions import CategoricalDistribution
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from scipy.stats import t
 
-from experiments.launch.study import RUN, VALUES
+from experiments.launch.study import RUN, VALUES, over_seeds_frame
 from experiments.launch.sweep_file import Metric
-from experiments.launch.sweep_report import over_seeds_frame
 from vitrail.predictions import Predictions, write_predictions
 
 METRIC = Metric("val/class/accuracy", "maximize")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from timm.data import ImageNetInfo
 
-from experiments.train.class_map import merged_classes, read_class_map
+from experiments.train.evaluate import merged_classes, read_class_map
 from tests.support.data import write_csv
 from tests.support.runs import data_of, products_run
 from vitrail.errors import UserError

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from experiments.train.own_data import add_column_arguments, own_data, own_data_section
+from experiments.train.options import add_column_arguments, own_data, own_data_section
 from tests.support.data import write_captions, write_csv, write_image_folder
 from tests.support.models import write_clip
 from vitrail.errors import UserError

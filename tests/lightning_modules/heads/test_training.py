@@ -15,7 +15,7 @@ from sklearn.metrics import average_precision_score, f1_score, root_mean_squared
 from torch.multiprocessing.spawn import start_processes
 
 from callbacks.confusion import ClassReport
-from callbacks.prediction_writer import PredictionWriter
+from callbacks.outputs import PredictionWriter
 from datamodules.base import ImageDataModule
 from datamodules.options import AugmentOptions, ImageOptions, LoaderOptions
 from datamodules.table import SampleTable

@@ -13,7 +13,7 @@ from datamodules.loading.transforms import eval_transform
 from lightning_modules.checkpoint import load_task
 from retrieval.gallery import Gallery
 from retrieval.schema import identity_of
-from retrieval.search.encoder import load_encoder
+from retrieval.search.searcher import load_encoder
 from tests.support.models import TinyData, tiny_multitask, tiny_trainer
 from vitrail.errors import UserError
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from evaluation.tables.columns import Columns, rows_where, sample_columns
+from evaluation.statistics.slices import Columns, rows_where, sample_columns
 from tests.support.runs import data_of, products_run
 from vitrail.errors import UserError
 from vitrail.predictions import Predictions

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn import metrics
 
-from evaluation.statistics.curves import Shape, choose_threshold, curve, curves_of, parsed_goal, rates
+from evaluation.report.thresholds import Shape, choose_threshold, curve, curves_of, parsed_goal, rates
 from evaluation.statistics.intervals import share_interval
 from tests.evaluation.predictions_fixture import make_predictions_of_every_kind
 from vitrail.errors import UserError

@@ -11,7 +11,7 @@ from sklearn.decomposition import PCA
 from sklearn.metrics import roc_auc_score, roc_curve
 from sklearn.neighbors import NearestNeighbors
 
-from evaluation.ood import (
+from evaluation.commands.ood import (
     OodOutputs,
     auroc_statistic,
     fit_detector,

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy.stats import gaussian_kde
 
-from evaluation.dataset.colour import LEVELS, centroid_section, class_densities, density, density_section, hsv_pixels
 from evaluation.dataset.features import centre_colour, thumbnail
+from evaluation.dataset.sections import LEVELS, centroid_section, class_densities, density, density_section, hsv_pixels
 from tests.support.runs import COLOURS, looks_of, small_collection
 from vitrail.errors import UserError
 
