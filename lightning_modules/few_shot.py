@@ -674,8 +674,13 @@ def fit_task(
     """
     if task.trainer.world_size > 1:
         raise UserError("few_shot: is solved in one go by one process; set trainer.devices: 1")
-    shots = _encoded(task, encode, "train")
-    validation = _encoded(task, encode, "val") if head.options.select == "val" else None
+    shots = _encoded(task, encode, "train", head.dim)
+    validation = _encoded(task, encode, "val", head.dim) if head.options.select == "val" else None
+    if validation is not None and not len(validation.label):
+        raise UserError(
+            "few_shot.select: val, but the validation split has no image with a known class; give it some, or leave "
+            "select out"
+        )
     chosen = solve_head(head, shots, validation, texts)
     what = ", ".join(f"{name} {value:.4g}" for name, value in chosen.items())
     by = held_out(shots, validation)[1]
@@ -686,9 +691,10 @@ def fit_task(
     task.log_dict({f"few_shot/{name}": value for name, value in chosen.items()})
 
 
-def _encoded(task: Any, encode: Callable[[torch.Tensor], torch.Tensor], split: str) -> Shots:
-    """Features of the images of a split whose class is known."""
-    parts: list[Shots] = []
+def _encoded(task: Any, encode: Callable[[torch.Tensor], torch.Tensor], split: str, dim: int) -> Shots:
+    """Features, of length ``dim``, of the images of a split whose class is known."""
+    nothing = torch.zeros(0, dtype=torch.int64, device=task.device)
+    parts = [Shots(torch.zeros(0, dim, device=task.device), nothing, nothing)]
     with torch.no_grad():
         for loaded in task.trainer.datamodule.view_dataloader(split, None):
             batch = task.trainer.strategy.batch_to_device(loaded)

@@ -96,12 +96,15 @@ class ImageResult(BaseModel):
     unknown: bool | None = Field(
         default=None, description="whether it is unlike the training images; null if that is unknown"
     )
+    caption: str | None = Field(default=None, description="that the model has written; null if it writes none")
 
     @classmethod
-    def of(cls, name: str, found: ImagePrediction, top_k: int) -> ImageResult:
-        """Make it of a prediction."""
+    def of(cls, name: str, found: ImagePrediction | None, top_k: int, caption: str | None) -> ImageResult:
+        """Make it of a prediction, None of a model without classes, and of a caption."""
+        if found is None:
+            return cls(image=name, tasks={}, caption=caption)
         tasks = {task: TaskResult.of(one, top_k) for task, one in found.tasks.items()}
-        return cls(image=name, tasks=tasks, unknown=found.unknown)
+        return cls(image=name, tasks=tasks, unknown=found.unknown, caption=caption)
 
 
 class Classified(BaseModel):
@@ -318,13 +321,17 @@ class Service:
 
     async def classify(self, images: Images, top_k: TopK = 5) -> Classified:
         """Predict every task of the model for each image, as `vitrail predict` does."""
-        self._model.check_classes()
-        found = await self._inferred(images)
+        if not self._model.writes_captions:
+            self._model.check_classes()
+        read = await self._pixels(images)
+        found = await self._batcher.submit(read)
+        captions: Sequence[str | None] = [None] * len(read)
+        if self._model.writes_captions:
+            captions = await self._in_network(lambda: self._model.captions(read))
         return Classified(
             predictions=[
-                ImageResult.of(_name(upload), prediction, top_k)
-                for upload, (prediction, _) in zip(images, found, strict=True)
-                if prediction is not None
+                ImageResult.of(_name(upload), prediction, top_k, caption)
+                for upload, (prediction, _), caption in zip(images, found, captions, strict=True)
             ]
         )
 
@@ -417,11 +424,14 @@ class Service:
         self, uploads: Sequence[UploadFile]
     ) -> list[tuple[ImagePrediction | None, NDArray[np.float32]]]:
         """Predictions, None for a model without classes, and vectors of uploaded files."""
+        return await self._batcher.submit(await self._pixels(uploads))
+
+    async def _pixels(self, uploads: Sequence[UploadFile]) -> list[Any]:
+        """Uploaded files as the model takes them."""
         if len(uploads) > self._limits.images:
             raise UserError(f"images: {len(uploads)} are too many at once; send {self._limits.images} or fewer")
         loop = asyncio.get_running_loop()
-        images = await asyncio.gather(*(loop.run_in_executor(self._readers, self._read, one) for one in uploads))
-        return await self._batcher.submit(images)
+        return await asyncio.gather(*(loop.run_in_executor(self._readers, self._read, one) for one in uploads))
 
     def _read(self, upload: UploadFile) -> Any:
         # Here, and not when the request comes in: so no more files are in memory than are decoded at once.

@@ -119,6 +119,15 @@ class ServedModel(ABC):
         found = [one.decided(self._points) for one in found]
         return found if self._detector is None else marked(found, self._detector, outputs, outputs.get(FEATURES))
 
+    @property
+    def writes_captions(self) -> bool:
+        """Whether it writes a caption for each image."""
+        return False
+
+    def captions(self, images: Sequence[Any]) -> list[str]:
+        """Return the caption of each of one image or more, for a model that writes them."""
+        raise NotImplementedError
+
     def encode_images(self, images: Sequence[Any]) -> NDArray[np.float32]:
         """Return vectors of one image or more as in the run's galleries: float32 ``(N, D)``, of unit length."""
         return self.outputs(images)[""]
@@ -209,6 +218,22 @@ class ServedRun(ServedModel):
         """What a dual encoder multiplies cosines by to get logits."""
         self.check_texts()
         return float(self._model.objective.logit_scale()[0].detach())
+
+    @property
+    def writes_captions(self) -> bool:
+        """See ``ServedModel``."""
+        return getattr(self._model, "captioner", None) is not None
+
+    def captions(self, images: Sequence[Image | torch.Tensor]) -> list[str]:
+        """See ``ServedModel``; at most 16 images pass through the network together."""
+        import torch
+
+        found: list[str] = []
+        for start in range(0, len(images), _BATCH):
+            pixels = self._pixels(images[start : start + _BATCH])
+            with self._lock, torch.inference_mode():
+                found += self._model.captions_of(pixels.to(self._model.device))
+        return found
 
     @cached_property
     def weights(self) -> str:

@@ -206,6 +206,7 @@ class _Cells:
         if self._is_list:
             values = [None if value is None else "|".join(map(str, value)) for value in values]
         self.texts = ["" if _is_nothing(value) else composed(str(value)).strip() for value in values]
+        self._before = tuple(self.texts)
         self._classes = set(self.texts)
         self._labels = self._elements or {part.strip() for text in self._classes for part in _SEPARATORS.split(text)}
         used = Counter(separator for text in self.texts for separator in _SEPARATORS.findall(text))
@@ -233,10 +234,21 @@ class _Cells:
     def refusal(self, label: str, *, new_classes: bool) -> str:
         """Return why a label cannot be in this column; empty if it can."""
         if self._is_number or _are_numbers(self._classes):
-            return "" if not label or self._is_possible(label) else f"{label!r} is no number"
-        if new_classes or not label or label in self._classes or set(self.parts(label)) <= self._labels:
+            if label and not self._is_possible(label):
+                return f"{label!r} is no number"
+            if new_classes or not label or not self._numbers_are_classes():
+                return ""
+            if any(float(label) == float(text) for text in self._classes if text):
+                return ""
+        elif new_classes or not label or label in self._classes or set(self.parts(label)) <= self._labels:
             return ""
         return f"class {label!r} is in no row of the table; allow it with --new-classes"
+
+    def _numbers_are_classes(self) -> bool:
+        """Whether numbers may be classes: they are whole, and there are two rows or more of each on average."""
+        numbers = {float(text) for text in self._classes if text}
+        rows = sum(1 for text in self._before if text)
+        return all(number.is_integer() for number in numbers) and 2 * len(numbers) <= rows
 
     def _is_possible(self, label: str) -> bool:
         import pyarrow as pa

@@ -33,11 +33,13 @@ class ImageSource:
         read: for ascending rows, int64 ``(n,)``, what each image is read from: its file, the content of one, or the
             error that stands in its place.
         origin: what the user named.
+        files: local ones that they are read from.
     """
 
     names: Sequence[str]
     read: Callable[[NDArray[np.int64]], Iterator[Path | bytes | UserError]]
     origin: str
+    files: Sequence[str | Path]
 
     def __len__(self) -> int:
         return len(self.names)
@@ -123,7 +125,9 @@ def _holds_images(kind: Any) -> bool:
 
 
 def _of_files(paths: Sequence[Path]) -> ImageSource:
-    return ImageSource([str(path) for path in paths], lambda rows: (paths[row] for row in rows.tolist()), "files")
+    return ImageSource(
+        [str(path) for path in paths], lambda rows: (paths[row] for row in rows.tolist()), "files", paths
+    )
 
 
 def _of_table(path: Path, columns: TableColumns) -> ImageSource:
@@ -134,7 +138,8 @@ def _of_table(path: Path, columns: TableColumns) -> ImageSource:
         for row in rows.tolist():
             yield UserError(reasons[row]) if row in reasons else Path(data.table.source(row))
 
-    return ImageSource(names, read, str(path))
+    files = [data.table.source(row) for row in range(len(names)) if row not in reasons]
+    return ImageSource(names, read, str(path), files)
 
 
 def _of_shards(paths: Sequence[Path], kind: str) -> ImageSource:
@@ -148,4 +153,4 @@ def _of_shards(paths: Sequence[Path], kind: str) -> ImageSource:
         for shard in np.unique(which):
             yield from shards.read(rows[which == shard])
 
-    return ImageSource([str(name) for name in table.names.to_pylist()], read, urls[0])
+    return ImageSource([str(name) for name in table.names.to_pylist()], read, urls[0], urls)

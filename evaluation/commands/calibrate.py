@@ -63,7 +63,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         metavar="GOAL",
         help="also choose a threshold on val that `predict` uses, such as 'recall>=.95' or 'fpr<=.01' of one class or "
         "of every label, or 'risk<=.05', below which nothing is predicted; it is chosen again with every later "
-        "calibration, 'none' removes it",
+        "calibration, 'none' removes it, with --task that of one task",
     )
     command.add_argument("--task", default="", help="task of the operating point (default: the first)")
     command.add_argument(
@@ -78,6 +78,7 @@ def run(options: argparse.Namespace, rest: list[str]) -> None:
     Raises:
         UserError: there are no usable predictions of validation, or none of a sample with a known target.
     """
+    _refuse_without_goal(options)
     files = Run(options.run)
     validation = predictions_of(files, FITTED_ON)
     has_best = "best" in files.checkpoints
@@ -117,6 +118,15 @@ def run(options: argparse.Namespace, rest: list[str]) -> None:
         sys.stdout.write(f"{options.run / Run.CALIBRATION} has the {_contents(temperatures, fitted)}\n")
 
 
+def _refuse_without_goal(options: argparse.Namespace) -> None:
+    """Refuse options of an operating point where none is chosen."""
+    goal = options.operating_point
+    if options.positive and goal in (None, "none"):
+        raise UserError("--positive: is the class of an operating point; give --operating-point GOAL, or leave it out")
+    if options.task and goal is None:
+        raise UserError("--task: is that of an operating point; give --operating-point GOAL, or leave it out")
+
+
 def _calibrated(predictions: Predictions, factors: Mapping[str, np.float32], fitted: OutputCalibration) -> Predictions:
     own = {task: logits / factors.get(task, np.float32(1)) for task, logits in predictions.logits.items()}
     return fitted.apply(replace(predictions, logits=own))
@@ -126,9 +136,13 @@ def _points(files: Run, validation: Predictions, options: argparse.Namespace) ->
     """The operating point that is asked for, and those of other tasks, all chosen on this validation."""
     points: dict[str, OperatingPoint] = {}
     for task, before in files.operating_points.items():
-        if task in validation.tasks and options.operating_point != "none":
+        removed = options.operating_point == "none" and options.task in ("", task)
+        if task in validation.tasks and not removed:
             positive = next(iter(before.thresholds)) if len(before.thresholds) == 1 else ""
             points |= choose_point(validation, before.goal, task, positive)
+    if options.operating_point == "none" and options.task and options.task not in files.operating_points:
+        there = ", ".join(files.operating_points) or "no task"
+        raise UserError(f"--task {options.task}: has no operating point to remove; {there} has")
     if options.operating_point not in (None, "none"):
         points |= choose_point(validation, options.operating_point, options.task, options.positive)
     return points

@@ -287,6 +287,11 @@ def run(options: argparse.Namespace, rest: Sequence[str]) -> None:
     """
     if not 0 < options.rate < 1:
         raise UserError(f"--rate: must be between 0 and 1; got {options.rate}")
+    for name in ("limit", "neighbours"):
+        if getattr(options, name) < 0:
+            raise UserError(f"--{name}: must be at least 1, or left out; got {getattr(options, name)}")
+    if options.ood_rows and not any(_is_table(given) for given in options.ood):
+        raise UserError("--ood-rows: are rows of a table, and none is in --ood; leave them out, or give --ood TABLE")
     opened = Run(options.run)
     model = opened.load_model(device=check_device(options.device))
     tasks = getattr(model, "tasks", {})
@@ -396,11 +401,10 @@ def _head(model: Any, kind: TaskKind) -> tuple[NDArray[np.float64], NDArray[np.f
 def _other(given: str, options: argparse.Namespace, inputs: InputOptions) -> ImageDataModule:
     """Other images, all of them in the test split, with the model's preprocessing."""
     from datamodules.cli import load_datamodule
-    from datamodules.table_file import SUFFIXES
 
     path = Path(given).expanduser()
     source: Any = given
-    if path.suffix.lower() in SUFFIXES:
+    if _is_table(given):
         if wrong := [one for one in options.ood_rows if "=" not in one]:
             raise UserError(f"--ood-rows {wrong[0]}: must be COLUMN=VALUE, such as label=mug")
         wanted: dict[str, list[str]] = {}
@@ -418,10 +422,16 @@ def _other(given: str, options: argparse.Namespace, inputs: InputOptions) -> Ima
     return data
 
 
+def _is_table(given: str) -> bool:
+    from datamodules.table_file import SUFFIXES
+
+    return Path(given).suffix.lower() in SUFFIXES
+
+
 def _name(given: str, options: argparse.Namespace) -> str:
     path = Path(given).expanduser()
     name = (path.resolve().name if path.is_dir() else path.stem) or given
-    values = [one.partition("=")[2] for one in options.ood_rows] if path.is_file() else []
+    values = [one.partition("=")[2] for one in options.ood_rows] if _is_table(given) else []
     return plain_name(f"{name} ({', '.join(values)})" if values and len(values) < 4 else name, "--ood")
 
 

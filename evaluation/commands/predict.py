@@ -204,8 +204,8 @@ def _begin(job: Job, opened: Run, found: Sequence[ImageSource]) -> None:
     digest = hashlib.sha256()
     for source in found:
         digest.update("\n".join(source.names).encode())
-    checkpoint = opened.checkpoints.get("best")
-    stamp = [checkpoint.stat().st_size, checkpoint.stat().st_mtime_ns] if checkpoint else []
+        digest.update(json.dumps([_stamp(Path(file)) for file in source.files]).encode())
+    stamp = _stamp(opened.checkpoints.get("best") or opened.path / Run.EXPORT)
     points = {task: vars(point) for task, point in opened.operating_points.items()}
     detector = opened.detector
     of_detector = [] if detector is None else [[detector.method, detector.threshold]]
@@ -219,6 +219,15 @@ def _begin(job: Job, opened: Run, found: Sequence[ImageSource]) -> None:
         sys.stderr.write(f"{job.parts}: is of other images or another model, and is made again\n")
         shutil.rmtree(job.parts)
     write_text_atomically(file, plan)
+
+
+def _stamp(file: Path) -> list[int]:
+    """Size and time of a file, by which a change is noticed; nothing of one that is missing."""
+    try:
+        found = file.stat()
+    except OSError:
+        return []
+    return [found.st_size, found.st_mtime_ns]
 
 
 def _done(parts: Path) -> set[int]:

@@ -254,6 +254,11 @@ def make_soup(method: str, states: Sequence[State], score: Score, *, maximize: b
     order = np.argsort(-alone if maximize else alone, kind="stable").tolist()  # NaN last
     kept, best, state = [order[0]], float(alone[order[0]]), states[order[0]]
     if method == "uniform":
+        if count := int(np.isnan(alone).sum()):
+            raise UserError(
+                f"soup: the metric of {count} of {len(alone)} members is not a number on the validation split, and "
+                "uniform averages all of them; leave these out, or use --method greedy"
+            )
         kept = order
         best, state = score(averaged_weights(states), kept)
     else:
@@ -296,6 +301,8 @@ def refuse_strangers(members: Sequence[Path], checkpoints: Sequence[dict[str, An
         for key in _SAME:
             if own.get(key) != others.get(key):
                 raise UserError(f"{run}: {key} differs from that of {members[0]}; only runs of one experiment average")
+        if key := _other_inputs(first, other):
+            raise UserError(f"{run}: {key} differs from that of {members[0]}; only runs of one experiment average")
         names = shapes[0].keys() | theirs.keys()
         if different := sorted(name for name in names if shapes[0].get(name) != theirs.get(name)):
             both = [one.get(different[0], "absent") for one in (theirs, shapes[0])]
@@ -305,6 +312,19 @@ def refuse_strangers(members: Sequence[Path], checkpoints: Sequence[dict[str, An
             )
         if fingerprint != data[0]:
             raise UserError(f"{run}: has other data or another division of them than {members[0]}; train on the same")
+
+
+def _other_inputs(first: Mapping[str, Any], other: Mapping[str, Any]) -> str:
+    """What differs of two checkpoints so that the same weights mean something else: pixels, token ids or pooling."""
+    from lightning_modules.ensemble import differing_inputs
+
+    inputs = [each.get("input_options", {}) for each in (first, other)]
+    if different := differing_inputs(*inputs):
+        return f"image.{different[0][0]}"
+    if first.get("tokenizer") != other.get("tokenizer"):
+        return "the tokenizer"
+    rules = [(each["hyper_parameters"].get("architectures") or {}).get("pooling") for each in (first, other)]
+    return "" if rules[0] == rules[1] else "towers.pooling"
 
 
 def best_of_sweep(folder: Path, top: int) -> list[Path]:

@@ -48,7 +48,7 @@ from experiments.launch.sweep_file import Metric, SweepFile, read_sweep, slug_of
 from vitrail.config import dump_yaml
 from vitrail.errors import UserError, same_command
 from vitrail.files import write_text_atomically
-from vitrail.runs import Run
+from vitrail.runs import Run, is_run
 from vitrail.runtime import STOP_TIMEOUT, start_process, stop_process
 from vitrail.trust import plain_name
 from vitrail.types import DEFAULT_SEED
@@ -376,7 +376,9 @@ def _checkpoint(job: Job, log: IO[bytes]) -> Path | None:
     log.seek(0)
     if job.is_fresh or log.readline() != _first_line(job):
         return None
-    return max(job.place.glob(f"*/{Run.LAST}"), default=None)
+    # Of the newest run alone: one before it may have failed, and been begun again.
+    newest = max((path for path in job.place.glob("*/") if is_run(path)), default=None)
+    return newest / Run.LAST if newest is not None and (newest / Run.LAST).is_file() else None
 
 
 class Workers:

@@ -37,6 +37,9 @@ KEY = "towers.model"
 CONFIG, WEIGHTS = "open_clip_config.json", OPEN_CLIP_FILES[0]
 HUB, NAMED = "hf-hub:", "open_clip:"
 
+_CLEANED, _TOKENIZER_OPTIONS = ("whitespace", "canonicalize"), {"clean", "strip_sep_token"}
+"""What of ``tokenizer_kwargs`` is supported."""
+
 _RESIZES = {"shortest": "crop", "squash": "squash"}
 
 
@@ -190,14 +193,20 @@ def tokenizer_of(configuration: Configuration, name: str) -> TextTokenizer:
     """Tokenizer of a model, from its folder if that has one."""
     text = configuration.model_cfg["text_cfg"]
     length = int(text.get("context_length", 77))
+    given = text.get("tokenizer_kwargs") or {}
+    strange = sorted(set(given) - _TOKENIZER_OPTIONS)
+    if strange or given.get("clean", "whitespace") not in _CLEANED:
+        name = strange[0] if strange else "clean"
+        what = f"{name}: {given[name]}"
+        raise UserError(f"{KEY}: its tokenizer needs {what}, which is not supported; give another model")
     if source := text.get("hf_tokenizer_name", ""):
         if text.get("tokenizer_mode"):
             raise UserError(f"{KEY}: texts of the mode {text['tokenizer_mode']} are not supported; give another model")
         folder = "" if name.startswith(NAMED) else _folder(name, with_weights=False)
         if not folder or not (Path(folder) / "tokenizer_config.json").is_file():
             folder = hub_directory(source, KEY, with_weights=False)
-        canonical = (text.get("tokenizer_kwargs") or {}).get("clean") == "canonicalize"
-        return pretrained_tokenizer(folder, length, fixed_length=True, canonical=canonical)
+        canonical, strip_sep = given.get("clean") == "canonicalize", bool(given.get("strip_sep_token"))
+        return pretrained_tokenizer(folder, length, fixed_length=True, canonical=canonical, strip_sep=strip_sep)
     from open_clip.tokenizer import SimpleTokenizer
     from transformers import CLIPTokenizer
 

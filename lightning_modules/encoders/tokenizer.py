@@ -119,15 +119,28 @@ class TextTokenizer:
 
 
 def pretrained_tokenizer(
-    directory: str, max_length: int, fixed_length: bool, *, canonical: bool = False
+    directory: str, max_length: int, fixed_length: bool, *, canonical: bool = False, strip_sep: bool = False
 ) -> TextTokenizer:
-    """Load the tokenizer of a pretrained model, with the text normalisation of its class, or that of SigLIP."""
+    """Load the tokenizer of a pretrained model, with the text normalisation of its class, or that of SigLIP.
+
+    Args:
+        directory: folder of the model.
+        max_length: maximum length in tokens.
+        fixed_length: whether every text is padded to it.
+        canonical: whether texts are normalised as in big_vision.
+        strip_sep: whether id 0 takes the place of the separator at the end, as in CLIPA (Li et al., NeurIPS 2023).
+    """
     if canonical or _is_siglip(directory):
-        pipeline, pad_id = _siglip_pipeline(directory)
+        pipeline, pad_id = _siglip_pipeline(directory, spaced=canonical)
     else:
         tokenizer = auto_tokenizer(directory, "towers")
-        if tokenizer.padding_side == "left":
-            tokenizer.backend_tokenizer.enable_padding(direction="left")
+        # Texts of any length are padded behind their end: positions, first and last token are those of the text alone.
+        side = tokenizer.padding_side if fixed_length else "right"
+        tokenizer.backend_tokenizer.enable_padding(direction=side)
+        if _json(Path(directory) / "sentence_bert_config.json").get("do_lower_case"):
+            _lower_first(tokenizer.backend_tokenizer)
+        if strip_sep:
+            _strip_sep(tokenizer.backend_tokenizer, tokenizer.sep_token_id)
         pipeline = tokenizer.backend_tokenizer.to_str()
         pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     state: TokenizerState = {
@@ -137,6 +150,28 @@ def pretrained_tokenizer(
         "fixed_length": fixed_length,
     }
     return TextTokenizer(state)
+
+
+def _lower_first(pipeline: Tokenizer) -> None:
+    """Lower texts before anything else, as sentence-transformers does whatever the tokenizer does."""
+    from tokenizers import normalizers
+
+    own = [pipeline.normalizer] if pipeline.normalizer else []
+    pipeline.normalizer = normalizers.Sequence([normalizers.Lowercase(), *own])
+
+
+def _strip_sep(pipeline: Tokenizer, sep_id: int | None) -> None:
+    """Let texts end with id 0 instead of the separator."""
+    from tokenizers import processors
+
+    encoded = pipeline.encode("a")
+    ids = [0 if number == sep_id else number for number in encoded.ids]
+    special = {str(pipeline.id_to_token(number)): number for number in ids}
+    around = zip(ids, encoded.special_tokens_mask, strict=True)
+    pieces = [str(pipeline.id_to_token(number)) if is_special else "$A" for number, is_special in around]
+    pipeline.post_processor = processors.TemplateProcessing(
+        single=list(dict.fromkeys(pieces)), special_tokens=list(special.items())
+    )
 
 
 def auto_tokenizer(directory: str, key: str) -> Any:
@@ -172,8 +207,11 @@ def _is_siglip(directory: str) -> bool:
     return str(kind).removesuffix("Fast") == "SiglipTokenizer"
 
 
-def _siglip_pipeline(directory: str) -> tuple[str, int]:
-    """SigLIP's tokenizer with its text normalisation: lower case, no punctuation, single spaces."""
+def _siglip_pipeline(directory: str, *, spaced: bool) -> tuple[str, int]:
+    """SigLIP's tokenizer with its text normalisation: lower case, no punctuation, single spaces.
+
+    ``transformers`` removes underscores, big_vision and open_clip (``spaced``) make spaces of them.
+    """
     from tokenizers import Regex, Tokenizer, normalizers, processors
 
     folder = Path(directory)
@@ -193,6 +231,8 @@ def _siglip_pipeline(directory: str) -> tuple[str, int]:
             f"towers: the tokenizer of {directory} lacks its eos_token or pad_token; fix its tokenizer.json"
         )
     canonical: list[Any] = [normalizers.Lowercase()] if settings.get("do_lower_case", True) else []
+    if spaced:
+        canonical.append(normalizers.Replace("_", " "))
     punctuation = "".join(f"\\{mark}" for mark in string.punctuation)
     canonical += [
         normalizers.Replace(Regex(f"[{punctuation}]"), ""),

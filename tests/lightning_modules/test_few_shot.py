@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, get_args
 
 import numpy as np
@@ -29,6 +30,7 @@ from lightning_modules.few_shot import (
     Shots,
     TipAdapter,
     build_head,
+    fit_task,
     held_out,
     lp_plus_plus,
     solve_head,
@@ -36,6 +38,7 @@ from lightning_modules.few_shot import (
 from lightning_modules.options import FewShotMethod, FewShotOptions, TowerOptions
 from tests.support.models import CLASSES, same_weights, tiny_pair, tiny_trainer, write_bert, write_clip, write_siglip
 from vitrail.errors import UserError
+from vitrail.types import UNKNOWN
 
 METHODS = get_args(FewShotMethod)
 
@@ -286,6 +289,23 @@ def test_the_fitted_head_is_that_of_the_features(tmp_path: Path) -> None:
     with torch.no_grad():
         torch.testing.assert_close(head.keys, task.eval().encode_image(batch["image"]))
     assert head.values.tolist() == batch["label"].tolist()
+
+
+@pytest.mark.parametrize("unknown", [[], [UNKNOWN, UNKNOWN]])
+def test_a_validation_split_without_known_classes_chooses_nothing(unknown: list[int]) -> None:
+    shots = made()
+    batch = {"image": shots.image, "label": shots.label, "group_id": shots.group}
+    number = len(unknown)
+    empty = {"image": shots.image[:number], "label": torch.tensor(unknown), "group_id": shots.group[:number]}
+    splits = {"train": [batch], "val": [empty] if unknown else []}
+    trainer = SimpleNamespace(
+        world_size=1,
+        datamodule=SimpleNamespace(view_dataloader=lambda split, view: splits[split]),
+        strategy=SimpleNamespace(batch_to_device=lambda loaded: loaded),
+    )
+    task = SimpleNamespace(trainer=trainer, device=torch.device("cpu"))
+    with pytest.raises(UserError, match=r"few_shot\.select: val, but the validation split has no image with a known"):
+        fit_task(task, head_of("linear_probe", select="val"), lambda image: image, None)
 
 
 def test_what_does_not_fit_is_refused_in_one_line(tmp_path: Path) -> None:

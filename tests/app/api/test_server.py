@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import io
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from app.api.guard import Settings
@@ -17,7 +21,7 @@ from app.api.server import build_app, server_config
 from app.command import load_gallery, load_model
 from app.logic.zero_shot import ask
 from app.state.context import Limits
-from app.state.runs import ServedModel
+from app.state.runs import ServedModel, ServedRun
 from retrieval.__main__ import main as retrieval
 from tests.app.hostile_files import encoded, harmless_files, hostile_files
 from tests.app.running import running
@@ -191,6 +195,38 @@ def test_what_a_model_lacks_is_refused(kinds: httpx.Client, photos: list[Path]) 
     assert "no text encoder" in refusal(kinds.post("/v1/zero-shot", files=files(photos), data={"labels": "a"}), 422)
     assert "--gallery" in refusal(kinds.post("/v1/search", data={"text": "a"}), 404)
     assert "--gallery" in refusal(kinds.get("/v1/image", params={"id": "a"}), 404)
+
+
+class Captioning(ServedRun):
+    """A dual encoder without classes that writes how bright an image is."""
+
+    def __init__(self) -> None:
+        def described(pixels: torch.Tensor) -> list[str]:
+            return [f"{one.float().mean():.0f} of 255" for one in pixels]
+
+        self.path, self.name, self.kind = Path("runs/captions/1"), "captions/1", "dual encoder"
+        self.tasks, self.kinds, self.notes, self._detector, self._lock = {}, {}, [], None, threading.RLock()
+        cpu, options = torch.device("cpu"), {"size": 8, "resize": "crop", "crop_fraction": 1.0}
+        self._model = SimpleNamespace(captioner=1, captions_of=described, device=cpu, input_options=options)
+
+    def outputs(self, images: Any) -> dict[str, Any]:
+        return {"": np.ones((len(images), 4), np.float32)}
+
+
+def test_captions_are_returned_with_and_without_classes(kinds: httpx.Client, photos: list[Path]) -> None:
+    sent = []
+    for value in range(0, 60, 20):
+        Image.new("L", (9, 9), value).save(content := io.BytesIO(), "PNG")
+        sent.append(("images", (f"{value}.png", content.getvalue())))
+    for client in served(Captioning()):
+        response = client.post("/v1/classify", files=sent)
+        assert response.status_code == 200, response.text
+        found = response.json()["predictions"]
+    assert [(one["image"], one["tasks"], one["caption"]) for one in found] == [
+        (f"{value}.png", {}, f"{value} of 255") for value in range(0, 60, 20)
+    ]
+    [one] = kinds.post("/v1/classify", files=files(photos[:1])).json()["predictions"]
+    assert one["caption"] is None
 
 
 def test_the_document_describes_every_endpoint_and_loads_nothing_from_elsewhere(kinds: httpx.Client) -> None:

@@ -153,6 +153,22 @@ def test_numbers_that_their_column_cannot_hold_are_refused(tmp_path: Path, capsy
         assert f"{label!r} is no number" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_a_new_number_among_classes_that_are_numbers_is_a_new_class(
+    tmp_path: Path, suffix: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = pd.DataFrame({"image": list("abcd"), "label": [1, 2, 1, 2], "price": [3, 5, 8, 13]})
+    path = tmp_path / f"t.{suffix}"
+    rows.to_csv(path, index=False) if suffix == "csv" else rows.to_parquet(path)
+    fix = "image,task,label\na,class,7\n"
+    assert relabel(path, fix, to=f"new.{suffix}") == 2
+    assert ":2: class '7' is in no row of the table; allow it with --new-classes" in capsys.readouterr().err
+    assert relabel(path, fix, "--new-classes", to=f"new.{suffix}") == 0
+    # Numbers that hardly repeat are measured.
+    assert relabel(path, "image,task,label\na,class,2.0\nb,price,4\n", to=f"newer.{suffix}") == 0
+    assert "2 labels changed" in capsys.readouterr().out
+
+
 def test_columns_that_are_left_out_are_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "t.csv").write_text(",image,label\n0,a,x\n1,b,y\n")
     assert relabel(tmp_path / "t.csv", "image,label\na,y\n") == 0

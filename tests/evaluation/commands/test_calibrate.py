@@ -295,5 +295,12 @@ def test_operating_points_are_chosen_on_validation_and_measured_on_test(
     }.items():
         assert main(["calibrate", str(run), "--operating-point", *arguments]) == 2
         assert message in capsys.readouterr().err
+    for given in (["--task", "tags"], ["--positive", "cap"], ["--operating-point", "none", "--positive", "cap"]):
+        assert main(["calibrate", str(run), *given]) == 2
+        assert "of an operating point; give --operating-point GOAL" in capsys.readouterr().err
+    assert main(["calibrate", str(run), "--operating-point", "none", "--task", "price"]) == 2
+    assert "--task price: has no operating point to remove; class, tags, grade has" in capsys.readouterr().err
+    assert main(["calibrate", str(run), "--operating-point", "none", "--task", "tags"]) == 0
+    assert list(Run(run).operating_points) == ["class", "grade"]
     assert main(["calibrate", str(run), "--operating-point", "none"]) == 0
     assert Run(run).operating_points == {}

@@ -135,6 +135,8 @@ def test_a_detector_of_another_checkpoint_marks_nothing_and_is_reported(
         (["--task", "shape"], "--task shape: "),
         (["--method", "mcm"], "--method mcm: is not for this model; it has the outputs for msp, "),
         (["--ood", "no/where"], "--ood no/where: no such folder or file"),
+        (["--limit", "-1"], "--limit: must be at least 1, or left out; got -1"),
+        (["--ood", "noise", "--ood-rows", "label=1"], "--ood-rows: are rows of a table, and none is in --ood"),
     ],
 )
 def test_mistakes(run: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 
 from evaluation.commands import predict
 from tests.support.runs import data_of, products_run
@@ -118,6 +119,27 @@ def test_parts_of_other_images_are_made_again(run: Path, photos: list[str], caps
     assert main("vitrail", ["predict", str(run), photos[0], "--to", "out.csv"]) == 0
 
     assert "is of other images or another model" in capsys.readouterr().err
+
+
+def test_changed_images_and_another_export_are_predicted_again(tmp_path: Path) -> None:
+    (tmp_path / "export.json").write_text("{}")
+    image = tmp_path / "a.png"
+    Image.new("RGB", (8, 8)).save(image)
+    parts = tmp_path / "parts"
+    job = predict.Job(tmp_path, (str(image),), "auto", 1, 32, None, "cpu", parts)
+
+    def done_before() -> bool:
+        predict._begin(job, Run(tmp_path), job.find())
+        kept = (parts / "000000.parquet").exists()
+        (parts / "000000.parquet").touch()
+        return kept
+
+    assert not done_before()
+    assert done_before()
+    Image.new("RGB", (9, 9), "red").save(image)
+    assert not done_before()
+    (tmp_path / "export.json").write_text('{"weights": 1}')
+    assert not done_before()
 
 
 @pytest.mark.parametrize("method", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])

@@ -77,6 +77,8 @@ def test_a_member_whose_metric_is_not_a_number_is_never_the_best(maximize: bool)
     assert soup.members[-1] == 0
     assert 0 not in soup.kept
     assert not math.isnan(soup.score)
+    with pytest.raises(UserError, match="metric of 1 of 3 members is not a number"):
+        make_soup("uniform", [state(math.nan), state(1.0), state(-1.2)], near(0.0), maximize=maximize)
     with pytest.raises(UserError, match="of no member is a number"):
         make_soup("greedy", [state(math.nan)] * 2, near(0.0), maximize=maximize)
 
@@ -93,6 +95,9 @@ def test_members_that_do_not_belong_together_are_refused() -> None:
         (checkpoint({"v": torch.zeros(1)}), "d", r"b: is another network \(count is absent there"),
         (checkpoint(state(1.0), class_names=["y", "x"]), "d", "b: class_names differs"),
         (checkpoint(state(1.0), task_facts={"task_kinds": {"class": "multi_label"}}), "d", "b: task_kinds differs"),
+        ({**good, "input_options": {"resize": "squash"}}, "d", r"b: image\.resize differs"),
+        ({**good, "tokenizer": {"pipeline": "{}"}}, "d", "b: the tokenizer differs"),
+        (checkpoint(state(1.0), architectures={"pooling": {"rule": "cls"}}), "d", r"b: towers\.pooling differs"),
         (good, "e", "b: has other data or another division"),
     ):
         with pytest.raises(UserError, match=message):

@@ -163,7 +163,9 @@ def _refuse(source: Path, target: Path) -> None:
 
 
 @pytest.mark.usefixtures("stand_in")
-@pytest.mark.parametrize("why", ["failed before", "other arguments", "still running", "open on Windows"])
+@pytest.mark.parametrize(
+    "why", ["failed before", "failed, then killed early", "other arguments", "still running", "open on Windows"]
+)
 def test_a_trial_begins_again_where_it_cannot_go_on(tmp_path: Path, why: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sweep, "STOP_TIMEOUT", 0.5)
     one = job(tmp_path, "0.9")
@@ -171,6 +173,9 @@ def test_a_trial_begins_again_where_it_cannot_go_on(tmp_path: Path, why: str, mo
     (run / "checkpoints").mkdir(parents=True)
     (run / "checkpoints" / "last.ckpt").touch()
     (run / "metrics.csv").write_text("epoch,val/loss,step\n0,0.4,1\n")
+    if why == "failed, then killed early":
+        (one.place / "later").mkdir()
+        (one.place / "later" / "metrics.csv").write_text("epoch,val/loss,step\n")
     one.log.parent.mkdir()
     one.log.write_text(f"$ python -m experiments fit {'0.8' if why == 'other arguments' else '0.9'} 0.0\n")
     with one.log.open("a") as file:

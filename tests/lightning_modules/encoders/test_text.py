@@ -64,6 +64,19 @@ def test_models_that_read_from_left_to_right_are_pooled_at_the_last_token(
     assert "from left to right" in refusal(folder, pooling="cls")
 
 
+@pytest.mark.parametrize(("kind", "pooling"), [("gpt2", "eos"), ("gpt2", "mean"), ("bert", "cls")])
+@torch.no_grad()
+def test_tokenizers_that_pad_on_the_left_change_no_features(tmp_path: Path, kind: str, pooling: str) -> None:
+    folder = write_text_model(tmp_path, kind)
+    settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    (folder / "tokenizer_config.json").write_text(json.dumps({**settings, "padding_side": "left"}), encoding="utf-8")
+    towers = tower(folder, pooling=pooling)
+    towers.load_pretrained()
+    assert towers.tokenizer is not None
+    alone = torch.cat([towers.text_features(towers.tokenizer([text])) for text in TEXTS])
+    torch.testing.assert_close(towers.text_features(towers.tokenizer(list(TEXTS))), alone, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("kind", "values"), [("roberta", {}), ("deberta-v2", {}), ("mpnet", {}), ("electra", {}), ("modernbert", MODERN)]
 )

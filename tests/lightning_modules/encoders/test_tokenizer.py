@@ -9,6 +9,7 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 
+from lightning_modules.encoders.open_clip import Configuration, tokenizer_of
 from lightning_modules.encoders.tokenizer import (
     SPECIAL_IDS,
     TextTokenizer,
@@ -106,6 +107,39 @@ def test_siglips_own_tokenizer_is_read_from_its_file_with_canonical_text(tmp_pat
     peer.enable_truncation(12)
     peer.enable_padding(length=12, pad_id=0, pad_token="<pad>")
     assert tokens.tolist() == [text.ids for text in peer.encode_batch([canonical(text) for text in SPOKEN])]
+
+
+@pytest.mark.parametrize("options", [{}, {"strip_sep_token": True}, {"clean": "canonicalize"}])
+def test_tokenizers_of_open_clip_are_prepared_as_there(tmp_path: Path, options: dict[str, Any]) -> None:
+    from open_clip.tokenizer import HFTokenizer
+
+    write_siglip(tmp_path) if "clean" in options else write_bert(tmp_path)
+    settings = json.loads((tmp_path / "tokenizer_config.json").read_text(encoding="utf-8"))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({**settings, "sep_token": settings["eos_token"]}))
+    text = {"context_length": 12, "hf_tokenizer_name": "owner/name", "tokenizer_kwargs": options}
+    texts = [*TEXTS, "a red_rose!", "a photo of a rose. " * 9]
+    tokens = tokenizer_of(Configuration({"text_cfg": text}, {}), str(tmp_path))(texts)["input_ids"]
+    assert tokens.tolist() == HFTokenizer(str(tmp_path), 12, **options)(texts).tolist()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"clean": "lower"}, "clean: lower"), ({"reduction_mask": "syntax"}, "reduction_mask: syntax")],
+)
+def test_other_preparations_of_open_clip_are_refused(options: dict[str, Any], message: str) -> None:
+    text = {"tokenizer_kwargs": options}
+    with pytest.raises(UserError, match=rf"towers\.model: its tokenizer needs {message}, which is not supported"):
+        tokenizer_of(Configuration({"text_cfg": text}, {}), "")
+
+
+@pytest.mark.parametrize("lowers", [True, False])
+def test_texts_are_lowered_where_sentence_transformers_does(tmp_path: Path, lowers: bool) -> None:
+    write_bert(tmp_path)
+    pipeline = json.loads((tmp_path / "tokenizer.json").read_text(encoding="utf-8"))
+    (tmp_path / "tokenizer.json").write_text(json.dumps({**pipeline, "normalizer": None}), encoding="utf-8")
+    (tmp_path / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": 9, "do_lower_case": lowers}))
+    upper, lower = pretrained_tokenizer(str(tmp_path), 20, fixed_length=False)(["A ROSE", "a rose"])["attention_mask"]
+    assert torch.equal(upper, lower) == lowers
 
 
 def write_sentencepiece(folder: Path, kind: str) -> None:
