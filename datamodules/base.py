@@ -239,6 +239,12 @@ class ImageDataModule(LightningDataModule):
         rows = self.split_indices(split).tolist()
         return [text for texts in self.texts.evaluation(rows) for text in texts] if self.texts.own else []
 
+    def without_caption(self, split: str) -> int:
+        """Return how many images of a split have no caption of the data's own; 0 where no image has one."""
+        rows = self.split_indices(split).tolist()
+        texts = self.texts.evaluation(rows) if self.texts.own else []
+        return sum(not any(text.strip() for text in own) for own in texts)
+
     def sample_names(self) -> list[str]:
         """Return the stable names of all samples, indexed by ``sample_id``."""
         names: list[str] = self.table.names.to_pylist()

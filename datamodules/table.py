@@ -406,7 +406,7 @@ class SampleTable:
         for task, names in self.tasks.items():
             codes, kind = self.targets[task][sample_ids], kind_of(self.kinds, task)
             labels[f"label_{task}"] = _labels(codes, names, kind)
-        captions = [[text for text in texts if text] for texts in self.caption_lists.of(sample_ids.tolist())]
+        captions = [[text for text in texts if text.strip()] for texts in self.caption_lists.of(sample_ids.tolist())]
         strings = {name: pc.cast(values, pa.string()) for name, values in columns.items()}
         return pa.table({**strings, **labels, "captions": pa.array(captions, pa.list_(pa.string()))})
 

@@ -7,6 +7,7 @@ from typing import Any, Self, cast
 
 import torch
 import torch.nn.functional as F
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 
 from lightning_modules.base import LoggedSplit, VisionTask, known_targets, real_outputs, real_rows, training_outputs
@@ -235,8 +236,8 @@ class DualEncoder(VisionTask):
         outputs = self._evaluated(batch, self._evaluated_captions(batch, split))
         loss = torch.zeros((), device=self.device)
         if "text_embedding" in outputs:
-            if samples := len(outputs["sample_id"]):
-                pairs = _first_captions(outputs, batch["positive_id"][real_rows(batch)])
+            pairs = _first_captions(outputs, batch["positive_id"][real_rows(batch)])
+            if samples := len(pairs.image):
                 loss = self.objective(pairs, joined=False)
             # Even if all rows are padding: at the end all processes exchange their sums, or none does.
             counter.update(loss, samples)
@@ -285,7 +286,8 @@ class DualEncoder(VisionTask):
         if self.captioner is None or "captions" not in batch:
             return None
         ids, attended = self._tokens([texts[0] if texts else "" for texts in batch["captions"]])
-        rows, real = self._described(batch["image"], ids, attended), real_rows(batch)
+        has_any = torch.tensor([bool(texts) for texts in batch["captions"]], device=self.device)
+        rows, real = self._described(batch["image"], ids, attended), real_rows(batch) & has_any
         count = (attended * real[:, None]).sum()
         counter = cast("MeanOverSamples", self.contrastive[f"{split}_captioning_loss"])
         counter.update((rows[:, -1] * real).sum() / count.clamp(min=1), count)
@@ -488,6 +490,12 @@ class DualEncoder(VisionTask):
         super().on_fit_start()
         # A few-shot classifier leaves the towers as they were fetched, so checkpoints need not hold them.
         self._as_fetched = self.few_shot is not None and self._fetched
+        without_caption = getattr(getattr(self.trainer, "datamodule", None), "without_caption", None)
+        if self.few_shot is None and without_caption is not None and (count := without_caption("train")):
+            rank_zero_warn(
+                f"data: {count} images of the train split have no caption, so they are trained with an empty one; "
+                "write captions, or leave these images out"
+            )
         if self.towers.tokenizer is None:
             training_texts = getattr(getattr(self.trainer, "datamodule", None), "training_texts", list)
             # The first process decides, so that all have the same.
@@ -517,11 +525,13 @@ class DualEncoder(VisionTask):
 
 
 def _first_captions(outputs: Outputs, positive_id: torch.Tensor) -> Pairs:
-    """Each image with its first caption."""
+    """Each image that has captions with its first one."""
     owner = outputs["text_image"]
+    has_any = torch.isin(outputs["sample_id"], owner)
     is_first = torch.ones_like(owner, dtype=torch.bool)
     is_first[1:] = owner[1:] != owner[:-1]
-    return Pairs(outputs["image_embedding"], outputs["text_embedding"][is_first], positive_id)
+    image = outputs["image_embedding"][has_any]
+    return Pairs(image, outputs["text_embedding"][is_first], positive_id[has_any])
 
 
 def _freeze(towers: Towers, mode: Freeze, lora: LoraOptions | None, image_size: int) -> list[nn.Module]:

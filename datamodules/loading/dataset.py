@@ -412,7 +412,8 @@ class Collate:
             captions = self._texts.evaluation(ids)
             batch["caption"] = [texts[0] for texts in captions]
             if self._texts.own:
-                batch["captions"] = captions
+                # One without any is found, but asks nothing.
+                batch["captions"] = [[text for text in texts if text.strip()] for texts in captions]
         else:
             batch["caption"] = self._texts.training(
                 ids,

@@ -97,7 +97,14 @@ class TextTokenizer:
 
     def _encoded(self, texts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
         encoded = self._pipeline.encode_batch_fast(list(texts))
-        return torch.tensor([text.ids for text in encoded]), torch.tensor([text.attention_mask for text in encoded])
+        ids = torch.tensor([text.ids for text in encoded], dtype=torch.int64)
+        mask = torch.tensor([text.attention_mask for text in encoded], dtype=torch.int64)
+        if not ids.shape[-1]:
+            ids = self._padded(ids, 1, self.state["pad_id"])
+            mask = self._padded(mask, 1, 0)
+        # Without special tokens an empty text has none, and would depend on the texts that it is padded for.
+        mask[~mask.any(dim=1), -1 if self._pads_left else 0] = 1
+        return ids, mask
 
     def _padded(self, tokens: torch.Tensor, length: int, value: int) -> torch.Tensor:
         missing = length - tokens.shape[-1]

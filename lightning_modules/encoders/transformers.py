@@ -306,7 +306,7 @@ def preprocessing_of(processor: Any, directory: str, key: str) -> Preprocessing:
     def refused(what: str) -> UserError:
         return UserError(f"{key}: {directory} needs images {what}, which is not supported; give another model")
 
-    interpolation = _FILTERS.get(int(getattr(processor, "resample", None) or 0))
+    interpolation = _FILTERS.get(getattr(processor, "resample", None) or 0)
     size, crop = (dict(getattr(processor, name, None) or {}) for name in ("size", "crop_size"))
     size, crop = ({name: value for name, value in one.items() if value is not None} for one in (size, crop))
     if getattr(processor, "max_num_patches", None):  # NaFlex, of which square images are read

@@ -163,6 +163,26 @@ def test_splits_go_to_their_loaders() -> None:
         assert all(batch["image"].shape[1:] == (3, 16, 16) for batch in batches)
 
 
+class Described(Noise):
+    """Every third image has no caption."""
+
+    def load_table(self) -> SampleTable:
+        rows = frame(self.n)
+        rows["caption"] = [["", " ", f"image {number}"][number % 3] for number in range(len(rows))]
+        return SampleTable.from_frame(rows, ["class", "colour"])
+
+
+def test_images_without_a_caption_are_counted_and_ask_nothing() -> None:
+    data = Described(image=ImageOptions(size=16), loader=LoaderOptions(batch_size=3))
+    data.setup("fit")
+    assert (data.without_caption("train"), data.without_caption("val")) == (20, 6)
+    batch = next(iter(data.eval_dataloader("val")))
+    assert batch["captions"] == [[], [], ["image 32"]]
+    facts = data.table.facts(batch["sample_id"].numpy(), [""] * 3, image_files=False)
+    assert facts["captions"].to_pylist() == batch["captions"]
+    assert Noise().without_caption("train") == 0
+
+
 def test_evaluation_images_are_not_augmented() -> None:
     data = small()
     first, again = (torch.cat([batch["image"] for batch in data.val_dataloader()]) for _ in range(2))

@@ -68,6 +68,29 @@ def test_every_caption_is_embedded_where_the_data_have_their_own(tmp_path: Path)
     assert {"val/loss", "train/loss"} <= set(trainer.callback_metrics)
 
 
+def test_images_without_captions_do_not_count_in_the_loss_of_an_evaluation(tmp_path: Path) -> None:
+    task = tiny_pair(tmp_path / "clip", class_names=None).eval()
+    task.towers.tokenizer = task.towers.train_tokenizer([prompt for prompts in PROMPTS for prompt in prompts])
+    others, some, none = (pair_batch(ids, captions=True) for ids in ([20, 22], [20, 21, 22], [20, 21]))
+    some["captions"][1], none["captions"] = [], [[], []]
+    with torch.no_grad():
+        expected, _ = task._shared_step(others, "val")
+        loss, outputs = task._shared_step(some, "val")
+        torch.testing.assert_close(loss, expected)
+        assert outputs["text_image"].tolist() == [20, 20, 22, 22]
+        assert len(outputs["image_embedding"]) == 3
+        assert float(task._shared_step(none, "val")[0]) == 0
+
+
+def test_training_images_without_captions_are_reported(tmp_path: Path) -> None:
+    class Some(TinyPairs):
+        def without_caption(self, split: str) -> int:
+            return 3 if split == "train" else 0
+
+    with pytest.warns(UserWarning, match="3 images of the train split have no caption, so they are trained with an"):
+        tiny_trainer(tmp_path, max_epochs=1, limit_val_batches=0).fit(tiny_pair(tmp_path / "clip"), Some())
+
+
 @pytest.mark.parametrize("loss", ["info_nce", "label_aware", "sigmoid"])
 def test_the_logit_scale_is_trained_in_every_freeze_mode(tmp_path: Path, loss: str) -> None:
     for mode in ("none", "text_only", "vision_only", "early_layers", "towers"):

@@ -134,6 +134,7 @@ def test_a_generative_model_takes_its_statistics_from_the_same_places(tmp_path: 
     [
         ({"do_resize": False}, "in their own size"),
         ({"resample": 1}, "resample 1 instead of"),
+        ({"resample": "bicubic"}, "resample bicubic instead of"),
         ({"do_center_crop": False}, "without a center crop"),
         ({"crop_size": {"height": 40, "width": 40}}, "of 32 pixels with borders up to 40"),
         ({"crop_size": {"height": 32, "width": 24}}, "of 24 × 32 pixels"),

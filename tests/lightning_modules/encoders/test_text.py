@@ -77,6 +77,23 @@ def test_tokenizers_that_pad_on_the_left_change_no_features(tmp_path: Path, kind
     torch.testing.assert_close(towers.text_features(towers.tokenizer(list(TEXTS))), alone, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("pooling", ["eos", "mean"])
+@torch.no_grad()
+def test_an_empty_text_without_special_tokens_is_the_same_whatever_it_is_padded_for(
+    tmp_path: Path, pooling: str
+) -> None:
+    folder = write_text_model(tmp_path, "gpt2")
+    pipeline = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    (folder / "tokenizer.json").write_text(json.dumps({**pipeline, "post_processor": None}), encoding="utf-8")
+    towers = tower(folder, pooling=pooling)
+    towers.load_pretrained()
+    assert towers.tokenizer is not None
+    alone = towers.text_features(towers.tokenizer(["", ""]))
+    together = towers.text_features(towers.tokenizer(["", "a photo of a rose"]))
+    torch.testing.assert_close(together[0], alone[1])
+    assert alone.abs().max() > 0
+
+
 @pytest.mark.parametrize(
     ("kind", "values"), [("roberta", {}), ("deberta-v2", {}), ("mpnet", {}), ("electra", {}), ("modernbert", MODERN)]
 )
