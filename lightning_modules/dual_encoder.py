@@ -108,6 +108,7 @@ class DualEncoder(VisionTask):
         self.class_prompts = class_prompts or []
         if len(self.class_prompts) != len(class_names or ()):
             raise UserError(f"class_prompts: {len(self.class_prompts)} for {len(class_names or ())} classes")
+        _warn_of_equal_prompts(class_names or [], self.class_prompts)
         self._class_embeddings: torch.Tensor | None = None
         self._text_cache: TextCache | None = None
         self.save_hyperparameters()
@@ -522,6 +523,18 @@ class DualEncoder(VisionTask):
         self.towers.tokenizer = TextTokenizer(checked_state(checkpoint.get("tokenizer")))
         scale = self.objective.logit_scale
         scale.max_log_scale = float(checkpoint.get("max_log_scale", scale.max_log_scale))
+
+
+def _warn_of_equal_prompts(names: Sequence[str], prompts: Sequence[Sequence[str]]) -> None:
+    """Warn of classes that texts cannot tell apart: the first of them would always be predicted."""
+    first: dict[tuple[str, ...], str] = {}
+    for name, own in zip(names, prompts, strict=True):
+        if own and (other := first.setdefault(tuple(sorted(own)), name)) != name:
+            rank_zero_warn(
+                f"data prompts: classes {other!r} and {name!r} have the same prompts ({own[0]!r}, …), so texts cannot "
+                "tell them apart; make them one class, or give prompts.descriptions that differ"
+            )
+            return
 
 
 def _first_captions(outputs: Outputs, positive_id: torch.Tensor) -> Pairs:

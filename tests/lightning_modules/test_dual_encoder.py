@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from lightning.pytorch.loggers import CSVLogger
 
+from datamodules.captions import PromptOptions, class_prompts
 from lightning_modules.checkpoint import load_task
 from lightning_modules.dual_encoder import DualEncoder
 from lightning_modules.options import TowerOptions
@@ -80,6 +81,13 @@ def test_images_without_captions_do_not_count_in_the_loss_of_an_evaluation(tmp_p
         assert outputs["text_image"].tolist() == [20, 20, 22, 22]
         assert len(outputs["image_embedding"]) == 3
         assert float(task._shared_step(none, "val")[0]) == 0
+
+
+def test_classes_with_the_same_prompts_are_reported(tmp_path: Path) -> None:
+    names = ["water_bottle", "water bottle", "mug"]
+    prompts = class_prompts(PromptOptions("photo"), names)
+    with pytest.warns(UserWarning, match="classes 'water_bottle' and 'water bottle' have the same prompts"):
+        tiny_pair(tmp_path / "clip", class_names=names, class_prompts=prompts)
 
 
 def test_training_images_without_captions_are_reported(tmp_path: Path) -> None:
