@@ -141,7 +141,7 @@ class _BlockwiseSum(torch.autograd.Function):
     """Sum of losses by blocks of rows, whose gradients are computed at once, so that no logits are kept.
 
     Memory-efficient InfoNCE as of Cheng et al., "Breaking the Memory Barrier of Contrastive Loss", CVPR 2025, in plain
-    torch: besides the logits of one block there are the embeddings and one gradient of each.
+    torch: in memory are the logits of one block, the embeddings and one gradient of each.
     """
 
     @staticmethod

@@ -526,13 +526,13 @@ class DualEncoder(VisionTask):
 
 
 def _warn_of_equal_prompts(names: Sequence[str], prompts: Sequence[Sequence[str]]) -> None:
-    """Warn of classes that texts cannot tell apart: the first of them would always be predicted."""
+    """Warn of classes that texts do not distinguish: the first of them would always be predicted."""
     first: dict[tuple[str, ...], str] = {}
     for name, own in zip(names, prompts, strict=True):
         if own and (other := first.setdefault(tuple(sorted(own)), name)) != name:
             rank_zero_warn(
-                f"data prompts: classes {other!r} and {name!r} have the same prompts ({own[0]!r}, …), so texts cannot "
-                "tell them apart; make them one class, or give prompts.descriptions that differ"
+                f"data prompts: classes {other!r} and {name!r} have the same prompts ({own[0]!r}, …), so texts do not "
+                "distinguish them; make them one class, or give prompts.descriptions that differ"
             )
             return
 

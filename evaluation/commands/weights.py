@@ -155,12 +155,16 @@ _SAME = ("_class_path", "tasks", "class_names", "task_kinds", "image_size")
 """Hyper-parameters that the members of a soup must share."""
 
 
+_TOP = 5
+"""Trials of a sweep that are averaged by default."""
+
+
 def add_soup_arguments(command: argparse.ArgumentParser) -> None:
     """Add the arguments of ``soup``."""
     command.description = "Averages the weights of several runs of one experiment, chosen on validation, as a new run."
     command.add_argument("runs", nargs="*", type=Path, metavar="RUN", help="run directories, at least two")
     command.add_argument("--sweep", type=Path, metavar="DIR", help="the best members of a sweep instead")
-    command.add_argument("--top", type=int, default=5, metavar="N", help="how many of the sweep (default: 5)")
+    command.add_argument("--top", type=int, metavar="N", help=f"how many of the sweep (default: {_TOP})")
     command.add_argument(
         "--method",
         choices=("uniform", "greedy"),
@@ -182,8 +186,11 @@ def run_soup(options: argparse.Namespace, rest: Sequence[str] = ()) -> None:
 
     if bool(options.runs) == (options.sweep is not None):
         raise UserError("soup: name either run directories, or one sweep with --sweep DIR --top N")
+    if options.top is not None and (options.sweep is None or options.top < 2):
+        what = "goes with --sweep DIR; leave it out" if options.sweep is None else "must be at least 2"
+        raise UserError(f"--top {options.top}: {what}")
     named = runs_among(options.runs, "soup", Run.BEST, unfinished_only=True)
-    runs = named or best_of_sweep(options.sweep, options.top)
+    runs = named or best_of_sweep(options.sweep, options.top or _TOP)
     configs = [config_of(run) for run in runs]
     checkpoints = [read_checkpoint(run / Run.BEST) for run in runs]
     refuse_strangers(runs, checkpoints, [_data_of(run) for run in runs])

@@ -111,6 +111,20 @@ def test_members_that_do_not_belong_together_are_refused() -> None:
         refuse_strangers(RUNS[:2], [adapters, adapters], ["d", "d"])
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["a", "b", "--top", "2"], "--top 2: goes with --sweep DIR"),
+        (["--sweep", "s", "--top", "-1"], "must be at least 2"),
+    ],
+)
+def test_how_many_trials_is_a_number_of_a_sweep(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["soup", *arguments]) == 2
+    assert message in capsys.readouterr().err
+
+
 def test_the_soup_is_next_to_its_members() -> None:
     assert soup_folder(Path("runs/tiny/20260101")) == Path("runs/tiny_soup")
     assert soup_folder(Path("runs/sweeps/lr/trials/trial-0001/20260101")) == Path("runs/lr_soup")
