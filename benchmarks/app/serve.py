@@ -71,7 +71,7 @@ class PeerApi(LitAPI):  # type: ignore[misc]  # untyped, and may be missing
         """Return the response of a request."""
         from app.api.server import ImageResult
 
-        return {"predictions": [ImageResult.of(_PHOTO, output, 5).model_dump()]}
+        return {"predictions": [ImageResult.of(_PHOTO, output, 5, caption=None).model_dump()]}
 
 
 # LitServe takes annotations for types of FastAPI's.

@@ -231,10 +231,6 @@ def main(target: str, arguments: str, *paced: str) -> None:
         sys.stdout.write(f"\n{json.dumps(function(*json.loads(arguments)))}\n")
 
 
-if __name__ == "__main__":
-    main(*sys.argv[1:])
-
-
 _SERVE = """
 import sys
 from moto.server import ThreadedMotoServer
@@ -274,3 +270,7 @@ def s3_server() -> Iterator[dict[str, str]]:
             }
         finally:
             process.kill()  # what it has is in its memory
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
     from evaluation.efficiency import Costs, Counts
     from evaluation.tables.summary import TaskSummary
-    from experiments.launch.sweep import Job, Watch
+    from experiments.launch.workers import Job, Watch
 
 
 class Variant:
@@ -224,15 +224,14 @@ def _train(
     variants: Sequence[Variant], sweep: SweepFile, name: str, folder: Path, options: argparse.Namespace
 ) -> tuple[int, str]:
     """Fit and test what has no run yet; return the signal that stopped it, or 0, and why the first was refused."""
-    from experiments.launch.sweep import ended as ended_trial
-    from experiments.launch.sweep import run_trial
+    from experiments.launch import workers
 
     def unless_done(job: Job, watch: Watch, stop: threading.Event) -> Outcome:
         # Of this very overlay, by another version of the file.
         if (done := _tested(job.place)) is not None:
-            known = ended_trial(job, "complete", before=set())
+            known = workers.ended(job, "complete", before=set())
             return replace(known, value=known.value or 0.0, run=done)
-        outcome = run_trial(job, watch, stop)
+        outcome = workers.run_trial(job, watch, stop)
         if outcome.state == "complete" and _tested(job.place) is None:
             return replace(
                 outcome, state="failed", error=f"the run has no predictions of the test split; see {job.log}"

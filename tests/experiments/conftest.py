@@ -49,7 +49,7 @@ def only_run(runs: Path) -> Path:
 def launch(command: str, *arguments: str, runner: object) -> int:
     """Run ``sweep`` or ``ablate`` with trials that are computed by a function in this process."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("experiments.launch.sweep.run_trial", runner)
+        patch.setattr("experiments.launch.workers.run_trial", runner)
         return main([command, *arguments])
 
 

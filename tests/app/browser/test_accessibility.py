@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 
 TABS = {
     "classify": ("?tab=classify&gallery=quickstart&image={image}", "#classify-predictions button.bar"),
-    "zero-shot": ("?tab=zero-shot&labels=mug,cap,lamp&gallery=quickstart&image={image}", "#zero-shot-examples button.card"),
+    "zero-shot": (
+        "?tab=zero-shot&labels=mug,cap,lamp&gallery=quickstart&image={image}",
+        "#zero-shot-examples button.card",
+    ),
     "search": ("?tab=search&gallery=pairs&q=blue+mug", "#search-grid button.card"),
     "grid": ("?tab=explore&gallery=quickstart", "#explore-grid button.card"),
     "image": ("?tab=explore&gallery=quickstart&view=One+image&image={image}", "#explore-right input"),

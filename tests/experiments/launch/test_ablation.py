@@ -16,7 +16,7 @@ from evaluation.efficiency import BatchCost, Costs
 from evaluation.tables.summary import summarise_run
 from experiments.launch.ablation import read_ablation
 from experiments.launch.study import Outcome
-from experiments.launch.sweep import Job, Watch, run_trial
+from experiments.launch.workers import Job, Watch, run_trial
 from experiments.train.cli import main as fit
 from tests.experiments.conftest import error_line, launch
 from tests.support.data import write_products

@@ -18,7 +18,7 @@ import pytest
 import yaml
 
 from experiments.launch.study import Outcome
-from experiments.launch.sweep import Job, Watch
+from experiments.launch.workers import Job, Watch
 from tests.experiments.conftest import error_line, launch
 from tests.experiments.launch.test_sweep_file import written
 

@@ -15,9 +15,9 @@ from typing import cast
 
 import pytest
 
-from experiments.launch import sweep
-from experiments.launch.sweep import Job, Watch, last_error, logged_values, run_trial
+from experiments.launch import workers
 from experiments.launch.sweep_file import Metric
+from experiments.launch.workers import Job, Watch, last_error, logged_values, run_trial
 
 STAND_IN = r"""
 import os, pathlib, sys, time
@@ -113,7 +113,7 @@ def test_failures_have_a_reason(tmp_path: Path) -> None:
 def test_a_terminated_trial_is_stopped_if_its_sweep_is_terminated_too(
     tmp_path: Path, with_its_sweep: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sweep, "_SECONDS_TO_AGREE", 0.5)
+    monkeypatch.setattr(workers, "_SECONDS_TO_AGREE", 0.5)
     stop, the_job = threading.Event(), job(tmp_path, "0.9,0.8", wait=30)
 
     class Scheduler(Noted):
@@ -167,7 +167,7 @@ def _refuse(source: Path, target: Path) -> None:
     "why", ["failed before", "failed, then killed early", "other arguments", "still running", "open on Windows"]
 )
 def test_a_trial_begins_again_where_it_cannot_go_on(tmp_path: Path, why: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sweep, "STOP_TIMEOUT", 0.5)
+    monkeypatch.setattr(workers, "STOP_TIMEOUT", 0.5)
     one = job(tmp_path, "0.9")
     run = one.place / "earlier"
     (run / "checkpoints").mkdir(parents=True)
@@ -213,7 +213,7 @@ def test_a_trial_ends_with_its_killed_sweep(tmp_path: Path) -> None:
         f"import sys, threading; sys.path[0] = {str(root)!r}\n"
         "from pathlib import Path\n"
         "from tests.experiments.launch.test_workers import Noted, job\n"
-        "from experiments.launch.sweep import run_trial\n"
+        "from experiments.launch.workers import run_trial\n"
         f"run_trial(job(Path({str(tmp_path)!r}), '0.9', wait=60), Noted(), threading.Event())\n"
     )
     parent = subprocess.Popen([sys.executable, str(script)])
