@@ -27,7 +27,7 @@ TABS = {
 }
 """Addresses below the application's, and what is there once they are loaded."""
 
-GRADIOS_OWN = {"nested-interactive": "upload-container"}
+GRADIOS_OWN = {"nested-interactive": 'aria-label="Click to Upload"'}
 """Findings in what Gradio renders: a file input inside of the button that opens it."""
 
 VISITS = [
