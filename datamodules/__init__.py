@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from vitrail.lazy import lazy_names
+from vitrail import lazy_names
 
 if TYPE_CHECKING:
     from datamodules.base import ImageDataModule as ImageDataModule

@@ -9,9 +9,10 @@ Example:
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable, Mapping
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
-
-from vitrail.lazy import lazy_names
 
 if TYPE_CHECKING:
     from datamodules import Fashion as Fashion
@@ -32,6 +33,30 @@ if TYPE_CHECKING:
     from lightning_modules import MultiTaskClassifier as MultiTaskClassifier
     from retrieval.gallery import Gallery as Gallery
     from vitrail.runs import Run as Run
+
+
+def lazy_names(
+    package: str, homes: Mapping[str, str]
+) -> tuple[list[str], Callable[[str], Any], Callable[[], list[str]]]:
+    """Return ``__all__``, ``__getattr__`` and ``__dir__`` of a package whose names are imported on first use.
+
+    Args:
+        package: its ``__name__``.
+        homes: names, separated by blanks, by the module that has them.
+    """
+    modules = {name: module for module, names in homes.items() for name in names.split()}
+
+    def find(name: str) -> Any:
+        if name not in modules:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        return getattr(import_module(modules[name]), name)
+
+    def names() -> list[str]:
+        known = vars(sys.modules[package])
+        return sorted({*known, *known["__all__"]})
+
+    return sorted(modules), find, names
+
 
 __all__, _find, __dir__ = lazy_names(
     __name__,

@@ -110,7 +110,6 @@ def evaluate_corrupted(
         return {one: change(part) for one, part in found.items()} if change else found
 
     kept = _kept(folder, key)
-    clean = None
     done = {corruption: results.severities for corruption, results in kept.items()}
     todo = {
         corruption: severities
@@ -120,12 +119,11 @@ def evaluate_corrupted(
     if todo or CLEAN not in kept:
         clean = predict(CLEAN, [0], "0 severities")[0]
         write_results(folder, CLEAN, measure(CLEAN, {0: ""}, {0: clean}, clean, key))
-    for number, (corruption, severities) in enumerate(todo.items(), start=1):
-        assert clean is not None
-        found = predict(corruption, severities, f"{number} of {len(todo)}")
-        levels = {one: str(LEVELS[corruption][one - 1]) for one in severities}
-        results = measure(corruption, levels, found, clean, key)
-        write_results(folder, corruption, kept[corruption].joined(results) if corruption in kept else results)
+        for number, (corruption, severities) in enumerate(todo.items(), start=1):
+            found = predict(corruption, severities, f"{number} of {len(todo)}")
+            levels = {one: str(LEVELS[corruption][one - 1]) for one in severities}
+            results = measure(corruption, levels, found, clean, key)
+            write_results(folder, corruption, kept[corruption].joined(results) if corruption in kept else results)
     robustness = Robustness(folder)
     robustness.write_table()
     return robustness
