@@ -220,6 +220,10 @@ def test_members_are_found_next_to_the_table_of_a_moved_sweep(tmp_path: Path) ->
     rows = {"trial": ["trial-0000", "trial-0002"], "state": ["complete", "complete"], "run": runs}
     pd.DataFrame(rows).to_csv(tmp_path / "sweep.csv", index=False)
     assert best_of_sweep(tmp_path, 5) == [Path(run) for run in runs]
+    (tmp_path / "one").mkdir()
+    pd.DataFrame(rows).assign(state=["complete", "failed"]).to_csv(tmp_path / "one" / "sweep.csv", index=False)
+    with pytest.raises(UserError, match="1 complete trials, and a soup needs at least two"):
+        best_of_sweep(tmp_path / "one", 5)
     moved = [tmp_path / "trials" / name / "now" for name in ("trial-0000", "trial-0001")]
     for run in moved:
         run.mkdir(parents=True)
@@ -236,7 +240,7 @@ def test_mistakes_are_one_line(sweep: Path, tmp_path: Path, capsys: pytest.Captu
         ([*runs[:2], "--metric", "test/loss"], "chosen on the validation split"),
         ([*runs[:2], "--metric", "val/nothing"], "the task does not measure it; it has"),
         (["--sweep", str(tmp_path)], "has no sweep.csv"),
-        (["--sweep", str(sweep), "--top", "1"], "1 complete trials, and a soup needs at least two"),
+        (["--sweep", str(sweep), "--top", "1"], "--top 1: must be at least 2"),
     ):
         assert main(["soup", *arguments]) == 2
         [line] = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
@@ -406,6 +410,7 @@ def thresholds_on_validation(path: Path, run: Path) -> dict[str, list[float]]:
     return {"class": best_thresholds(probabilities, targets).tolist()}
 
 
+@pytest.mark.slow  # trains two more runs
 def test_a_soup_of_multi_label_runs_has_thresholds_of_its_own(of_labels: list[Path]) -> None:
     assert main(["soup", *map(str, of_labels), "--method", "uniform", "--metric", "val/price/mae"]) == 0
     made = sorted(of_labels[0].parent.with_name(f"{of_labels[0].parent.name}_soup").glob("*"))[-1]

@@ -217,6 +217,7 @@ def test_a_missing_card_is_refused(tmp_path: Path) -> None:
         check_card(tmp_path / "README.md")
 
 
+@pytest.mark.slow  # trains another run
 def test_the_card_lists_kinds_and_their_scores() -> None:
     text = (kinds_onnx() / "README.md").read_text(encoding="utf-8")
     assert "- condition (ordinal): new < used < worn" in text

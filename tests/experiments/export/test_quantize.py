@@ -106,6 +106,7 @@ def test_torchao_makes_eight_bit_graphs_for_any_batch(task: VisionTask, tmp_path
         assert 0 < gap < 0.25 * own[name].abs().max()
 
 
+@pytest.mark.slow  # exports another model
 def test_texts_are_quantised_dynamically(tmp_path: Path) -> None:
     pair = ready_pair(tmp_path)
     tower = towers_of(pair)[1]

@@ -68,6 +68,7 @@ def test_page_figures_and_tables_of_an_experiment(
     assert counts[["train", "val", "test"]].sum().tolist() == [24, 12, 12]
 
 
+@pytest.mark.slow  # makes the page twice
 @pytest.mark.usefixtures("drawn")
 def test_the_same_command_gives_the_same_page(tmp_path: Path) -> None:
     photos = data("ImageFolder", write_image_folder(tmp_path / "photos", views=1))
