@@ -363,7 +363,9 @@ def _write_page(
     missing = [] if charts else ["No cost is known of two runs, so there is no chart of score against cost."]
     if any(math.isnan(cost.latency) for cost in costs.values()):
         every = " ".join(str(run.path) for side in sides for run in side.runs[:1])
-        missing.append(f"Latencies are not measured of all: `python -m evaluation efficiency {every}` does.")
+        missing.append(
+            f"Latencies have not been measured for every run: run `python -m evaluation efficiency {every}`."
+        )
     datamodule, why_not = data_of_run(sides[0].runs[0], options, rest)
     read = None if datamodule is None else reader(datamodule)
     tasks = list(dict.fromkeys(row.joined.task for row in rows))

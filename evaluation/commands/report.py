@@ -81,7 +81,9 @@ def run(options: argparse.Namespace, rest: Sequence[str] = (), datamodule: Image
     _remove_old_files(folder / NAME, set(page.files))
     gaps = sum(bool(section.missing) for section in sections)
     sys.stdout.write(f"{path} has the page, {folder / NAME}.md the same as Markdown")
-    sys.stdout.write(f"; {gaps} of {len(sections)} sections lack something, and name it\n" if gaps else "\n")
+    sys.stdout.write(
+        f"; {gaps} of {len(sections)} sections are incomplete and list what is missing\n" if gaps else "\n"
+    )
 
 
 def title_of(files: Run) -> str:

@@ -26,11 +26,11 @@ def data_quality_section(files: Run, read: ReadImage | None, count: int) -> Sect
     section = Section("Data quality")
     audit, issues = files.path / Run.AUDIT, files.path / Run.LABEL_ISSUES
     if not audit.is_file():
-        section.missing.append(f"The data were not audited yet: `vitrail audit --run {files.path}` does that.")
+        section.missing.append(f"The data have not been audited: run `vitrail audit --run {files.path}`.")
     elif content := _content(audit, section):
         _add_findings(section, content, files, read, count)
     if not issues.is_file():
-        section.missing.append(f"No labels were checked yet: `vitrail label-issues {files.path}` does that.")
+        section.missing.append(f"The labels have not been checked: run `vitrail label-issues {files.path}`.")
     elif content := _content(issues, section):
         _add_issues(section, content, read, count)
     return section

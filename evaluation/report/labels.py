@@ -193,7 +193,7 @@ def outputs_calibration_section(
         )
     if without:
         section.missing.append(
-            f"Nothing is fitted for {', '.join(without)}: `python -m evaluation calibrate {run}` does, on val."
+            f"Not calibrated: {', '.join(without)}. To fit on validation, run `python -m evaluation calibrate {run}`."
         )
     return section
 

@@ -45,7 +45,7 @@ def corruptions_section(files: Run) -> Section:
             section.tables[f"corrupted_{stem}"] = pd.DataFrame(table.rows, columns=list(table.columns))
     if not folders and files.checkpoints:
         section.missing.append(
-            f"Nothing is measured on corrupted images yet: `vitrail evaluate {files.path} --corrupt imagenet-c` does."
+            f"Not evaluated on corrupted images: run `vitrail evaluate {files.path} --corrupt imagenet-c`."
         )
     return section
 
@@ -160,7 +160,7 @@ def slices_section(files: Run, split: str) -> Section:
             f"{task}: the rest is all other images of the split; p is corrected for {len(rows)} slices{shown}."
         )
     if not paths and split in files.splits:
-        section.missing.append(f"No slices were evaluated yet: `vitrail slices {files.path} --split {split}` does.")
+        section.missing.append(f"Slices have not been evaluated: run `vitrail slices {files.path} --split {split}`.")
     return section
 
 

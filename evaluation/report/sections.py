@@ -387,7 +387,7 @@ def calibration_section(predictions: Predictions, temperatures: Mapping[str, flo
         section.tables[f"calibration_{split}"] = pd.DataFrame(table)
     if without := [task for task in predictions.tasks if task not in temperatures]:
         section.missing.append(
-            f"No temperature is fitted for {', '.join(without)}: `python -m evaluation calibrate {run}` does, on val."
+            f"Not calibrated: {', '.join(without)}. To fit on validation, run `python -m evaluation calibrate {run}`."
         )
     return section
 

@@ -82,7 +82,7 @@ def _subject(files: Run) -> str:
     if files.record.get("seed") is not None:
         text += f", seed {files.record['seed']}"
     begun = str(files.stages[0].get("started", ""))[:16].replace("T", " ") if files.stages else ""
-    return f"{text}{f'; begun {begun}' if begun else ''}."
+    return f"{text}{f'; started {begun}' if begun else ''}."
 
 
 def _evaluated(files: Run, split: str, summaries: Sequence[TaskSummary]) -> str:

@@ -42,8 +42,8 @@ def finding(image: str, kind: str, severity: str, other: str = "") -> dict[str, 
 def test_commands_that_were_not_run_are_named_in_a_line_each(run: Path) -> None:
     section = data_quality_section(Run(run), None, 8)
     assert section.missing == [
-        f"The data were not audited yet: `vitrail audit --run {run}` does that.",
-        f"No labels were checked yet: `vitrail label-issues {run}` does that.",
+        f"The data have not been audited: run `vitrail audit --run {run}`.",
+        f"The labels have not been checked: run `vitrail label-issues {run}`.",
     ]
     assert not any((section.paragraphs, section.tables, section.grids))
 

@@ -111,7 +111,7 @@ def test_calibration_of_labels_and_numbers_before_and_after(with_deviation: bool
     before = outputs_calibration_section(predictions, validation, OutputCalibration(), "test", "runs/a")
     assert before.tables["label_calibration_test"]["after [95 %]"].tolist() == ["–", "–"]
     assert before.missing == [
-        "Nothing is fitted for tags, price: `python -m evaluation calibrate runs/a` does, on val."
+        "Not calibrated: tags, price. To fit on validation, run `python -m evaluation calibrate runs/a`."
     ]
 
     errors = validation.values("price") - validation.targets["price"]

@@ -42,7 +42,7 @@ def test_scores_fall_with_severity_and_the_mean_error_is_named(run: Path) -> Non
 
 def test_nothing_measured_names_the_command(tmp_path: Path) -> None:
     run = write_run(tmp_path, gallery=False)
-    assert f"`vitrail evaluate {run} --corrupt imagenet-c` does." in corruptions_section(Run(run)).missing[0]
+    assert f"`vitrail evaluate {run} --corrupt imagenet-c`." in corruptions_section(Run(run)).missing[0]
 
 
 def test_other_data_sets_have_a_row_for_each_task(tmp_path: Path) -> None:
@@ -61,7 +61,7 @@ def test_other_data_sets_have_a_row_for_each_task(tmp_path: Path) -> None:
 def test_slices_are_those_of_the_command(tmp_path: Path) -> None:
     run = write_run(tmp_path, gallery=False)
     assert slices_section(Run(run), "test").missing == [
-        f"No slices were evaluated yet: `vitrail slices {run} --split test` does."
+        f"Slices have not been evaluated: run `vitrail slices {run} --split test`."
     ]
     assert main("vitrail", ["slices", str(run), "--by", "predicted_class"]) == 0
     section = slices_section(Run(run), "test")
