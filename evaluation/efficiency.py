@@ -251,7 +251,7 @@ def read_efficiency(run: Run) -> tuple[dict[str, Any], Costs | None] | str:
     try:
         content = json.loads((run.path / FILE).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        return f"Nothing is measured yet: {command} does."
+        return f"Not measured: run {command}."
     except (OSError, ValueError) as error:
         return f"{FILE}: cannot be read ({type(error).__name__}); measure again with {command}."
     try:

@@ -102,7 +102,7 @@ def test_page_with_table_and_plot(runs: list[Path], tmp_path: Path, capsys: pyte
     assert [part.columns[-1] for part in shown] == ["verdict", "ECE [95 %]", "train min"]
     assert set(table.columns) == {name for part in shown for name in part.columns}
     assert all(f"{name}.csv" in text for name in ("accuracies", "other_scores", "cost"))
-    assert f"python -m evaluation efficiency {runs[0]} {runs[1]}</code> does" in text
+    assert f"for every run: run <code>python -m evaluation efficiency {runs[0]} {runs[1]}</code>" in text
 
 
 def test_a_terminal_has_cost_once_a_run(runs: list[Path], capsys: pytest.CaptureFixture[str]) -> None:

@@ -427,6 +427,4 @@ def test_damaged_files_are_reported(files: Run, content: str, message: str) -> N
 
 
 def test_nothing_measured_names_the_command(files: Run) -> None:
-    assert efficiency_section(files).missing == [
-        f"Nothing is measured yet: `python -m evaluation efficiency {files.path}` does."
-    ]
+    assert efficiency_section(files).missing == [f"Not measured: run `python -m evaluation efficiency {files.path}`."]
